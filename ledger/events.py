@@ -1,0 +1,431 @@
+"""Every event the ledger can hold. The bytes of an event are frozen from the day it is written.
+
+Invariant: `decode(encode(e)) == e`, and `encode(decode(b)) == b` for every stored `b`; golden files in
+tests/golden/events pin the bytes. The tag (`type`) ends in a version; a new shape is a new class with a new tag, and
+the old class stays, with an upcaster in `UPCASTERS`. An unknown tag is an error, never skipped.
+
+Units: `_us` Unix microseconds, `_s` seconds, `_micro` millionths of the unit of account, `_bp` hundredths of a percent.
+Nothing here may identify a person: opaque ids, public keys and salted commitments only.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+MAX_EVENT_BYTES: Final = 65_535  # a C2SP entry bundle gives each entry a 16-bit length
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True):
+    """Fields every event has. `at_us` is when the hub says it happened; order is the position's, not the clock's."""
+
+    originator_id: UUID
+    originator_version: int
+    at_us: int
+
+
+class UnknownEventError(ValueError):
+    """Stored bytes that no version of this program can read."""
+
+
+# --- money ------------------------------------------------------------------------------------------------------
+
+
+class Posting(msgspec.Struct, frozen=True, array_like=True):
+    account: str
+    amount_micro: int  # signed
+
+
+class Transfer(msgspec.Struct, frozen=True, array_like=True):
+    """A double-entry movement: postings sum to zero."""
+
+    reason: str
+    postings: tuple[Posting, ...]
+    rests_on: tuple[int, ...] = ()  # log positions this transfer follows from
+
+
+# --- crew -------------------------------------------------------------------------------------------------------
+
+
+class CrewFounded(Event, frozen=True, tag="crew.founded.v1"):
+    name: str
+    unit: str  # unit of account, for example "EUR"
+    genesis_us: int  # start of epoch 0, a whole multiple of the epoch length
+    epoch_length_s: int
+
+
+class SettingsChanged(Event, frozen=True, tag="crew.settings_changed.v1"):
+    """The full set of numbers in force from this position on, so that a replay uses the same ones."""
+
+    settings: dict[str, int]
+
+
+class KeyAdded(Event, frozen=True, tag="crew.key_added.v1"):
+    purpose: str  # "ticket" | "log"
+    key_id: bytes
+    public_key: bytes
+
+
+class KeyRetired(Event, frozen=True, tag="crew.key_retired.v1"):
+    purpose: str
+    key_id: bytes
+
+
+# --- streams and broadcasts ---------------------------------------------------------------------------------------
+
+
+class StreamRegistered(Event, frozen=True, tag="stream.registered.v1"):
+    name: str  # the public slug in URLs
+    key_sha256: bytes
+    owner_id: UUID  # the creator, an opaque id
+
+
+class StreamKeyRotated(Event, frozen=True, tag="stream.key_rotated.v1"):
+    key_sha256: bytes
+
+
+class StreamWentLive(Event, frozen=True, tag="stream.went_live.v1"):
+    broadcast_id: UUID
+
+
+class StreamWentOffline(Event, frozen=True, tag="stream.went_offline.v1"):
+    broadcast_id: UUID
+    reason: str
+    next_sequence: int  # the media sequence of a stream never goes back, not even in its next broadcast
+
+
+class StreamArchived(Event, frozen=True, tag="stream.archived.v1"):
+    reason: str
+
+
+class StreamMarkedStale(Event, frozen=True, tag="stream.marked_stale.v1"):
+    """Registered long ago and never used."""
+
+
+class BroadcastStarted(Event, frozen=True, tag="broadcast.started.v1"):
+    stream_id: UUID
+    rendition_id: UUID
+    first_sequence: int
+    video_codec: str
+    audio_codec: str
+
+
+class Segment(msgspec.Struct, frozen=True, array_like=True):
+    sequence: int
+    duration_us: int
+    segment_bytes: int
+    sha256: bytes
+    program_us: int  # PROGRAM-DATE-TIME
+    discontinuity: bool = False
+
+
+class SegmentsPublished(Event, frozen=True, tag="broadcast.segments_published.v1"):
+    rendition_id: UUID
+    segments: tuple[Segment, ...]
+
+
+class BroadcastInterrupted(Event, frozen=True, tag="broadcast.interrupted.v1"):
+    reason: str
+
+
+class BroadcastResumed(Event, frozen=True, tag="broadcast.resumed.v1"):
+    """The publisher came back within the grace period."""
+
+
+class BroadcastEnded(Event, frozen=True, tag="broadcast.ended.v1"):
+    reason: str
+    next_sequence: int
+
+
+# --- delivery -------------------------------------------------------------------------------------------------------
+
+
+class SessionOpened(Event, frozen=True, tag="delivery.session_opened.v1"):
+    session_id: UUID
+    stream_id: UUID
+    viewer_class: int  # 1 signing, 2 plain
+    viewer_key: bytes  # empty for a plain player
+    prefix_commitment: bytes  # salted commitment to the viewer's IPv4 /24 or IPv6 /48
+    account_id: UUID | None  # the friend or creator who is watching, when known
+
+
+class TicketIssued(Event, frozen=True, tag="delivery.ticket_issued.v1"):
+    session_id: UUID
+    node_id: UUID
+    ticket: bytes  # signed ticket, 254 bytes
+
+
+class SessionObserved(Event, frozen=True, tag="delivery.session_observed.v1"):
+    """What the hub itself saw a plain player do. Bitmaps as in a receipt."""
+
+    session_id: UUID
+    base_sequence: int
+    polled: bytes  # listed to the player in its playlist polls
+    fetched_at_hub: bytes  # fetched from the hub, among those pointed at it
+
+
+class Judged(msgspec.Struct, frozen=True, array_like=True):
+    verdict: str  # ledger.verdict.Verdict
+    units: int = 0  # newly credited segments
+    credited_bytes: int = 0  # the published sizes of those
+    cap: str = ""  # ledger.verdict.Cap, when capped
+
+
+class SegmentsServed(Event, frozen=True, tag="delivery.segments_served.v1"):
+    """A node's batch with the verdict of each of its receipts, as judged against one broadcast."""
+
+    node_id: UUID
+    batch_header: bytes  # body and signature of the batch, 147 bytes; empty when the viewer sent the receipt itself
+    indices: tuple[int, ...]  # which receipts of the batch belong to this broadcast, ascending
+    receipts: bytes  # those receipts, 205 bytes each
+    judged: tuple[Judged, ...]  # in the same order
+
+
+# --- nodes and invites ----------------------------------------------------------------------------------------------
+
+
+class InviteCreated(Event, frozen=True, tag="invite.created.v1"):
+    friend_id: UUID
+    code_sha256: bytes
+    expires_us: int
+
+
+class InviteUsed(Event, frozen=True, tag="invite.used.v1"):
+    node_id: UUID
+
+
+class NodeJoined(Event, frozen=True, tag="node.joined.v1"):
+    public_key: bytes
+    friend_id: UUID
+    invite_id: UUID
+    prefix_commitment: bytes
+
+
+class NodeMoved(Event, frozen=True, tag="node.moved.v1"):
+    """The node's network changed. Its address is kept in an erasable table, never here."""
+
+    prefix_commitment: bytes
+
+
+class NodeWentOnline(Event, frozen=True, tag="node.went_online.v1"):
+    pass
+
+
+class NodeWentOffline(Event, frozen=True, tag="node.went_offline.v1"):
+    reason: str
+
+
+class NodeProbed(Event, frozen=True, tag="node.probed.v1"):
+    outcome: str  # "ok" | "wrong_bytes" | "unreachable" | "refused" | "slow"
+    sequence: int
+    latency_us: int
+    segment_bytes: int
+
+
+class NodeSuspended(Event, frozen=True, tag="node.suspended.v1"):
+    reason: str
+
+
+class NodeReinstated(Event, frozen=True, tag="node.reinstated.v1"):
+    reason: str
+
+
+class NodeRetired(Event, frozen=True, tag="node.retired.v1"):
+    reason: str
+
+
+class ReceiptsRefused(Event, frozen=True, tag="node.receipts_refused.v1"):
+    """Receipts of a batch that belong to no broadcast (malformed, or naming a ticket never issued)."""
+
+    batch_header: bytes
+    indices: tuple[int, ...]
+    receipts: bytes
+    judged: tuple[Judged, ...]
+
+
+# --- book: everything that moves money --------------------------------------------------------------------------------
+
+
+class TariffSet(Event, frozen=True, tag="book.tariff_set.v1"):
+    stream_id: UUID
+    tariff_version: int  # 1, 2, ... per stream
+    effective_epoch: int
+    rate_micro_per_gb: int  # per 10^9 bytes of signed delivery
+    fee_bp: int
+    floor_bp: int  # part of the pool that is shared equally among nodes that served
+    plain_bp: int  # plain (class 2) bytes count this much of a signed byte
+    plain_income_cap_bp: int  # at most this part of a node's income may come from plain bytes
+
+
+class BudgetDeposited(Event, frozen=True, tag="book.budget_deposited.v1"):
+    stream_id: UUID
+    reference: str
+    transfer: Transfer
+
+
+class BudgetWithdrawn(Event, frozen=True, tag="book.budget_withdrawn.v1"):
+    stream_id: UUID
+    reference: str
+    transfer: Transfer
+
+
+class SettlementLine(msgspec.Struct, frozen=True, array_like=True):
+    """What one node earned from one stream in one epoch, for one reason."""
+
+    stream_id: UUID
+    node_id: UUID
+    friend_id: UUID
+    reason: str  # "delivery" | "delivery_late" | "plain_delivery" | "plain_delivery_late" | "floor_share"
+    units: int
+    credited_bytes: int
+    rate_micro_per_gb: int
+    tariff_version: int
+    amount_micro: int
+
+
+class EpochSettled(Event, frozen=True, tag="book.epoch_settled.v1"):
+    """One page of an epoch's settlement; all pages are appended in one transaction, the last has `page == pages`."""
+
+    epoch: int
+    page: int  # 1-based
+    pages: int
+    log_from: int  # the credits in positions [log_from, log_to) are settled here
+    log_to: int
+    lines: tuple[SettlementLine, ...]
+    transfers: tuple[Transfer, ...]
+
+
+class HoldsReleased(Event, frozen=True, tag="book.holds_released.v1"):
+    """The hold on an epoch's earnings is over: pending becomes available."""
+
+    epoch: int
+    page: int
+    pages: int
+    transfers: tuple[Transfer, ...]
+
+
+class PayoutLine(msgspec.Struct, frozen=True, array_like=True):
+    line: int  # 1-based within the batch
+    friend_id: UUID
+    amount_micro: int
+    destination_commitment: bytes  # salted; the destination itself is in an erasable table
+
+
+class PayoutPlanned(Event, frozen=True, tag="payout.planned.v1"):
+    rail: str
+    lines: tuple[PayoutLine, ...]
+
+
+class PayoutApproved(Event, frozen=True, tag="payout.approved.v1"):
+    operator: str
+
+
+class PayoutCancelled(Event, frozen=True, tag="payout.cancelled.v1"):
+    reason: str
+
+
+class PayoutLineReserved(Event, frozen=True, tag="book.payout_line_reserved.v1"):
+    """available -> in flight."""
+
+    batch_id: UUID
+    line: int
+    transfer: Transfer
+
+
+class PayoutAttempted(Event, frozen=True, tag="payout.attempted.v1"):
+    """Persisted before the rail is called. `key` is deterministic: the rail pays one key once."""
+
+    line: int
+    attempt: int
+    key: str
+
+
+class PayoutResolved(Event, frozen=True, tag="payout.resolved.v1"):
+    line: int
+    attempt: int
+    outcome: str  # "confirmed" | "failed" | "unknown"
+    reference: str
+
+
+class PayoutLineConfirmed(Event, frozen=True, tag="book.payout_line_confirmed.v1"):
+    """in flight -> paid."""
+
+    batch_id: UUID
+    line: int
+    transfer: Transfer
+
+
+class PayoutLineFailed(Event, frozen=True, tag="book.payout_line_failed.v1"):
+    """in flight -> available."""
+
+    batch_id: UUID
+    line: int
+    transfer: Transfer
+
+
+# --- the tree ---------------------------------------------------------------------------------------------------------
+
+
+class StateRecorded(Event, frozen=True, tag="tree.state_recorded.v1"):
+    """SHA-256 over the sorted balances after all events before `position`, so that audits compare books."""
+
+    position: int
+    accounts: int
+    balances_sha256: bytes
+
+
+# --- codec ------------------------------------------------------------------------------------------------------------
+
+
+def _leaves(cls: type[Event]) -> list[type[Event]]:
+    subs = cls.__subclasses__()
+    return [cls] if not subs else [leaf for s in subs for leaf in _leaves(s)]
+
+
+EVENT_TYPES: Final[dict[str, type[Event]]] = {str(c.__struct_config__.tag): c for c in _leaves(Event)}
+
+# Old event class -> function to the class that replaced it. Empty while every event is in its first version.
+UPCASTERS: Final[dict[type[Event], Callable[[Any], Event]]] = {}
+
+_encoder: Final = msgspec.msgpack.Encoder(uuid_format="bytes")
+_decoders: Final = {tag: msgspec.msgpack.Decoder(cls) for tag, cls in EVENT_TYPES.items()}
+
+
+def tag_of(event: Event) -> str:
+    return str(type(event).__struct_config__.tag)
+
+
+def encode(event: Event) -> bytes:
+    """The exact bytes that are stored, hashed into the tree and published (MessagePack map).
+
+    Raises ValueError when the event is larger than a log entry can be.
+    """
+    data = _encoder.encode(event)
+    if len(data) > MAX_EVENT_BYTES:
+        raise ValueError(f"{tag_of(event)} is {len(data)} bytes; a log entry holds at most {MAX_EVENT_BYTES}")
+    return data
+
+
+def decode(data: bytes, tag: str | None = None) -> Event:
+    """Read stored bytes, in whatever version, as the newest version of that event.
+
+    Raises UnknownEventError for a type this program does not know or bytes that do not fit it. `tag` (the stored
+    topic) saves a pass over the bytes; when given it must be the event's own.
+    """
+    try:
+        name = tag if tag is not None else _peek.decode(data).type
+        event = _decoders[name].decode(data)
+    except KeyError as e:
+        raise UnknownEventError(f"unknown event type {e.args[0]!r}: this program is older than the log") from e
+    except msgspec.MsgspecError as e:
+        raise UnknownEventError(f"stored bytes are not a {tag or 'known'} event: {e}") from e
+    upcast = UPCASTERS.get(type(event))
+    return upcast(event) if upcast else event
+
+
+class _Peek(msgspec.Struct):
+    type: str
+
+
+_peek: Final = msgspec.msgpack.Decoder(_Peek)

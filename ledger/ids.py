@@ -1,0 +1,31 @@
+"""Names of aggregates: the same inputs give the same id on every machine, forever.
+
+Invariant: an id that is derived (crew, book, delivery, invite, tree) depends only on its arguments, so a replay
+needs no lookup table and two hubs can never disagree on where an event belongs.
+"""
+
+from typing import Final
+from uuid import UUID, uuid5
+
+NAMESPACE: Final = UUID("5e1f0d1e-7a53-5c0e-9f43-737265616d72")
+
+CREW_ID: Final = uuid5(NAMESPACE, "crew")
+BOOK_ID: Final = uuid5(NAMESPACE, "book")
+TREE_ID: Final = uuid5(NAMESPACE, "tree")
+
+
+def delivery_id(broadcast_id: UUID) -> UUID:
+    """The aggregate that holds sessions, tickets and credits of one broadcast."""
+    return uuid5(broadcast_id, "delivery")
+
+
+def node_id(public_key: bytes) -> UUID:
+    """A node is its Ed25519 public key (32 bytes)."""
+    if len(public_key) != 32:
+        raise ValueError("a node's public key is 32 bytes")
+    return uuid5(NAMESPACE, "node:" + public_key.hex())
+
+
+def invite_id(code_sha256: bytes) -> UUID:
+    """An invite is known by the SHA-256 of its code; the code itself is never stored."""
+    return uuid5(NAMESPACE, "invite:" + code_sha256.hex())
