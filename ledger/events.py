@@ -138,10 +138,10 @@ class BroadcastEnded(Event, frozen=True, tag="broadcast.ended.v1"):
     next_sequence: int
 
 
-# --- delivery -------------------------------------------------------------------------------------------------------
+# --- sessions, tickets, delivery ------------------------------------------------------------------------------------
 
 
-class SessionOpened(Event, frozen=True, tag="delivery.session_opened.v1"):
+class SessionOpened(Event, frozen=True, tag="session.opened.v1"):
     session_id: UUID
     stream_id: UUID
     viewer_class: int  # 1 signing, 2 plain
@@ -150,13 +150,16 @@ class SessionOpened(Event, frozen=True, tag="delivery.session_opened.v1"):
     account_id: UUID | None  # the friend or creator who is watching, when known
 
 
-class TicketIssued(Event, frozen=True, tag="delivery.ticket_issued.v1"):
+class TicketIssued(Event, frozen=True, tag="ticket.issued.v1"):
+    """The one event of its own aggregate, whose id follows from the ticket's hash: a receipt finds it by key."""
+
     session_id: UUID
+    broadcast_id: UUID
     node_id: UUID
     ticket: bytes  # signed ticket, 254 bytes
 
 
-class SessionObserved(Event, frozen=True, tag="delivery.session_observed.v1"):
+class SessionObserved(Event, frozen=True, tag="session.observed.v1"):
     """What the hub itself saw a plain player do. Bitmaps as in a receipt."""
 
     session_id: UUID
@@ -179,6 +182,7 @@ class SegmentsServed(Event, frozen=True, tag="delivery.segments_served.v1"):
     batch_header: bytes  # body and signature of the batch, 147 bytes; empty when the viewer sent the receipt itself
     indices: tuple[int, ...]  # which receipts of the batch belong to this broadcast, ascending
     receipts: bytes  # those receipts, 205 bytes each
+    sessions: tuple[UUID, ...]  # the session of each, from its ticket: the fold needs no look-up
     judged: tuple[Judged, ...]  # in the same order
 
 

@@ -29,3 +29,13 @@ def node_id(public_key: bytes) -> UUID:
 def invite_id(code_sha256: bytes) -> UUID:
     """An invite is known by the SHA-256 of its code; the code itself is never stored."""
     return uuid5(NAMESPACE, "invite:" + code_sha256.hex())
+
+
+def ticket_record_id(ticket_hash: bytes) -> UUID:
+    """The aggregate of one issued ticket: a receipt names the hash, so no index is needed to find it."""
+    return uuid5(NAMESPACE, "ticket:" + ticket_hash.hex())
+
+
+def stream_id(slug: str) -> UUID:
+    """A stream's slug is unique because its id follows from it."""
+    return uuid5(NAMESPACE, "stream:" + slug)

@@ -1,0 +1,51 @@
+"""Credits: which segments of which session are already paid for. Grow-only sets, merged by union.
+
+Invariant: a (session, sequence) unit is credited at most once, in whatever order and however often its receipts
+arrive; and of one viewer network at most `limit` sessions are credited for the same sequence.
+"""
+
+from uuid import UUID
+
+Units = int  # a set of sequences as bits: bit s is set when sequence s is in it, relative to the broadcast's first
+
+
+def count(units: Units) -> int:
+    return units.bit_count()
+
+
+class CreditSet:
+    """Credits of one broadcast. `first_sequence` is the origin of the bitmaps, so that they stay small."""
+
+    def __init__(self) -> None:
+        self._by_session: dict[UUID, Units] = {}
+        self._by_network: dict[bytes, list[Units]] = {}  # [k]: credited for at least k + 1 sessions
+
+    def copy_of(self, sessions: set[UUID], networks: set[bytes]) -> "CreditSet":
+        """A scratch copy of the parts named, to try receipts on without touching the real thing."""
+        scratch = CreditSet()
+        scratch._by_session = {s: self._by_session[s] for s in sessions if s in self._by_session}
+        scratch._by_network = {n: list(self._by_network[n]) for n in networks if n in self._by_network}
+        return scratch
+
+    def missing(self, session_id: UUID, units: Units) -> Units:
+        """The part of `units` that is not credited to the session yet."""
+        return units & ~self._by_session.get(session_id, 0)
+
+    def within_network_limit(self, network: bytes, units: Units, limit: int) -> Units:
+        """The part of `units` for which the viewer network has fewer than `limit` credited sessions."""
+        levels = self._by_network.get(network, [])
+        return units & ~levels[limit - 1] if len(levels) >= limit else units
+
+    def credit(self, session_id: UUID, network: bytes, units: Units) -> None:
+        """Add `units`, all of which must be `missing`."""
+        if units & self._by_session.get(session_id, 0):
+            raise ValueError("a unit may be credited only once")
+        self._by_session[session_id] = self._by_session.get(session_id, 0) | units
+        if not network:
+            return
+        levels = self._by_network.setdefault(network, [])
+        carry = units
+        for k, level in enumerate(levels):
+            levels[k], carry = level | carry, level & carry
+        if carry:
+            levels.append(carry)

@@ -1,0 +1,57 @@
+"""The crew's numbers: caps, holds, factors. Each change is an event with the full set, so a replay uses those in force.
+
+Invariant: settings are a function of the log's prefix. Unknown names and values out of range are refused.
+"""
+
+from typing import Final, Self
+
+import msgspec
+
+from ledger.aggregates.base import DomainError
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    hold_s: int = 72 * 3600
+    payout_threshold_micro: int = 1_000_000
+    ticket_segments: int = 300  # about 10 minutes
+    settle_by_s: int = 48 * 3600  # how long after its issue a ticket's receipts are taken
+    ticket_bytes_max: int = 4_000_000_000
+    plain_sample_factor: int = 10  # plain claims count at most this many times what the hub observed
+    prefix_sessions_max: int = 2  # paid sessions per viewer network and segment
+    same_network_forbidden: int = 1
+    rate_micro_per_gb: int = 10_000
+    fee_bp: int = 500
+    floor_bp: int = 1_000
+    plain_bp: int = 5_000
+    plain_income_cap_bp: int = 3_000
+
+    def changed(self, changes: dict[str, int]) -> Self:
+        """A copy with `changes`. Raises DomainError naming the setting that is unknown or out of range."""
+        for name, value in changes.items():
+            if name not in BOUNDS:
+                raise DomainError(f"unknown setting {name!r}; known are {', '.join(sorted(BOUNDS))}")
+            low, high = BOUNDS[name]
+            if type(value) is not int or not low <= value <= high:
+                raise DomainError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+        return msgspec.structs.replace(self, **changes)
+
+    def as_dict(self) -> dict[str, int]:
+        return msgspec.structs.asdict(self)
+
+
+_DAY: Final = 86_400
+BOUNDS: Final[dict[str, tuple[int, int]]] = {
+    "hold_s": (0, 365 * _DAY),
+    "payout_threshold_micro": (1, 10**15),
+    "ticket_segments": (1, 512),
+    "settle_by_s": (60, 30 * _DAY),
+    "ticket_bytes_max": (1, 10**12),
+    "plain_sample_factor": (0, 1_000),
+    "prefix_sessions_max": (1, 1_000),
+    "same_network_forbidden": (0, 1),
+    "rate_micro_per_gb": (0, 10**12),
+    "fee_bp": (0, 10_000),
+    "floor_bp": (0, 10_000),
+    "plain_bp": (0, 10_000),
+    "plain_income_cap_bp": (0, 9_999),
+}
