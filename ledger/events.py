@@ -146,7 +146,7 @@ class SessionOpened(Event, frozen=True, tag="session.opened.v1"):
     stream_id: UUID
     viewer_class: int  # 1 signing, 2 plain
     viewer_key: bytes  # empty for a plain player
-    prefix_commitment: bytes  # salted commitment to the viewer's IPv4 /24 or IPv6 /48
+    prefix_commitment: bytes  # 16 bytes: salted commitment to the viewer's IPv4 /24 or IPv6 /48
     account_id: UUID | None  # the friend or creator who is watching, when known
 
 
@@ -179,11 +179,16 @@ class SegmentsServed(Event, frozen=True, tag="delivery.segments_served.v1"):
     """A node's batch with the verdict of each of its receipts, as judged against one broadcast."""
 
     node_id: UUID
-    batch_header: bytes  # body and signature of the batch, 147 bytes; empty when the viewer sent the receipt itself
+    batch_header: (
+        bytes  # body and signature of the batch, 147 bytes; empty when the viewer sent the receipt itself
+    )
     indices: tuple[int, ...]  # which receipts of the batch belong to this broadcast, ascending
     receipts: bytes  # those receipts, 205 bytes each
     sessions: tuple[UUID, ...]  # the session of each, from its ticket: the fold needs no look-up
+    networks: tuple[bytes, ...]  # the viewer network's commitment of each
     judged: tuple[Judged, ...]  # in the same order
+    first_sequence: int  # of the broadcast: the origin of its credit bitmaps
+    network_limit: int  # the setting prefix_sessions_max in force
 
 
 # --- nodes and invites ----------------------------------------------------------------------------------------------
@@ -421,7 +426,9 @@ def decode(data: bytes, tag: str | None = None) -> Event:
         name = tag if tag is not None else _peek.decode(data).type
         event = _decoders[name].decode(data)
     except KeyError as e:
-        raise UnknownEventError(f"unknown event type {e.args[0]!r}: this program is older than the log") from e
+        raise UnknownEventError(
+            f"unknown event type {e.args[0]!r}: this program is older than the log"
+        ) from e
     except msgspec.MsgspecError as e:
         raise UnknownEventError(f"stored bytes are not a {tag or 'known'} event: {e}") from e
     upcast = UPCASTERS.get(type(event))

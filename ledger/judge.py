@@ -13,7 +13,7 @@ from ledger.credit import CreditSet, Units, count
 from ledger.events import Judged
 from ledger.receipt import SignedReceipt, fold_digests
 from ledger.settings import Settings
-from ledger.ticket import Ticket, ViewerClass, WireError
+from ledger.ticket import Ticket, WireError
 from ledger.verdict import Cap, Verdict
 
 DigestOf = Callable[[bytes, int], bytes | None]
@@ -128,18 +128,3 @@ def to_sequences(units: Units, first: int) -> list[int]:
         found.append(first + low.bit_length() - 1)
         units ^= low
     return found
-
-
-__all__ = [
-    "DigestOf",
-    "Judgement",
-    "Manifest",
-    "NodeFacts",
-    "SessionFacts",
-    "ViewerClass",
-    "judge",
-    "parse_receipt",
-    "refused",
-    "to_sequences",
-    "to_units",
-]

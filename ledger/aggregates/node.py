@@ -1,0 +1,171 @@
+"""Node: a friend's relay, known by its key; Invite: the one-time code with which it joined.
+
+Invariant: an invite admits one node; a retired node never comes back; a suspended one is not routed to and not paid.
+"""
+
+from enum import StrEnum
+from uuid import UUID
+
+from ledger.aggregates.base import Aggregate, DomainError
+from ledger.events import (
+    Event,
+    InviteCreated,
+    InviteUsed,
+    Judged,
+    NodeJoined,
+    NodeMoved,
+    NodeProbed,
+    NodeReinstated,
+    NodeRetired,
+    NodeSuspended,
+    NodeWentOffline,
+    NodeWentOnline,
+    ReceiptsRefused,
+)
+from ledger.judge import NodeFacts
+
+
+class NodeStatus(StrEnum):
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+    RETIRED = "retired"
+
+
+class Node(Aggregate):
+    def __init__(self, aggregate_id: UUID) -> None:
+        super().__init__(aggregate_id)
+        self.public_key = b""
+        self.friend_id = UUID(int=0)
+        self.network = b""
+        self.status = NodeStatus.ACTIVE
+        self.online = False
+
+    @property
+    def facts(self) -> NodeFacts:
+        return NodeFacts(
+            public_key=self.public_key,
+            friend_id=self.friend_id,
+            network=self.network,
+            suspended=self.status is not NodeStatus.ACTIVE,
+        )
+
+    def join(
+        self, *, public_key: bytes, friend_id: UUID, invite_id: UUID, prefix_commitment: bytes, at_us: int
+    ) -> None:
+        if self.version:
+            raise DomainError("this node has joined already")
+        self.trigger(
+            NodeJoined,
+            at_us=at_us,
+            public_key=public_key,
+            friend_id=friend_id,
+            invite_id=invite_id,
+            prefix_commitment=prefix_commitment,
+        )
+
+    def move(self, prefix_commitment: bytes, *, at_us: int) -> None:
+        if prefix_commitment != self.network:
+            self.trigger(NodeMoved, at_us=at_us, prefix_commitment=prefix_commitment)
+
+    def go_online(self, *, at_us: int) -> None:
+        if not self.online:
+            self.trigger(NodeWentOnline, at_us=at_us)
+
+    def go_offline(self, *, reason: str, at_us: int) -> None:
+        if self.online:
+            self.trigger(NodeWentOffline, at_us=at_us, reason=reason)
+
+    def probed(self, *, outcome: str, sequence: int, latency_us: int, segment_bytes: int, at_us: int) -> None:
+        self.trigger(
+            NodeProbed,
+            at_us=at_us,
+            outcome=outcome,
+            sequence=sequence,
+            latency_us=latency_us,
+            segment_bytes=segment_bytes,
+        )
+
+    def suspend(self, *, reason: str, at_us: int) -> None:
+        if self.status is NodeStatus.RETIRED:
+            raise DomainError("the node is retired")
+        if self.status is NodeStatus.ACTIVE:
+            self.trigger(NodeSuspended, at_us=at_us, reason=reason)
+
+    def reinstate(self, *, reason: str, at_us: int) -> None:
+        if self.status is NodeStatus.RETIRED:
+            raise DomainError("the node is retired")
+        if self.status is NodeStatus.SUSPENDED:
+            self.trigger(NodeReinstated, at_us=at_us, reason=reason)
+
+    def retire(self, *, reason: str, at_us: int) -> None:
+        if self.status is not NodeStatus.RETIRED:
+            self.trigger(NodeRetired, at_us=at_us, reason=reason)
+
+    def refuse_receipts(
+        self,
+        *,
+        batch_header: bytes,
+        indices: tuple[int, ...],
+        receipts: bytes,
+        judged: tuple[Judged, ...],
+        at_us: int,
+    ) -> None:
+        self.trigger(
+            ReceiptsRefused,
+            at_us=at_us,
+            batch_header=batch_header,
+            indices=indices,
+            receipts=receipts,
+            judged=judged,
+        )
+
+    def apply(self, event: Event) -> None:
+        match event:
+            case NodeJoined():
+                self.public_key, self.friend_id = event.public_key, event.friend_id
+                self.network = event.prefix_commitment
+            case NodeMoved():
+                self.network = event.prefix_commitment
+            case NodeWentOnline():
+                self.online = True
+            case NodeWentOffline():
+                self.online = False
+            case NodeSuspended():
+                self.status = NodeStatus.SUSPENDED
+            case NodeReinstated():
+                self.status = NodeStatus.ACTIVE
+            case NodeRetired():
+                self.status, self.online = NodeStatus.RETIRED, False
+            case NodeProbed() | ReceiptsRefused():
+                pass  # read by projections only
+            case _:
+                raise TypeError(type(event).__name__)
+
+
+class Invite(Aggregate):
+    def __init__(self, aggregate_id: UUID) -> None:
+        super().__init__(aggregate_id)
+        self.friend_id = UUID(int=0)
+        self.expires_us = 0
+        self.node_id: UUID | None = None
+
+    def create(self, *, friend_id: UUID, code_sha256: bytes, expires_us: int, at_us: int) -> None:
+        self.trigger(
+            InviteCreated, at_us=at_us, friend_id=friend_id, code_sha256=code_sha256, expires_us=expires_us
+        )
+
+    def use(self, node_id: UUID, *, at_us: int) -> None:
+        if self.node_id is not None:
+            raise DomainError("this invite code has been used")
+        if at_us >= self.expires_us:
+            raise DomainError("this invite code has expired")
+        self.trigger(InviteUsed, at_us=at_us, node_id=node_id)
+
+    def apply(self, event: Event) -> None:
+        match event:
+            case InviteCreated():
+                self.friend_id, self.expires_us = event.friend_id, event.expires_us
+            case InviteUsed():
+                self.node_id = event.node_id
+            case _:
+                raise TypeError(type(event).__name__)
