@@ -1,0 +1,109 @@
+// Wire formats of tickets and receipts, as in docs/protocol.md (the hub's side: ledger/ticket.py, ledger/receipt.py).
+//
+// Invariant: bytes produced here verify there. tests/browser checks both sides against tests/vectors/protocol.json.
+// All integers big-endian. Signed message = ASCII domain line + body.
+
+export const TICKET_BODY_BYTES = 190;
+export const TICKET_BYTES = 254;
+export const RECEIPT_BODY_BYTES = 141;
+export const RECEIPT_BYTES = 205;
+export const BITMAP_BITS = 512;
+
+const VERSION = 1;
+const TICKET_DOMAIN = new TextEncoder().encode("restream/ticket/v1\n");
+const RECEIPT_DOMAIN = new TextEncoder().encode("restream/receipt/v1\n");
+
+export class WireError extends Error {}
+
+export function hex(bytes) {
+  return Array.from(bytes, (b) => b.toString(16).padStart(2, "0")).join("");
+}
+
+export function concat(...parts) {
+  const out = new Uint8Array(parts.reduce((n, p) => n + p.byteLength, 0));
+  let at = 0;
+  for (const part of parts) {
+    out.set(part, at);
+    at += part.byteLength;
+  }
+  return out;
+}
+
+export async function sha256(bytes) {
+  return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+}
+
+function fromBase64Url(text) {
+  if (text.length > 2 * TICKET_BYTES || !/^[A-Za-z0-9_-]*$/.test(text)) throw new WireError("not base64url");
+  const raw = atob(text.replaceAll("-", "+").replaceAll("_", "/"));
+  return Uint8Array.from(raw, (c) => c.charCodeAt(0));
+}
+
+function sequenceAt(view, offset) {
+  const value = view.getBigUint64(offset);
+  if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw new WireError("sequence is out of range");
+  return Number(value);
+}
+
+/** Reads the `t` parameter of a segment URL. Throws WireError for anything but one signed ticket. */
+export function parseTicket(text) {
+  const bytes = fromBase64Url(text);
+  if (bytes.length !== TICKET_BYTES) throw new WireError(`a signed ticket is ${TICKET_BYTES} bytes`);
+  const view = new DataView(bytes.buffer);
+  if (view.getUint8(0) !== VERSION) throw new WireError("unknown ticket version");
+  const viewerClass = view.getUint8(1);
+  if (viewerClass !== 1 && viewerClass !== 2) throw new WireError("unknown viewer class");
+  const firstSequence = sequenceAt(view, 138);
+  const lastSequence = sequenceAt(view, 146);
+  if (lastSequence < firstSequence || lastSequence >= firstSequence + BITMAP_BITS) {
+    throw new WireError(`a ticket covers 1 to ${BITMAP_BITS} segments`);
+  }
+  return {
+    viewerClass,
+    viewerKey: bytes.slice(74, 106),
+    nodeKey: bytes.slice(106, 138),
+    firstSequence,
+    lastSequence,
+    nonce: bytes.slice(174, 190),
+    body: bytes.slice(0, TICKET_BODY_BYTES),
+  };
+}
+
+/** What receipts name: SHA-256 over domain and body, without the signature. */
+export function ticketHash(ticket) {
+  return sha256(concat(TICKET_DOMAIN, ticket.body));
+}
+
+/** SHA-256(nonce + segment bytes). `prefixed` is the two already joined (see `noncePrefixed`). */
+export function segmentDigest(prefixed) {
+  return sha256(prefixed);
+}
+
+/** Copies at once, before a player may take the segment's buffer away. */
+export function noncePrefixed(nonce, segment) {
+  return concat(nonce, segment);
+}
+
+/** The 141 bytes of a receipt's body. `digests` is a Map from sequence to the 32-byte digest of that segment. */
+export async function receiptBody({ hash, counter, baseSequence, digests }) {
+  const body = new Uint8Array(RECEIPT_BODY_BYTES);
+  const view = new DataView(body.buffer);
+  const sequences = [...digests.keys()].sort((a, b) => a - b);
+  view.setUint8(0, VERSION);
+  body.set(hash, 1);
+  view.setUint32(33, counter);
+  view.setBigUint64(37, BigInt(baseSequence));
+  for (const sequence of sequences) {
+    const bit = sequence - baseSequence;
+    if (bit < 0 || bit >= BITMAP_BITS) throw new WireError("sequence is outside the bitmap");
+    body[45 + (bit >> 3)] |= 1 << (bit & 7);
+  }
+  body.set(await sha256(concat(...sequences.map((s) => digests.get(s)))), 109);
+  return body;
+}
+
+/** The 205 bytes that go to the node and to the hub. `key` is an Ed25519 CryptoKey that may sign. */
+export async function signReceipt(body, key) {
+  const signature = await crypto.subtle.sign("Ed25519", key, concat(RECEIPT_DOMAIN, body));
+  return concat(body, new Uint8Array(signature));
+}

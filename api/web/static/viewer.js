@@ -1,0 +1,200 @@
+// Plays a stream, with receipts where the browser can sign them. Made for the watch page and for embedding:
+//
+//   import { Viewer } from "https://hub.example/static/viewer.js";
+//   const viewer = new Viewer(document.querySelector("video"), { slug: "alice" });
+//   viewer.addEventListener("change", () => console.log(viewer.state));
+//   viewer.start();
+//
+// Invariant: playing never waits for a receipt. Without WebCrypto's Ed25519 the stream plays as in VLC (the node
+// claims, at the lower plain rate); without Media Source Extensions the browser's own HLS player takes over.
+
+import Hls from "./vendor/hls.light.min.mjs";
+import { fragmentLoader, NodeHealth, nodeSegment } from "./loader.js";
+import { hex, parseTicket } from "./protocol.js";
+import { makeViewerKey, ReceiptBook } from "./receipts.js";
+
+const HUB = new URL("..", import.meta.url); // this file is {hub}/static/viewer.js
+const RETRY_MS_MIN = 1_000;
+const RETRY_MS_MAX = 10_000;
+
+const HLS_CONFIG = {
+  lowLatencyMode: false,
+  liveSyncDurationCount: 3,
+  maxLiveSyncPlaybackRate: 1.05,
+  backBufferLength: 30,
+  manifestLoadPolicy: policy(4_000, 8_000),
+  playlistLoadPolicy: policy(4_000, 8_000),
+  fragLoadPolicy: policy(6_000, 20_000),
+};
+
+export class Viewer extends EventTarget {
+  #video;
+  #slug;
+  #hub;
+  #health = new NodeHealth();
+  #key = null;
+  #hls = null;
+  #book = null;
+  #retry = null;
+  #retryMs = RETRY_MS_MIN;
+  #stopped = true;
+
+  /**
+   * What to show. `phase`: "idle" | "connecting" | "waiting" (not live) | "playing". `signing`: receipts are made.
+   * `nodeKey`: hex public key of the node that brought the last segment, null when the hub did.
+   */
+  state = { phase: "idle", signing: false, nodeKey: null, fromNodes: 0, fromHub: 0, rescued: 0, receipts: 0 };
+
+  constructor(video, { slug, hub = HUB }) {
+    super();
+    this.#video = video;
+    this.#slug = slug;
+    this.#hub = new URL(hub);
+  }
+
+  async start() {
+    if (!this.#stopped) return;
+    this.#stopped = false;
+    this.#key ??= Hls.isSupported() ? await makeViewerKey() : null;
+    this.#video.addEventListener("playing", this.#onPlaying);
+    this.#video.addEventListener("ended", this.#onGone);
+    addEventListener("pagehide", this.#onHide);
+    document.addEventListener("visibilitychange", this.#onHide);
+    await this.#open();
+  }
+
+  stop() {
+    this.#stopped = true;
+    clearTimeout(this.#retry);
+    this.#close();
+    this.#video.removeEventListener("playing", this.#onPlaying);
+    this.#video.removeEventListener("ended", this.#onGone);
+    this.#video.removeEventListener("error", this.#onGone);
+    removeEventListener("pagehide", this.#onHide);
+    document.removeEventListener("visibilitychange", this.#onHide);
+    this.#set({ phase: "idle" });
+  }
+
+  /** Connect at once instead of at the next retry: the page has learned that the stream is live. */
+  wake() {
+    if (this.#stopped || this.state.phase !== "waiting") return;
+    clearTimeout(this.#retry);
+    void this.#open();
+  }
+
+  async #open() {
+    this.#set({ phase: "connecting" });
+    let playlist = new URL(`live/${this.#slug}.m3u8`, this.#hub).href;
+    if (!Hls.isSupported()) return this.#playNatively(playlist);
+    try {
+      if (this.#key) playlist = await this.#openSession();
+    } catch {
+      return this.#later();
+    }
+    if (!this.#stopped) this.#play(playlist);
+  }
+
+  async #openSession() {
+    const response = await fetch(new URL("api/sessions", this.#hub), {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ stream: this.#slug, viewer_key: hex(this.#key.publicKey) }),
+    });
+    if (!response.ok) throw new Error(`no session: HTTP ${response.status}`);
+    return new URL((await response.json()).playlist_url, this.#hub).href;
+  }
+
+  #play(playlist) {
+    if (this.#key) {
+      this.#book = new ReceiptBook(this.#key, new URL("api/receipts", this.#hub).href, (_where, ok) => {
+        if (ok) this.#set({ receipts: this.state.receipts + 1 });
+      });
+      this.#set({ signing: true });
+    }
+    const loader = fragmentLoader(this.#health, {
+      node: (segment, data) => {
+        this.#book?.arrived(segment.ticket, segment.nodeUrl, segment.sequence, data);
+        this.#set({ nodeKey: nodeKeyOf(segment.ticket), fromNodes: this.state.fromNodes + 1 });
+      },
+      hub: (_sequence, afterFailure) => {
+        const rescued = this.state.rescued + (afterFailure ? 1 : 0);
+        this.#set({ nodeKey: null, fromHub: this.state.fromHub + 1, rescued });
+      },
+      failed: () => void this.#book?.sendToHub(),
+    });
+    const hls = new Hls({
+      ...HLS_CONFIG,
+      fLoader: loader,
+      workerPath: new URL("static/vendor/hls.worker.js", this.#hub).href,
+    });
+    this.#hls = hls;
+    hls.on(Hls.Events.FRAG_LOADED, (_event, { frag }) => {
+      if (!nodeSegment(frag.url)) this.#set({ nodeKey: null, fromHub: this.state.fromHub + 1 });
+    });
+    hls.on(Hls.Events.ERROR, (_event, data) => {
+      if (!data.fatal || this.#hls !== hls) return;
+      if (data.type === Hls.ErrorTypes.MEDIA_ERROR && !hls.recovered) {
+        hls.recovered = true;
+        hls.recoverMediaError();
+      } else {
+        this.#onGone();
+      }
+    });
+    hls.loadSource(playlist);
+    hls.attachMedia(this.#video);
+    void this.#video.play().catch(() => {}); // not allowed before a tap: the controls are there
+  }
+
+  #playNatively(playlist) {
+    this.#video.addEventListener("error", this.#onGone, { once: true });
+    this.#video.src = playlist;
+    void this.#video.play().catch(() => {});
+  }
+
+  #close() {
+    this.#book?.close();
+    this.#book = null;
+    this.#hls?.destroy();
+    this.#hls = null;
+  }
+
+  #later() {
+    this.#close();
+    this.#set({ phase: "waiting", nodeKey: null });
+    clearTimeout(this.#retry);
+    // Spread out: the viewers of a stream lose it in the same second.
+    this.#retry = setTimeout(() => void this.#open(), this.#retryMs * (0.5 + Math.random()));
+    this.#retryMs = Math.min(RETRY_MS_MAX, 2 * this.#retryMs);
+  }
+
+  #onPlaying = () => {
+    this.#retryMs = RETRY_MS_MIN;
+    this.#set({ phase: "playing" });
+  };
+
+  #onGone = () => {
+    if (!this.#stopped) this.#later();
+  };
+
+  #onHide = () => {
+    if (document.visibilityState === "hidden") void this.#book?.flush();
+  };
+
+  #set(change) {
+    Object.assign(this.state, change);
+    this.dispatchEvent(new CustomEvent("change", { detail: this.state }));
+  }
+}
+
+function nodeKeyOf(ticketText) {
+  try {
+    return hex(parseTicket(ticketText).nodeKey);
+  } catch {
+    return null;
+  }
+}
+
+function policy(maxTimeToFirstByteMs, maxLoadTimeMs) {
+  const retry = { maxNumRetry: 6, retryDelayMs: 500, maxRetryDelayMs: 4_000 };
+  return { default: { maxTimeToFirstByteMs, maxLoadTimeMs, timeoutRetry: retry, errorRetry: retry } };
+}
