@@ -51,7 +51,7 @@ class Batch:
     @property
     def hash(self) -> bytes:
         """SHA-256 over `DOMAIN + body`: a batch sent again is known by it."""
-        return hashlib.sha256(DOMAIN + self.body()).digest()
+        return batch_hash(self.body())
 
     def encode(self) -> bytes:
         return self.body() + self.signature + b"".join(self.receipts)
@@ -79,6 +79,11 @@ class Batch:
         if not verify(node_key, DOMAIN, data[:BODY_BYTES], batch.signature):
             raise WireError("the batch is not signed by its node")
         return batch
+
+
+def batch_hash(header: bytes) -> bytes:
+    """SHA-256 over `DOMAIN + body`, from bytes that begin with the body (a header has the signature behind it)."""
+    return hashlib.sha256(DOMAIN + header[:BODY_BYTES]).digest()
 
 
 def _pack(node_key: bytes, start_s: int, end_s: int, receipts: Sequence[bytes]) -> bytes:

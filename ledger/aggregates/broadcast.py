@@ -29,6 +29,7 @@ class Broadcast(Aggregate):
         self.segments: dict[int, Segment] = {}
         self.sizes: dict[int, int] = {}
         self.interrupted_us: int | None = None
+        self.last_event_us = 0
         self.ended = False
 
     @property
@@ -87,6 +88,7 @@ class Broadcast(Aggregate):
             self.trigger(BroadcastEnded, at_us=at_us, reason=reason, next_sequence=self.next_sequence)
 
     def apply(self, event: Event) -> None:
+        self.last_event_us = event.at_us
         match event:
             case BroadcastStarted():
                 self.stream_id, self.rendition_id = event.stream_id, event.rendition_id

@@ -4,15 +4,13 @@ Invariant: `credits` is the union of the units of all accepted receipts, each co
 what makes it exactly-once: whoever judged on an older state loses the append and judges again.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
 from ledger.aggregates.base import Aggregate
-from ledger.batch import BODY_BYTES
-from ledger.batch import DOMAIN as BATCH_DOMAIN
+from ledger.batch import batch_hash
 from ledger.credit import CreditSet
 from ledger.events import Event, Judged, SegmentsServed
 from ledger.ids import delivery_id
@@ -52,9 +50,9 @@ class Delivery(Aggregate):
     def of(cls, broadcast_id: UUID) -> "Delivery":
         return cls(delivery_id(broadcast_id))
 
-    def judged_before(self, batch_hash: bytes) -> SegmentsServed | None:
+    def judged_before(self, known_hash: bytes) -> SegmentsServed | None:
         """The verdicts on a batch that was sent before: sending it again must change nothing."""
-        return self._batches.get(batch_hash)
+        return self._batches.get(known_hash)
 
     def judge(
         self,
@@ -118,10 +116,6 @@ class Delivery(Aggregate):
                 session_id, network, self.credits.within_network_limit(network, fresh, event.network_limit)
             )
         if event.batch_header:
-            self._batches[_hash_of(event.batch_header)] = event
+            self._batches[batch_hash(event.batch_header)] = event
             if len(self._batches) > REMEMBERED_BATCHES:
                 del self._batches[next(iter(self._batches))]
-
-
-def _hash_of(batch_header: bytes) -> bytes:
-    return hashlib.sha256(BATCH_DOMAIN + batch_header[:BODY_BYTES]).digest()

@@ -4,9 +4,11 @@ Invariant: an invite admits one node; a retired node never comes back; a suspend
 """
 
 from enum import StrEnum
+from typing import Final
 from uuid import UUID
 
 from ledger.aggregates.base import Aggregate, DomainError
+from ledger.batch import batch_hash
 from ledger.events import (
     Event,
     InviteCreated,
@@ -24,6 +26,8 @@ from ledger.events import (
 )
 from ledger.judge import NodeFacts
 
+REMEMBERED_REFUSALS: Final = 256
+
 
 class NodeStatus(StrEnum):
     ACTIVE = "active"
@@ -39,6 +43,7 @@ class Node(Aggregate):
         self.network = b""
         self.status = NodeStatus.ACTIVE
         self.online = False
+        self._refused: dict[bytes, ReceiptsRefused] = {}  # by batch hash, oldest first
 
     @property
     def facts(self) -> NodeFacts:
@@ -101,6 +106,10 @@ class Node(Aggregate):
         if self.status is not NodeStatus.RETIRED:
             self.trigger(NodeRetired, at_us=at_us, reason=reason)
 
+    def refused_before(self, known_hash: bytes) -> ReceiptsRefused | None:
+        """The refusals in a batch that was sent before: sending it again must change nothing."""
+        return self._refused.get(known_hash)
+
     def refuse_receipts(
         self,
         *,
@@ -109,8 +118,8 @@ class Node(Aggregate):
         receipts: bytes,
         judged: tuple[Judged, ...],
         at_us: int,
-    ) -> None:
-        self.trigger(
+    ) -> ReceiptsRefused:
+        return self.trigger(
             ReceiptsRefused,
             at_us=at_us,
             batch_header=batch_header,
@@ -136,8 +145,12 @@ class Node(Aggregate):
                 self.status = NodeStatus.ACTIVE
             case NodeRetired():
                 self.status, self.online = NodeStatus.RETIRED, False
-            case NodeProbed() | ReceiptsRefused():
+            case NodeProbed():
                 pass  # read by projections only
+            case ReceiptsRefused():
+                self._refused[batch_hash(event.batch_header)] = event
+                if len(self._refused) > REMEMBERED_REFUSALS:
+                    del self._refused[next(iter(self._refused))]
             case _:
                 raise TypeError(type(event).__name__)
 
