@@ -1,0 +1,411 @@
+"""The questions people ask, answered from the read models.
+
+Invariant: a query only reads, and sees the rows of whole batches: what it returns is the state at one log position
+(see `positions`). Amounts are integer micro-units, times Unix microseconds, sizes bytes; there is no float here.
+
+Every method is one short statement on a pooled connection and may be called from any thread. Each raises
+`ReadModelUnavailable` when the database does not answer or the tables are not there yet: transient, ask again.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import BigInteger, ColumnElement, Engine, Row, Select, Table, case, cast, func, select, tuple_
+from sqlalchemy.exc import DBAPIError
+
+from ledger.verdict import Verdict
+from projections.health import health
+from projections.log import Log
+from projections.schema import NO_STREAM, Tables
+
+PAGE_MAX: Final = 1000
+_POLL_S_MIN: Final = 0.005
+_POLL_S_MAX: Final = 0.1
+
+
+class ReadModelUnavailable(Exception):  # noqa: N818 - a state, not a mistake
+    """The database does not answer or the read models are not built yet. Transient: ask again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    account: str
+    amount_micro: int
+    last_position: int  # of the last transfer that touched it
+
+
+@dataclass(frozen=True, slots=True)
+class StatementLine:
+    """One reason why money was earned by or moved for a friend."""
+
+    friend_id: UUID
+    position: int
+    line: int  # within the position; (position, line) is the cursor for `before`
+    kind: str  # "earned" | "released" | "payout_reserved" | "payout_confirmed" | "payout_failed"
+    at_us: int
+    epoch: int | None
+    stream_id: UUID | None
+    node_id: UUID | None
+    reason: str
+    units: int
+    credited_bytes: int
+    rate_micro_per_gb: int
+    amount_micro: int
+    batch_id: UUID | None
+    payout_line: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    node_id: UUID
+    friend_id: UUID
+    state: str  # "joined" | "online" | "offline" | "suspended" | "retired"
+    state_reason: str  # why it was suspended or retired
+    health: int  # 0..1000, projections.health
+    joined_us: int
+    last_seen_us: int
+    last_position: int  # of the last event about it
+    probes_ok: int
+    probes_bad: int
+    receipts_accepted: int
+    receipts_refused: int
+    verdicts: Mapping[str, int]  # receipts by ledger.verdict.Verdict
+    credited_units: int  # segments
+    credited_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamView:
+    stream_id: UUID
+    slug: str
+    owner_id: UUID
+    state: str  # "READY" | "LIVE" | "OFFLINE" | "ARCHIVED" | "STALE"
+    interrupted: bool  # LIVE, but the publisher is away and within its grace period
+    broadcast_id: UUID | None  # the current one; None when not LIVE
+    rendition_id: UUID | None  # of the current broadcast
+    broadcasts: int
+    segments: int
+    published_bytes: int
+    duration_us: int
+    sessions: int  # opened, over all broadcasts
+    registered_us: int
+    started_us: int | None  # of the latest broadcast
+    ended_us: int | None  # of the latest broadcast; None while LIVE
+    last_sequence: int | None
+    last_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class PayoutLineView:
+    line: int
+    friend_id: UUID
+    amount_micro: int
+    state: str  # "planned" | "reserved" | "attempted" | "unknown" | "confirmed" | "failed"
+    attempts: int
+    attempt_key: str  # the deterministic key of the last attempt
+    outcome: str  # what the rail said last: "" | "confirmed" | "failed" | "unknown"
+    reference: str  # the rail's own
+    last_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class PayoutView:
+    batch_id: UUID
+    rail: str
+    state: str  # "planned" | "approved" | "cancelled" | "finished" (every line confirmed or failed)
+    planned_us: int
+    decided_us: int | None
+    decided_by: str
+    reason: str
+    total_micro: int
+    confirmed_micro: int
+    failed_micro: int
+    line_count: int
+    lines: tuple[PayoutLineView, ...]  # empty in `payouts()`
+    last_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictCount:
+    stream_id: UUID | None  # None: the receipts belong to no stream (malformed, or of an unknown ticket)
+    node_id: UUID
+    verdict: str
+    cap: str  # ledger.verdict.Cap, for capped receipts
+    receipts: int
+    units: int
+    credited_bytes: int
+    last_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far a projection is behind the log."""
+
+    name: str
+    version: int
+    position: int  # events 0..position-1 are applied
+    events: int  # not yet applied
+    behind_us: int  # age of the oldest event that is not applied; 0 when there is none
+
+
+class Queries:
+    """The read API over one crew's schema."""
+
+    def __init__(self, engine: Engine, schema: str = "crew_main") -> None:
+        self._engine = engine
+        self._tables = Tables(schema)
+
+    # --- money ---------------------------------------------------------------------------------------------------
+
+    def balances(self) -> list[Balance]:
+        """Every account that was ever touched, by name."""
+        t = self._tables.balances
+        return [_balance(r) for r in self._all(select(t).order_by(t.c.account))]
+
+    def balance(self, account: str) -> Balance | None:
+        """None when no transfer ever touched the account."""
+        t = self._tables.balances
+        rows = self._all(select(t).where(t.c.account == account))
+        return _balance(rows[0]) if rows else None
+
+    def statement(
+        self, friend_id: UUID, limit: int = 100, before: tuple[int, int] | None = None
+    ) -> list[StatementLine]:
+        """Newest first. `before` = (position, line) of the last line of the page before. At most 1000 lines."""
+        t = self._tables.statements
+        query = select(t).where(t.c.friend_id == friend_id)
+        if before is not None:
+            query = query.where(tuple_(t.c.position, t.c.line) < tuple_(*before))
+        query = query.order_by(t.c.position.desc(), t.c.line.desc())
+        return [StatementLine(**r._mapping) for r in self._all(query.limit(_page(limit)))]
+
+    # --- nodes and streams -----------------------------------------------------------------------------------------
+
+    def nodes(self) -> list[NodeView]:
+        """Every node that ever joined, the oldest first."""
+        return self._nodes(None)
+
+    def node(self, node_id: UUID) -> NodeView | None:
+        found = self._nodes(node_id)
+        return found[0] if found else None
+
+    def streams(self) -> list[StreamView]:
+        """Every stream, by slug."""
+        t = self._tables.streams
+        return [_stream(r) for r in self._all(select(t).order_by(t.c.slug))]
+
+    def stream(self, slug: str) -> StreamView | None:
+        t = self._tables.streams
+        rows = self._all(select(t).where(t.c.slug == slug))
+        return _stream(rows[0]) if rows else None
+
+    def refusals(self, stream_id: UUID | None = None, node_id: UUID | None = None) -> list[VerdictCount]:
+        """What was refused and why: counts by stream, node, verdict and cap, the most frequent first."""
+        return [c for c in self.verdicts(stream_id, node_id) if c.verdict != Verdict.ACCEPTED]
+
+    def verdicts(self, stream_id: UUID | None = None, node_id: UUID | None = None) -> list[VerdictCount]:
+        """As `refusals`, with the accepted ones."""
+        t = self._tables.verdicts
+        query = select(t)
+        if stream_id is not None:
+            query = query.where(t.c.stream_id == stream_id)
+        if node_id is not None:
+            query = query.where(t.c.node_id == node_id)
+        order = (t.c.receipts.desc(), t.c.verdict, t.c.cap, t.c.node_id, t.c.stream_id)
+        return [_verdict(r) for r in self._all(query.order_by(*order))]
+
+    # --- payouts -----------------------------------------------------------------------------------------------------
+
+    def payouts(self, limit: int = 100) -> list[PayoutView]:
+        """The latest batches, newest first, without their lines."""
+        return self._payouts(None, limit)
+
+    def payout(self, batch_id: UUID) -> PayoutView | None:
+        """One batch with its lines."""
+        found = self._payouts(batch_id, 1)
+        if not found:
+            return None
+        t = self._tables.payout_lines
+        rows = self._all(select(t).where(t.c.batch_id == batch_id).order_by(t.c.line))
+        return replace(found[0], lines=tuple(_payout_line(r) for r in rows))
+
+    # --- positions ---------------------------------------------------------------------------------------------------
+
+    def positions(self) -> dict[str, int]:
+        """For each projection the next position it will apply: all events before it are in the rows."""
+        t = self._tables.positions
+        return {r.name: r.position for r in self._all(select(t).order_by(t.c.name))}
+
+    def lag(self, log: Log, *, now_us: int) -> list[Lag]:
+        """How far each projection is behind `log`. May raise the log's own Unavailable."""
+        t = self._tables.positions
+        rows = self._all(select(t).order_by(t.c.name))
+        size = log.size()
+        oldest: dict[int, int] = {}
+        for position in {r.position for r in rows if r.position < size}:
+            (first,) = log.read(position, 1)
+            oldest[position] = max(0, now_us - first.event.at_us)
+        return [
+            Lag(r.name, r.version, r.position, max(0, size - r.position), oldest.get(r.position, 0))
+            for r in rows
+        ]
+
+    def wait(self, position: int, timeout_s: float, names: Sequence[str] | None = None) -> bool:
+        """Read your own writes: True as soon as the event at `position` is in the rows of all projections
+        (or of those named), False when `timeout_s` passes first."""
+        give_up = time.monotonic() + timeout_s
+        pause_s = _POLL_S_MIN
+        while True:
+            reached = self.positions()
+            waited_for = reached.keys() if names is None else names
+            if waited_for and all(reached.get(name, 0) > position for name in waited_for):
+                return True
+            left_s = give_up - time.monotonic()
+            if left_s <= 0:
+                return False
+            time.sleep(min(pause_s, left_s))
+            pause_s = min(2 * pause_s, _POLL_S_MAX)
+
+    # --- inside --------------------------------------------------------------------------------------------------------
+
+    def _all(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        try:
+            with self._engine.connect() as connection:
+                return connection.execute(query).all()
+        except DBAPIError as e:
+            raise ReadModelUnavailable(f"the read models can not be read now: {e.orig}") from e
+
+    def _nodes(self, node_id: UUID | None) -> list[NodeView]:
+        t, v = self._tables.nodes, self._tables.node_verdicts
+        # One statement, so that both tables are read at the same position.
+        counts = (
+            select(v.c.node_id, func.jsonb_object_agg(v.c.verdict, v.c.receipts).label("verdicts"))
+            .group_by(v.c.node_id)
+            .subquery()
+        )
+        query = select(t, counts.c.verdicts).outerjoin(counts, counts.c.node_id == t.c.node_id)
+        if node_id is not None:
+            query = query.where(t.c.node_id == node_id)
+        return [_node(r) for r in self._all(query.order_by(t.c.joined_us, t.c.node_id))]
+
+    def _payouts(self, batch_id: UUID | None, limit: int) -> list[PayoutView]:
+        t, lines = self._tables.payouts, self._tables.payout_lines
+        query = (
+            select(
+                t,
+                _sum_micro(lines, lines.c.state == "confirmed").label("confirmed_micro"),
+                _sum_micro(lines, lines.c.state == "failed").label("failed_micro"),
+                func.count().filter(lines.c.state.in_(("confirmed", "failed"))).label("finished_lines"),
+            )
+            .outerjoin(lines, lines.c.batch_id == t.c.batch_id)
+            .group_by(t.c.batch_id)
+            .order_by(t.c.planned_us.desc(), t.c.batch_id)
+        )
+        if batch_id is not None:
+            query = query.where(t.c.batch_id == batch_id)
+        return [_payout(r) for r in self._all(query.limit(_page(limit)))]
+
+
+def _page(limit: int) -> int:
+    return max(1, min(limit, PAGE_MAX))
+
+
+def _sum_micro(lines: Table, where: ColumnElement[bool]) -> ColumnElement[int]:
+    # The sum of bigints is a numeric in Postgres; amounts come back as the integers they are.
+    return cast(func.coalesce(func.sum(case((where, lines.c.amount_micro), else_=0)), 0), BigInteger)
+
+
+def _balance(row: Row[Any]) -> Balance:
+    return Balance(row.account, row.amount_micro, row.last_position)
+
+
+def _node(row: Row[Any]) -> NodeView:
+    return NodeView(
+        node_id=row.node_id,
+        friend_id=row.friend_id,
+        state=row.presence if row.standing == "active" else row.standing,
+        state_reason=row.standing_reason,
+        health=health(row.recent_probes, row.recent_batches),
+        joined_us=row.joined_us,
+        last_seen_us=row.last_seen_us,
+        last_position=row.last_position,
+        probes_ok=row.probes_ok,
+        probes_bad=row.probes_bad,
+        receipts_accepted=row.receipts_accepted,
+        receipts_refused=row.receipts_refused,
+        verdicts=row.verdicts or {},
+        credited_units=row.credited_units,
+        credited_bytes=row.credited_bytes,
+    )
+
+
+def _stream(row: Row[Any]) -> StreamView:
+    live = row.state == "LIVE"
+    return StreamView(
+        stream_id=row.stream_id,
+        slug=row.slug,
+        owner_id=row.owner_id,
+        state=row.state,
+        interrupted=live and row.interrupted,
+        broadcast_id=row.broadcast_id if live else None,
+        rendition_id=row.rendition_id if live else None,
+        broadcasts=row.broadcasts,
+        segments=row.segments,
+        published_bytes=row.published_bytes,
+        duration_us=row.duration_us,
+        sessions=row.sessions,
+        registered_us=row.registered_us,
+        started_us=row.started_us,
+        ended_us=None if live else row.ended_us,
+        last_sequence=row.last_sequence,
+        last_position=row.last_position,
+    )
+
+
+def _verdict(row: Row[Any]) -> VerdictCount:
+    return VerdictCount(
+        stream_id=None if row.stream_id == NO_STREAM else row.stream_id,
+        node_id=row.node_id,
+        verdict=row.verdict,
+        cap=row.cap,
+        receipts=row.receipts,
+        units=row.units,
+        credited_bytes=row.credited_bytes,
+        last_position=row.last_position,
+    )
+
+
+def _payout(row: Row[Any]) -> PayoutView:
+    finished = row.state == "approved" and row.finished_lines == row.lines
+    return PayoutView(
+        batch_id=row.batch_id,
+        rail=row.rail,
+        state="finished" if finished else row.state,
+        planned_us=row.planned_us,
+        decided_us=row.decided_us,
+        decided_by=row.decided_by,
+        reason=row.reason,
+        total_micro=row.total_micro,
+        confirmed_micro=row.confirmed_micro,
+        failed_micro=row.failed_micro,
+        line_count=row.lines,
+        lines=(),
+        last_position=row.last_position,
+    )
+
+
+def _payout_line(row: Row[Any]) -> PayoutLineView:
+    return PayoutLineView(
+        line=row.line,
+        friend_id=row.friend_id,
+        amount_micro=row.amount_micro,
+        state=row.state,
+        attempts=row.attempts,
+        attempt_key=row.attempt_key,
+        outcome=row.outcome,
+        reference=row.reference,
+        last_position=row.last_position,
+    )
