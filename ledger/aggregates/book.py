@@ -1,0 +1,421 @@
+"""Book: every event that moves money, in one sequence.
+
+Invariants, checked on each write and on each replay: a transfer sums to zero and is exactly the movement its event
+stands for; no account but `external` is ever negative; an epoch is settled once and released once; a reservation is
+confirmed or failed once. Two writers of the same version cannot both win, so none of this is a race.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+from uuid import UUID
+
+from ledger import money
+from ledger.aggregates.base import Aggregate, DomainError
+from ledger.events import (
+    BudgetDeposited,
+    BudgetWithdrawn,
+    EpochSettled,
+    Event,
+    HoldsReleased,
+    PayoutLineConfirmed,
+    PayoutLineFailed,
+    PayoutLineReserved,
+    Posting,
+    SettlementLine,
+    TariffSet,
+    Transfer,
+)
+from ledger.settlement import Page, Tariff
+
+MAX_REFERENCE_CHARS: Final = 100
+RELEASES_PER_PAGE: Final = 200  # transfers of about 150 bytes in an event of at most 65,535
+
+
+@dataclass(slots=True)
+class Hold:
+    """Earnings of one epoch that wait: friend -> micro-units."""
+
+    settled_us: int
+    amounts: dict[UUID, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    friend_id: UUID
+    amount_micro: int
+
+
+class Book(Aggregate):
+    def __init__(self, aggregate_id: UUID) -> None:
+        super().__init__(aggregate_id)
+        self.accounts: dict[str, int] = {}
+        self.next_epoch = 0  # the first epoch that is not settled
+        self.settled_to = 0  # log positions below this are settled
+        self.holds: dict[int, Hold] = {}
+        self.reservations: dict[tuple[UUID, int], Reservation] = {}  # (batch, line)
+        self._tariffs: dict[UUID, list[TariffSet]] = {}
+        self._references: dict[str, tuple[str, UUID, int]] = {}  # reference -> (kind, stream, amount)
+        self._page: tuple[type[Event], int, int] | None = (
+            None  # (event, epoch, page): its next page must follow
+        )
+
+    # --- reading
+
+    def balance(self, account: str) -> int:
+        return self.accounts.get(account, 0)
+
+    def budget(self, stream_id: UUID) -> int:
+        return self.balance(money.budget_account(stream_id))
+
+    def available(self) -> dict[UUID, int]:
+        """Friends with money to pay out, ordered by id."""
+        found = {}
+        for account, amount in self.accounts.items():
+            if amount and account.startswith("friend:") and account.endswith(":available"):
+                found[UUID(account.split(":")[1])] = amount
+        return dict(sorted(found.items()))
+
+    def tariff(self, stream_id: UUID, epoch: int) -> Tariff | None:
+        """The newest tariff of the stream that is effective in `epoch`."""
+        effective = [t for t in self._tariffs.get(stream_id, ()) if t.effective_epoch <= epoch]
+        return _tariff(effective[-1]) if effective else None
+
+    def tariff_version(self, stream_id: UUID) -> int:
+        """The newest version set, effective or not; 0 when there is none."""
+        return len(self._tariffs.get(stream_id, ()))
+
+    # --- commands
+
+    def set_tariff(
+        self,
+        stream_id: UUID,
+        *,
+        effective_epoch: int,
+        rate_micro_per_gb: int,
+        fee_bp: int,
+        floor_bp: int,
+        plain_bp: int,
+        plain_income_cap_bp: int,
+        at_us: int,
+    ) -> None:
+        """A price never changes under work that is being done: only a first tariff takes effect at once."""
+        self.trigger(
+            TariffSet,
+            at_us=at_us,
+            stream_id=stream_id,
+            tariff_version=self.tariff_version(stream_id) + 1,
+            effective_epoch=effective_epoch,
+            rate_micro_per_gb=rate_micro_per_gb,
+            fee_bp=fee_bp,
+            floor_bp=floor_bp,
+            plain_bp=plain_bp,
+            plain_income_cap_bp=plain_income_cap_bp,
+        )
+
+    def deposit(self, stream_id: UUID, *, amount_micro: int, reference: str, at_us: int) -> bool:
+        """False when this very deposit is in the book already.
+
+        Raises DomainError when the reference stands for another movement.
+        """
+        if self._known(reference, "deposit", stream_id, amount_micro):
+            return False
+        transfer = _move("deposit", money.EXTERNAL, money.budget_account(stream_id), amount_micro)
+        self.trigger(
+            BudgetDeposited, at_us=at_us, stream_id=stream_id, reference=reference, transfer=transfer
+        )
+        return True
+
+    def withdraw(self, stream_id: UUID, *, amount_micro: int, reference: str, at_us: int) -> bool:
+        """The creator takes unspent budget back. Idempotent by reference, as `deposit`."""
+        if self._known(reference, "withdrawal", stream_id, amount_micro):
+            return False
+        if amount_micro > self.budget(stream_id):
+            raise DomainError("the budget holds less than that")
+        transfer = _move("withdrawal", money.budget_account(stream_id), money.EXTERNAL, amount_micro)
+        self.trigger(
+            BudgetWithdrawn, at_us=at_us, stream_id=stream_id, reference=reference, transfer=transfer
+        )
+        return True
+
+    def settle_epoch(self, epoch: int, *, log_to: int, pages: Sequence[Page], at_us: int) -> None:
+        """Record the settlement of all that is in the log up to `log_to` (exclusive)."""
+        log_from = self.settled_to
+        self._deltas(t for page in pages for t in page.transfers)  # all pages or none
+        for number, page in enumerate(pages, 1):
+            self.trigger(
+                EpochSettled,
+                at_us=at_us,
+                epoch=epoch,
+                page=number,
+                pages=len(pages),
+                log_from=log_from,
+                log_to=log_to,
+                lines=page.lines,
+                transfers=page.transfers,
+            )
+
+    def release_hold(self, epoch: int, *, at_us: int) -> None:
+        """Pending becomes available for all that was earned in `epoch`. Raises DomainError when nothing is held."""
+        hold = self.holds.get(epoch)
+        if hold is None:
+            raise DomainError(f"nothing is held for epoch {epoch}")
+        transfers = [
+            _friend_move("hold_released", friend_id, "pending", "available", amount)
+            for friend_id, amount in sorted(hold.amounts.items())
+        ]
+        chunks = [
+            tuple(transfers[i : i + RELEASES_PER_PAGE]) for i in range(0, len(transfers), RELEASES_PER_PAGE)
+        ]
+        for number, chunk in enumerate(chunks, 1):
+            self.trigger(
+                HoldsReleased, at_us=at_us, epoch=epoch, page=number, pages=len(chunks), transfers=chunk
+            )
+
+    def reserve_payout_line(
+        self, batch_id: UUID, line: int, *, friend_id: UUID, amount_micro: int, at_us: int
+    ) -> None:
+        if amount_micro > self.balance(money.friend_account(friend_id, "available")):
+            raise DomainError("less is available than the payout line says")
+        transfer = _friend_move("payout_reserved", friend_id, "available", "in_flight", amount_micro)
+        self.trigger(PayoutLineReserved, at_us=at_us, batch_id=batch_id, line=line, transfer=transfer)
+
+    def confirm_payout_line(self, batch_id: UUID, line: int, *, at_us: int) -> None:
+        r = self._reserved(batch_id, line)
+        transfer = _friend_move("payout_confirmed", r.friend_id, "in_flight", "paid", r.amount_micro)
+        self.trigger(PayoutLineConfirmed, at_us=at_us, batch_id=batch_id, line=line, transfer=transfer)
+
+    def fail_payout_line(self, batch_id: UUID, line: int, *, at_us: int) -> None:
+        r = self._reserved(batch_id, line)
+        transfer = _friend_move("payout_failed", r.friend_id, "in_flight", "available", r.amount_micro)
+        self.trigger(PayoutLineFailed, at_us=at_us, batch_id=batch_id, line=line, transfer=transfer)
+
+    # --- folding; every check comes before the first change
+
+    def apply(self, event: Event) -> None:
+        if self._page is not None and not isinstance(event, EpochSettled | HoldsReleased):
+            raise DomainError(f"the pages of epoch {self._page.epoch} are not complete")
+        match event:
+            case TariffSet():
+                self._apply_tariff(event)
+            case BudgetDeposited():
+                account = money.budget_account(event.stream_id)
+                self._apply_budget("deposit", event, money.EXTERNAL, account)
+            case BudgetWithdrawn():
+                account = money.budget_account(event.stream_id)
+                self._apply_budget("withdrawal", event, account, money.EXTERNAL)
+            case EpochSettled():
+                self._apply_settled(event)
+            case HoldsReleased():
+                self._apply_released(event)
+            case PayoutLineReserved():
+                self._apply_reserved(event)
+            case PayoutLineConfirmed():
+                self._apply_resolved(event, "payout_confirmed", "paid")
+            case PayoutLineFailed():
+                self._apply_resolved(event, "payout_failed", "available")
+            case _:
+                raise TypeError(type(event).__name__)
+
+    def _apply_tariff(self, event: TariffSet) -> None:
+        known = self._tariffs.get(event.stream_id, [])
+        earliest = max(self.next_epoch + 1, known[-1].effective_epoch) if known else self.next_epoch
+        if event.tariff_version != len(known) + 1 or event.effective_epoch < earliest:
+            raise DomainError(f"the next tariff is version {len(known) + 1}, from epoch {earliest} on")
+        parts = (event.fee_bp, event.floor_bp, event.plain_bp, event.plain_income_cap_bp)
+        if not 0 <= event.rate_micro_per_gb <= money.MAX_AMOUNT_MICRO or not all(
+            0 <= bp <= money.BP for bp in parts
+        ):
+            raise DomainError("a tariff has a rate of zero or more and parts of 0 to 10,000 basis points")
+        self._tariffs.setdefault(event.stream_id, []).append(event)
+
+    def _apply_budget(
+        self, kind: str, event: BudgetDeposited | BudgetWithdrawn, source: str, target: str
+    ) -> None:
+        if not 1 <= len(event.reference) <= MAX_REFERENCE_CHARS or event.reference in self._references:
+            raise DomainError(f"a reference has 1 to {MAX_REFERENCE_CHARS} characters and is used once")
+        amount = _amount_of(event.transfer, kind, source, target)
+        if self.budget(event.stream_id) + amount > money.MAX_AMOUNT_MICRO:
+            raise DomainError("a budget cannot hold so much")
+        self._post([event.transfer])
+        self._references[event.reference] = (kind, event.stream_id, amount)
+
+    def _apply_settled(self, event: EpochSettled) -> None:
+        self._check_page(event)
+        if event.page == 1 and event.epoch < self.next_epoch:
+            raise DomainError(f"epoch {event.epoch} is settled already")
+        if event.log_from != self.settled_to or event.log_to < event.log_from:
+            raise DomainError(
+                f"the settlement of epoch {event.epoch} must read the log from {self.settled_to}"
+            )
+        earned = _earned(event.lines, event.transfers)
+        self._post(event.transfers)
+        hold = self.holds.setdefault(event.epoch, Hold(event.at_us))
+        for friend_id, amount in earned.items():
+            hold.amounts[friend_id] = hold.amounts.get(friend_id, 0) + amount
+        if self._turn_page(event):
+            if not hold.amounts:
+                del self.holds[event.epoch]
+            self.next_epoch, self.settled_to = event.epoch + 1, event.log_to
+
+    def _apply_released(self, event: HoldsReleased) -> None:
+        self._check_page(event)
+        hold = self.holds.get(event.epoch)
+        if hold is None:
+            raise DomainError(f"nothing is held for epoch {event.epoch}")
+        held = sorted(hold.amounts.items())[: len(event.transfers)]
+        expected = tuple(_friend_move("hold_released", f, "pending", "available", a) for f, a in held)
+        last = len(expected) == len(hold.amounts)
+        if event.transfers != expected or not expected or last != (event.page == event.pages):
+            raise DomainError(f"this is not what is held for epoch {event.epoch}")
+        self._post(event.transfers)
+        for friend_id, _ in held:
+            del hold.amounts[friend_id]
+        if self._turn_page(event):
+            del self.holds[event.epoch]
+
+    def _apply_reserved(self, event: PayoutLineReserved) -> None:
+        key = (event.batch_id, event.line)
+        if key in self.reservations:
+            raise DomainError("this payout line is reserved already")
+        friend_id = _friend_of(event.transfer)
+        source, target = (money.friend_account(friend_id, s) for s in ("available", "in_flight"))
+        amount = _amount_of(event.transfer, "payout_reserved", source, target)
+        self._post([event.transfer])
+        self.reservations[key] = Reservation(friend_id, amount)
+
+    def _apply_resolved(
+        self, event: PayoutLineConfirmed | PayoutLineFailed, reason: str, target: str
+    ) -> None:
+        r = self._reserved(event.batch_id, event.line)
+        if event.transfer != _friend_move(reason, r.friend_id, "in_flight", target, r.amount_micro):
+            raise DomainError("this is not what was reserved for the payout line")
+        self._post([event.transfer])
+        del self.reservations[event.batch_id, event.line]
+
+    # --- helpers
+
+    def _known(self, reference: str, kind: str, stream_id: UUID, amount_micro: int) -> bool:
+        known = self._references.get(reference)
+        if known is not None and known != (kind, stream_id, amount_micro):
+            raise DomainError(f"reference {reference!r} stands for another movement already")
+        return known is not None
+
+    def _reserved(self, batch_id: UUID, line: int) -> Reservation:
+        try:
+            return self.reservations[batch_id, line]
+        except KeyError:
+            raise DomainError("this payout line is not reserved") from None
+
+    def _check_page(self, event: EpochSettled | HoldsReleased) -> None:
+        expected = self._page or replace(_next_page(event), page=1)
+        if not 1 <= event.page <= event.pages or _next_page(event) != expected:
+            raise DomainError(f"page {event.page} of epoch {event.epoch} does not follow")
+
+    def _turn_page(self, event: EpochSettled | HoldsReleased) -> bool:
+        """True after the last page."""
+        last = event.page == event.pages
+        self._page = None if last else replace(_next_page(event), page=event.page + 1)
+        return last
+
+    def _deltas(self, transfers: Iterable[Transfer]) -> Mapping[str, int]:
+        """The changes to accounts. Raises DomainError when a transfer or a balance after it would be wrong."""
+        deltas: dict[str, int] = defaultdict(int)
+        for transfer in transfers:
+            if sum(p.amount_micro for p in transfer.postings) != 0 or not transfer.postings:
+                raise DomainError(f"transfer {transfer.reason!r} does not sum to zero")
+            for posting in transfer.postings:
+                deltas[posting.account] += posting.amount_micro
+        for account, delta in deltas.items():
+            if account != money.EXTERNAL and self.balance(account) + delta < 0:
+                raise DomainError(f"{account} would be negative")
+        return deltas
+
+    def _post(self, transfers: Iterable[Transfer]) -> None:
+        for account, delta in self._deltas(transfers).items():
+            self.accounts[account] = self.accounts.get(account, 0) + delta
+
+
+@dataclass(frozen=True, slots=True)
+class _NextPage:
+    kind: type[Event]
+    epoch: int
+    page: int
+    pages: int
+    log_to: int
+
+
+def _next_page(event: EpochSettled | HoldsReleased) -> _NextPage:
+    log_to = event.log_to if isinstance(event, EpochSettled) else 0
+    return _NextPage(type(event), event.epoch, event.page, event.pages, log_to)
+
+
+def _move(reason: str, source: str, target: str, amount_micro: int) -> Transfer:
+    if not 0 < amount_micro <= money.MAX_AMOUNT_MICRO:
+        raise DomainError(f"an amount is a whole number from 1 to {money.MAX_AMOUNT_MICRO} micro-units")
+    return Transfer(reason, (Posting(source, -amount_micro), Posting(target, amount_micro)))
+
+
+def _friend_move(reason: str, friend_id: UUID, source: str, target: str, amount_micro: int) -> Transfer:
+    source, target = money.friend_account(friend_id, source), money.friend_account(friend_id, target)
+    return _move(reason, source, target, amount_micro)
+
+
+def _amount_of(transfer: Transfer, reason: str, source: str, target: str) -> int:
+    """The amount, when the transfer is exactly `source -> target` for that reason."""
+    amount = transfer.postings[-1].amount_micro if transfer.postings else 0
+    if transfer != _move(reason, source, target, amount):
+        raise DomainError(f"a {reason} moves one amount from {source} to {target}")
+    return amount
+
+
+def _friend_of(transfer: Transfer) -> UUID:
+    try:
+        return UUID(transfer.postings[0].account.split(":")[1])
+    except (IndexError, ValueError):
+        raise DomainError("a payout line moves the money of one friend") from None
+
+
+def _earned(lines: Iterable[SettlementLine], transfers: Iterable[Transfer]) -> dict[UUID, int]:
+    """Friend -> earned on this page. Raises DomainError unless lines and transfers say the same.
+
+    Money may only go from a budget to its streams' friends (pending, as the lines say) and to the fees.
+    """
+    said: dict[tuple[UUID, UUID], int] = defaultdict(int)
+    for line in lines:
+        if line.amount_micro < 0:
+            raise DomainError("a settlement line is never negative")
+        said[line.stream_id, line.friend_id] += line.amount_micro
+    expected: dict[tuple[str, str], int] = {
+        (money.budget_account(stream), money.friend_account(friend, "pending")): amount
+        for (stream, friend), amount in said.items()
+        if amount
+    }
+    done: dict[tuple[str, str], int] = defaultdict(int)
+    for transfer in transfers:
+        source, target = (p.account for p in transfer.postings) if len(transfer.postings) == 2 else ("", "")
+        reason = "platform_fee" if target == money.FEES else "settlement"
+        amount = _amount_of(transfer, reason, source, target)
+        if not source.startswith("budget:"):
+            raise DomainError("a settlement is paid from budgets")
+        if target != money.FEES:
+            done[source, target] += amount
+    if done != expected:
+        raise DomainError("the lines of a settlement and its transfers differ")
+    earned: dict[UUID, int] = defaultdict(int)
+    for (_, friend_id), amount in said.items():
+        if amount:
+            earned[friend_id] += amount
+    return earned
+
+
+def _tariff(event: TariffSet) -> Tariff:
+    return Tariff(
+        version=event.tariff_version,
+        rate_micro_per_gb=event.rate_micro_per_gb,
+        fee_bp=event.fee_bp,
+        floor_bp=event.floor_bp,
+        plain_bp=event.plain_bp,
+        plain_income_cap_bp=event.plain_income_cap_bp,
+    )
