@@ -120,7 +120,7 @@ class TileBuilder:
 
     def __init__(self, sink: Callable[[Tile, bytes], None]) -> None:
         self.size = 0
-        self._sink = sink
+        self.sink = sink  # may be exchanged between two leaves
         self._full = merkle.Frontier()  # of full level 0 tiles
         self._bundle = bytearray()
         self._levels: list[list[bytes]] = [[]]  # the hashes of the last, partial tile of each level
@@ -131,13 +131,13 @@ class TileBuilder:
         self._levels[0].append(leaf if leaf is not None else merkle.leaf_hash(entry))
         self.size += 1
         if self.size % WIDTH == 0:
-            self._sink(Tile(ENTRIES, self.size // WIDTH - 1), bytes(self._bundle))
+            self.sink(Tile(ENTRIES, self.size // WIDTH - 1), bytes(self._bundle))
             self._bundle.clear()
             self._close(0)
 
     def _close(self, level: int) -> None:
         hashes = self._levels[level]
-        self._sink(Tile(level, (self.size >> (HEIGHT * (level + 1))) - 1), b"".join(hashes))
+        self.sink(Tile(level, (self.size >> (HEIGHT * (level + 1))) - 1), b"".join(hashes))
         root = merkle.root_of_hashes(hashes)
         hashes.clear()
         if level == 0:

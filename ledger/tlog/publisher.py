@@ -1,0 +1,244 @@
+"""Publisher: turns the ledger into a folder of tiles, entry bundles and a signed checkpoint.
+
+Invariants: a checkpoint is signed only for a tree that contains the tree of the last one in the folder; every file it
+needs is durable before it is written; an interrupted publication, repeated, gives the files of an uninterrupted one.
+Work is proportional to the new events; only the first publication of a process reads the ledger from the start, to
+hold it against what was published before.
+"""
+
+import fcntl
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+from uuid import UUID
+
+import structlog
+
+from ledger.aggregates.base import Aggregate
+from ledger.aggregates.tree import Tree
+from ledger.checkpoint import Checkpoint
+from ledger.events import Event, KeyAdded, StateRecorded, Transfer
+from ledger.ids import TREE_ID
+from ledger.keys import KeyPair
+from ledger.note import Note, NoteError, VerifierKey
+from ledger.tlog.files import make_folder, remove_tree, sweep_temporaries, write_atomic
+from ledger.tlog.tiles import HEIGHT, WIDTH, Tile, TileBuilder
+
+PAGE: Final = 1_000  # events read at once
+CHECKPOINT: Final = "checkpoint"
+VKEY: Final = "vkey"
+_LOCK: Final = ".lock"
+
+log = structlog.get_logger()
+
+
+class PublishRefused(Exception):
+    """Signing would fork the log, or the folder is not this log's. Nothing was signed. The message is for people."""
+
+
+class Entry(Protocol):
+    """One event of the ledger with its exact bytes."""
+
+    @property
+    def position(self) -> int: ...
+    @property
+    def event(self) -> Event: ...
+    @property
+    def data(self) -> bytes: ...
+
+
+class Entries(Protocol):
+    """What the publisher needs of the ledger."""
+
+    def read(self, start: int, limit: int) -> Sequence[Entry]: ...
+    def size(self) -> int: ...
+    def load_or_new(self, cls: type[Tree], aggregate_id: UUID) -> Tree: ...
+    def save(self, *aggregates: Aggregate) -> list[int]: ...
+
+
+@dataclass
+class _Head:
+    """What is known of the events taken so far."""
+
+    tiles: TileBuilder
+    tree: Tree
+    balances: dict[str, int] = field(default_factory=dict)
+    last_fact: int = -1  # position of the last event that is not a state leaf
+    covered: int = 0  # events that the last state leaf covers
+    log_keys: list[bytes] = field(default_factory=list)
+
+    def take(self, entry: Entry) -> None:
+        self.tiles.append(entry.data)
+        event = entry.event
+        if isinstance(event, StateRecorded):
+            self.covered = event.position
+            return
+        self.last_fact = entry.position
+        if isinstance(event, KeyAdded) and event.purpose == "log":
+            self.log_keys.append(event.public_key)
+        for transfer in transfers_of(event):
+            for posting in transfer.postings:
+                self.balances[posting.account] = self.balances.get(posting.account, 0) + posting.amount_micro
+
+
+def transfers_of(event: Event) -> tuple[Transfer, ...]:
+    """The movements of money that an event records."""
+    single: Transfer | None = getattr(event, "transfer", None)
+    if single is not None:
+        return (single,)
+    several: tuple[Transfer, ...] = getattr(event, "transfers", ())
+    return several
+
+
+class Publisher:
+    """One per process; processes exclude each other by a lock on the folder. Methods may be called from any thread."""
+
+    def __init__(self, ledger: Entries, folder: Path, log_key: KeyPair, origin: str) -> None:
+        """`origin` names the log: its public URL without the scheme. Raises NoteError when it cannot be a key name."""
+        self._ledger = ledger
+        self._folder = folder
+        self._key = log_key
+        self._origin = origin
+        self._vkey = VerifierKey(origin, log_key.public_key)
+        self._mutex = threading.Lock()
+        self._head: _Head | None = None
+        self._published: bytes | None = None  # the checkpoint file as this process last saw it
+
+    def publish(self, *, at_us: int) -> Checkpoint:
+        """Append a state leaf if there is anything new, write the tiles, then sign.
+
+        Raises PublishRefused when the ledger does not continue the published log, and what the ledger and the file
+        system raise; whatever is raised, calling again is safe.
+        """
+        with self._mutex, self._exclusive():
+            try:
+                if self._head is None or self._read(CHECKPOINT) != self._published:
+                    self._head = self._recover()
+                return self._advance(self._head, at_us)
+            except BaseException:
+                self._head = None  # tiles in memory may be ahead of the files
+                raise
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        make_folder(self._folder)
+        with open(self._folder / _LOCK, "wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                raise PublishRefused(f"another process is publishing to {self._folder}") from e
+            yield
+
+    def _advance(self, head: _Head, at_us: int) -> Checkpoint:
+        self._take(head, self._ledger.size())
+        if head.last_fact >= head.covered:
+            head.tree.record(position=head.tiles.size, balances=head.balances, at_us=at_us)
+            (position,) = self._ledger.save(head.tree)
+            self._take(head, position + 1)
+        for tile, data in head.tiles.partials():
+            self._put(tile.path, data)
+        checkpoint = Checkpoint(self._origin, head.tiles.size, head.tiles.root())
+        self._put(VKEY, f"{self._vkey}\n".encode())
+        note = checkpoint.sign(self._key)
+        self._put(CHECKPOINT, note)
+        self._published = note
+        return checkpoint
+
+    def _take(self, head: _Head, end: int) -> None:
+        """Fold and publish the full tiles of the events up to `end`."""
+        while (start := head.tiles.size) < end:
+            page = self._ledger.read(start, min(PAGE, end - start))
+            if not page:
+                raise PublishRefused(f"the ledger has no event at position {start}")
+            for entry in page:
+                if entry.position != head.tiles.size:
+                    raise PublishRefused(
+                        f"the ledger has no event at position {head.tiles.size}, but one at {entry.position}"
+                    )
+                head.take(entry)
+
+    def _recover(self) -> _Head:
+        """Hold the ledger against the published log, event by event, and mend files that were lost."""
+        sweep_temporaries(self._folder)
+        note = self._read(CHECKPOINT)
+        tree = self._ledger.load_or_new(Tree, TREE_ID)
+        head = _Head(TileBuilder(self._write_full), tree)
+        if note is not None:
+            last = self._parse(note)
+            size = self._ledger.size()
+            if size < last.size:
+                raise PublishRefused(
+                    f"the database is older than the published log: it holds {size} events, the last "
+                    f"checkpoint {last.size}; restore a newer backup"
+                )
+            damaged: list[str] = []
+            head.tiles.sink = lambda tile, data: self._compare(tile, data, damaged)
+            self._take(head, last.size)
+            if head.tiles.root() != last.root:
+                raise PublishRefused(
+                    f"the database is not the one the log was published from: its first {last.size} events "
+                    f"have another root than the last checkpoint"
+                )
+            self._must_be_ours(note, head.log_keys)
+            for tile, data in head.tiles.partials():
+                self._compare(tile, data, damaged)
+            if damaged:
+                log.warning("log.mending", files=len(damaged), first=damaged[0])
+                head = _Head(TileBuilder(self._write_full), tree)
+                self._take(head, last.size)
+            head.tiles.sink = self._write_full
+            self._drop_unsigned(last.size)
+        self._published = note
+        return head
+
+    def _parse(self, note: bytes) -> Checkpoint:
+        try:
+            last = Checkpoint.parse_text(Note.parse(note).text)
+        except NoteError as e:
+            raise PublishRefused(f"the published checkpoint is damaged: {e}") from e
+        if last.origin != self._origin:
+            raise PublishRefused(f"the folder holds the log {last.origin!r}, not {self._origin!r}")
+        return last
+
+    def _must_be_ours(self, note: bytes, log_keys: list[bytes]) -> None:
+        """The last checkpoint is signed by this key, or by one the log itself named before."""
+        keys = (self._vkey, *(VerifierKey(self._origin, k) for k in log_keys))
+        try:
+            Checkpoint.open(note, *keys)
+        except NoteError as e:
+            raise PublishRefused(f"the published checkpoint is not signed by this log: {e}") from e
+
+    def _read(self, path: str) -> bytes | None:
+        try:
+            return (self._folder / path).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _compare(self, tile: Tile, data: bytes, damaged: list[str]) -> None:
+        superseded = tile.width == WIDTH and (self._folder / f"{tile.full_path}.p").exists()
+        if superseded or self._read(tile.path) != data:
+            damaged.append(tile.path)
+
+    def _drop_unsigned(self, size: int) -> None:
+        """Remove partial tiles wider than the last checkpoint: an interrupted publication left them."""
+        level = -1
+        while (nodes := size >> (HEIGHT * max(level, 0))) or level < 1:
+            edge = self._folder / f"{Tile(level, nodes // WIDTH).full_path}.p"
+            for file in edge.iterdir() if edge.is_dir() else ():
+                if int(file.name) > nodes % WIDTH:
+                    file.unlink()
+            level += 1
+
+    def _write_full(self, tile: Tile, data: bytes) -> None:
+        """A full tile takes the place of its partial ones (c2sp.org/tlog-tiles, partial tiles)."""
+        self._put(tile.path, data)
+        partial = self._folder / f"{tile.full_path}.p"
+        if partial.exists():
+            remove_tree(partial)
+
+    def _put(self, path: str, data: bytes) -> None:
+        if self._read(path) != data:
+            write_atomic(self._folder / path, data)
