@@ -84,7 +84,7 @@ class Steering(Protocol):
         """
         ...
 
-    def session_slug(self, session_id: UUID) -> str | None:
+    async def session_slug(self, session_id: UUID) -> str | None:
         """The stream a live session belongs to; None for a session nobody opened or that has expired."""
         ...
 

@@ -1,0 +1,332 @@
+"""Who serves whom: sessions in memory, a node for each, and what the hub observes of plain players.
+
+Invariant: a segment URL at a node carries a ticket that stands in the log. What is only in memory here can be lost:
+a session is found again in the log, and its viewer keeps playing from the hub meanwhile.
+"""
+
+import asyncio
+import hmac
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from hub.authority import InPool
+from hub.keystore import KeyStore
+from ledger.aggregates.base import DomainError
+from ledger.aggregates.book import Book
+from ledger.aggregates.broadcast import Broadcast
+from ledger.aggregates.node import Node, NodeStatus
+from ledger.aggregates.session import Session
+from ledger.aggregates.stream import Stream
+from ledger.application import Conflict, Ledger, NotFound
+from ledger.ids import BOOK_ID, node_id
+from ledger.receipt import BITMAP_BITS, to_bitmap
+from ledger.services.delivery import DeliveryDesk
+from ledger.services.nodes import prefix_commitment
+from ledger.services.streams import load_stream
+from ledger.ticket import ViewerClass
+from relay.ports import Assignment, Unavailable
+
+log = structlog.get_logger()
+
+SESSION_IDLE_S: Final = 90.0
+MAX_SESSIONS: Final = 20_000
+AVOID_S: Final = 20.0  # a session that had to fetch from the hub is not sent to the same node for so long
+SUSPECT_S: Final = 10.0  # a node that failed two sessions is not given to anybody for so long
+SAMPLE: Final = 10  # one plain segment in ten comes from the hub
+RENEW_MARGIN: Final = 8  # segments before its end at which a ticket is renewed
+NODE_CACHE_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class LiveNode:
+    """A node that sent a heartbeat a moment ago."""
+
+    node_id: UUID
+    url: str
+    viewers: int
+
+
+@dataclass(slots=True)
+class _Viewing:
+    """One session as the hub sees it."""
+
+    slug: str
+    stream_id: UUID
+    viewer_class: ViewerClass
+    seen_s: float
+    rendition_id: UUID | None = None
+    node_id: UUID | None = None
+    assignment: Assignment | None = None
+    avoid: dict[UUID, float] = field(default_factory=dict)
+    polled: set[int] = field(default_factory=set)
+    fetched: set[int] = field(default_factory=set)
+    renewing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class LedgerSteering:
+    """Implements `relay.ports.Steering`. Lives on one event loop."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        desk: DeliveryDesk,
+        keys: KeyStore,
+        in_pool: InPool,
+        *,
+        now_us: Callable[[], int],
+        new_id: Callable[[], UUID],
+        rng: random.Random,
+    ) -> None:
+        self._ledger = ledger
+        self._desk = desk
+        self._keys = keys
+        self._in_pool = in_pool
+        self._now_us = now_us
+        self._new_id = new_id
+        self._rng = rng
+        self._sessions: dict[UUID, _Viewing] = {}
+        self._live: dict[UUID, LiveNode] = {}
+        self._complaints: dict[UUID, dict[UUID, float]] = {}  # node -> session -> when
+        self._may_fetch: dict[bytes, tuple[float, bool]] = {}
+
+    # --- sessions
+
+    async def open_session(self, slug: str, peer_ip: str) -> UUID | None:
+        return await self._open(slug, ViewerClass.PLAIN, b"", peer_ip)
+
+    async def open_signing_session(self, slug: str, viewer_key: bytes, peer_ip: str) -> UUID | None:
+        """A session for a page that signs its receipts with `viewer_key` (32 bytes). None: no such stream."""
+        return await self._open(slug, ViewerClass.SIGNING, viewer_key, peer_ip)
+
+    async def _open(self, slug: str, viewer_class: ViewerClass, key: bytes, peer_ip: str) -> UUID | None:
+        stream = await self._in_pool(load_stream, self._ledger, slug)
+        if stream is None:
+            return None
+        self._make_room()
+        session_id = self._new_id()
+        await self._in_pool(
+            self._desk.open_session,
+            session_id=session_id,
+            stream_id=stream.id,
+            viewer_class=viewer_class,
+            viewer_key=key,
+            prefix_commitment=prefix_commitment(
+                self._keys.network_salt, peer_ip, unique=session_id.bytes
+            ),
+            account_id=None,
+            at_us=self._now_us(),
+        )
+        self._sessions[session_id] = _Viewing(slug, stream.id, viewer_class, time.monotonic())
+        return session_id
+
+    def _make_room(self) -> None:
+        if len(self._sessions) >= MAX_SESSIONS:
+            oldest = min(self._sessions, key=lambda s: self._sessions[s].seen_s)
+            del self._sessions[oldest]
+
+    async def session_slug(self, session_id: UUID) -> str | None:
+        """The stream a session belongs to; None for a session nobody opened."""
+        viewing = self._sessions.get(session_id) or await self._in_pool(self._recall, session_id)
+        if viewing is None:
+            return None
+        viewing = self._sessions.setdefault(session_id, viewing)
+        viewing.seen_s = time.monotonic()
+        return viewing.slug
+
+    def _recall(self, session_id: UUID) -> _Viewing | None:
+        """A session opened before this process started."""
+        try:
+            session = self._ledger.load(Session, session_id)
+            if session.stream_id is None:
+                return None
+            stream = self._ledger.load(Stream, session.stream_id)
+        except NotFound:
+            return None
+        return _Viewing(stream.slug, stream.id, session.viewer_class, time.monotonic())
+
+    def viewers(self, slug: str) -> int:
+        """Sessions of the stream that asked for something in the last 15 s."""
+        since = time.monotonic() - 15
+        return sum(v.slug == slug and v.seen_s > since for v in self._sessions.values())
+
+    # --- nodes
+
+    def update_live_nodes(self, nodes: Sequence[LiveNode]) -> None:
+        """The nodes whose heartbeat is fresh, told about once a second."""
+        self._live = {n.node_id: n for n in nodes}
+
+    def _is_suspect(self, nid: UUID, now: float) -> bool:
+        complaints = self._complaints.get(nid, {})
+        recent = [at for at in complaints.values() if now - at < SUSPECT_S]
+        return len(recent) >= 2
+
+    async def assignment(
+        self, session_id: UUID, rendition_id: UUID, next_sequence: int
+    ) -> Assignment | None:
+        viewing = self._sessions.get(session_id)
+        if viewing is None:
+            return None
+        if self._still_good(viewing, rendition_id, next_sequence):
+            return viewing.assignment
+        async with viewing.renewing:
+            if self._still_good(viewing, rendition_id, next_sequence):
+                return viewing.assignment
+            viewing.assignment = viewing.node_id = None
+            await self._assign(session_id, viewing, rendition_id, next_sequence)
+            return viewing.assignment
+
+    def _still_good(self, viewing: _Viewing, rendition_id: UUID, next_sequence: int) -> bool:
+        if viewing.assignment is None or viewing.node_id is None or viewing.rendition_id != rendition_id:
+            return False
+        live = self._live.get(viewing.node_id)
+        now = time.monotonic()
+        return (
+            live is not None
+            and live.url == viewing.assignment.node_url
+            and viewing.node_id not in viewing.avoid
+            and not self._is_suspect(viewing.node_id, now)
+            and next_sequence + RENEW_MARGIN <= viewing.assignment.ticket.ticket.last_sequence
+        )
+
+    async def _assign(
+        self, session_id: UUID, viewing: _Viewing, rendition_id: UUID, next_sequence: int
+    ) -> None:
+        now = time.monotonic()
+        viewing.avoid = {n: until for n, until in viewing.avoid.items() if until > now}
+        candidates = [
+            n for n in self._live.values() if n.node_id not in viewing.avoid and not self._is_suspect(n.node_id, now)
+        ]
+        self._rng.shuffle(candidates)
+        for candidate in candidates[:3]:
+            try:
+                assignment = await self._in_pool(
+                    self._issue, session_id, viewing, candidate, rendition_id, next_sequence
+                )
+            except (Unavailable, Conflict, DomainError, NotFound) as e:
+                # The viewer is served by the hub until the next refresh: never an error in a playlist.
+                log.warning("no ticket issued", node=str(candidate.node_id), reason=str(e))
+                continue
+            if assignment is not None:
+                viewing.assignment, viewing.node_id = assignment, candidate.node_id
+                viewing.rendition_id = rendition_id
+                return
+
+    def _issue(
+        self,
+        session_id: UUID,
+        viewing: _Viewing,
+        candidate: LiveNode,
+        rendition_id: UUID,
+        next_sequence: int,
+    ) -> Assignment | None:
+        node = self._ledger.load(Node, candidate.node_id)
+        if node.status is not NodeStatus.ACTIVE:
+            return None
+        stream = self._ledger.load(Stream, viewing.stream_id)
+        if stream.broadcast_id is None:
+            return None
+        broadcast = self._ledger.load(Broadcast, stream.broadcast_id)
+        if broadcast.rendition_id != rendition_id:
+            return None
+        tariff = self._ledger.load_or_new(Book, BOOK_ID).tariff_version(viewing.stream_id)
+        signed = self._desk.issue_ticket(
+            hub_key=self._keys.ticket,
+            ticket_id=self._new_id(),
+            session_id=session_id,
+            node=node,
+            broadcast=broadcast,
+            first_sequence=max(broadcast.first_sequence, next_sequence - RENEW_MARGIN),
+            nonce=self._rng.choice(self._keys.nonces(rendition_id)),
+            tariff_version=tariff,
+            at_us=self._now_us(),
+        )
+        return Assignment(candidate.url, signed)
+
+    async def node_may_fetch(self, public_key: bytes) -> bool:
+        now = time.monotonic()
+        cached = self._may_fetch.get(public_key)
+        if cached is not None and now - cached[0] < NODE_CACHE_S:
+            return cached[1]
+        allowed = await self._in_pool(self._is_active, public_key)
+        if len(self._may_fetch) > 10_000:
+            self._may_fetch.clear()
+        self._may_fetch[public_key] = (now, allowed)
+        return allowed
+
+    def _is_active(self, public_key: bytes) -> bool:
+        try:
+            return self._ledger.load(Node, node_id(public_key)).status is NodeStatus.ACTIVE
+        except NotFound:
+            return False
+
+    # --- what the hub sees of a session
+
+    def pointed_at_hub(self, session_id: UUID, sequence: int) -> bool:
+        viewing = self._sessions.get(session_id)
+        if viewing is None or viewing.viewer_class is ViewerClass.SIGNING:
+            return False
+        mark = hmac.digest(
+            self._keys.steering_secret, session_id.bytes + sequence.to_bytes(8, "big"), "sha256"
+        )
+        return int.from_bytes(mark[:4], "big") % SAMPLE == 0
+
+    def observe_poll(self, session_id: UUID, sequences: Sequence[int]) -> None:
+        viewing = self._sessions.get(session_id)
+        if viewing is not None and viewing.viewer_class is ViewerClass.PLAIN:
+            viewing.polled.update(sequences)
+
+    def observe_fetch(self, session_id: UUID, sequence: int) -> None:
+        viewing = self._sessions.get(session_id)
+        if viewing is None:
+            return
+        viewing.seen_s = now = time.monotonic()
+        if self.pointed_at_hub(session_id, sequence):
+            viewing.fetched.add(sequence)
+        elif viewing.node_id is not None and self._was_assigned(viewing, sequence):
+            # The viewer came to the hub for a segment its node should have served: the node failed it.
+            viewing.avoid[viewing.node_id] = now + AVOID_S
+            self._complaints.setdefault(viewing.node_id, {})[session_id] = now
+
+    @staticmethod
+    def _was_assigned(viewing: _Viewing, sequence: int) -> bool:
+        return viewing.assignment is not None and viewing.assignment.ticket.ticket.covers(sequence)
+
+    async def record_observations(self) -> None:
+        """Write what was observed since the last call, and forget sessions that have gone."""
+        now = time.monotonic()
+        for session_id, viewing in list(self._sessions.items()):
+            if viewing.polled or viewing.fetched:
+                await self._record(session_id, viewing)
+            if now - viewing.seen_s > SESSION_IDLE_S and not (viewing.polled or viewing.fetched):
+                self._sessions.pop(session_id, None)
+        self._complaints = {
+            n: fresh
+            for n, sessions in self._complaints.items()
+            if (fresh := {s: at for s, at in sessions.items() if now - at < SUSPECT_S})
+        }
+
+    async def _record(self, session_id: UUID, viewing: _Viewing) -> None:
+        polled, fetched = viewing.polled, viewing.fetched
+        base = min(polled | fetched)
+        now_polled = {s for s in polled if s < base + BITMAP_BITS}
+        now_fetched = {s for s in fetched if s < base + BITMAP_BITS}
+        viewing.polled, viewing.fetched = polled - now_polled, fetched - now_fetched
+        try:
+            await self._in_pool(
+                self._desk.observe,
+                session_id,
+                base_sequence=base,
+                polled=to_bitmap(base, now_polled),
+                fetched_at_hub=to_bitmap(base, now_fetched),
+                at_us=self._now_us(),
+            )
+        except (Unavailable, Conflict) as e:
+            viewing.polled |= now_polled
+            viewing.fetched |= now_fetched
+            log.warning("observations not recorded yet", reason=str(e))
