@@ -23,6 +23,7 @@ class Aggregate:
     def __init__(self, aggregate_id: UUID) -> None:
         self._id = aggregate_id
         self.version = 0
+        self.torn = False  # true once `apply` or a save failed: the state may be no fold of any events; load again
         self._pending: list[Event] = []
 
     @property
@@ -35,7 +36,9 @@ class Aggregate:
 
     def trigger(self, event_class: type[E], *, at_us: int, **fields: Any) -> E:
         """Make the next event, apply it and keep it for saving."""
-        event = event_class(originator_id=self._id, originator_version=self.version + 1, at_us=at_us, **fields)
+        event = event_class(
+            originator_id=self._id, originator_version=self.version + 1, at_us=at_us, **fields
+        )
         self.mutate(event)
         self._pending.append(event)
         return event
@@ -46,7 +49,9 @@ class Aggregate:
                 f"{type(event).__name__} {event.originator_id}/{event.originator_version} does not follow "
                 f"{type(self).__name__} {self._id}/{self.version}"
             )
+        self.torn, torn = True, self.torn
         self.apply(event)
+        self.torn = torn
         self.version = event.originator_version
 
     def collect_events(self) -> list[Event]:

@@ -1,0 +1,203 @@
+"""The ledger: load an aggregate, decide, save; read the log in order.
+
+Invariants: what `save` returns is committed, all of it or none; a loaded aggregate is the fold of every event that
+was committed before the call; `read` never skips a position. One `Ledger` serves many threads and outlives restarts
+of the database.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Condition
+from time import monotonic
+from typing import Final, TypeVar, cast
+from uuid import UUID
+
+import psycopg.errors
+from eventsourcing import persistence
+
+from ledger.aggregates.base import Aggregate
+from ledger.events import Event, UnknownEventError, decode
+from ledger.store.cache import AggregateCache
+from ledger.store.database import Datastore
+from ledger.store.factory import Store
+from ledger.store.listener import Listener
+
+A = TypeVar("A", bound=Aggregate)
+
+READ_LIMIT_MAX: Final = 50_000
+_FOLD_PAGE: Final = 1_000
+_FALLBACK_POLL_S: Final = 1.0
+
+
+class Conflict(Exception):
+    """Somebody else's events came first. Load again and decide again."""
+
+
+class Unavailable(Exception):
+    """The database is away or too slow. Try again later; after a save, load first: it may have been recorded."""
+
+
+class NotFound(Exception):
+    """No aggregate has this id."""
+
+
+class LogGapError(Exception):
+    """The log does not hold the position that must come next: the database is damaged."""
+
+
+class StaleAggregateError(RuntimeError):
+    """A save or a command on this aggregate failed before. It must be loaded again, not saved again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One event of the log. `data` is its exact stored bytes, the leaf of the tree at `position`."""
+
+    position: int
+    event: Event
+    data: bytes
+
+
+class Ledger:
+    def __init__(self, database_url: str, *, schema: str = "crew_main") -> None:
+        """Connects when first used. Raises DatabaseUrlError."""
+        self._datastore = Datastore(database_url, schema)
+        self._store = Store(self._datastore)
+        self._cache = AggregateCache()
+        self._news = Condition()
+        self._generation = 0
+        self._listener: Listener | None = None
+
+    def load(self, cls: type[A], aggregate_id: UUID) -> A:
+        """The aggregate as of now. It belongs to the caller. Raises NotFound, Unavailable, UnknownEventError."""
+        aggregate = self._load(cls, aggregate_id)
+        if aggregate is None:
+            raise NotFound(f"no {cls.__name__.lower()} {aggregate_id}")
+        return aggregate
+
+    def load_or_new(self, cls: type[A], aggregate_id: UUID) -> A:
+        """As `load`, or a new one without events. Raises Unavailable, UnknownEventError."""
+        return self._load(cls, aggregate_id) or cls(aggregate_id)
+
+    def save(self, *aggregates: Aggregate) -> list[int]:
+        """Record what is pending in all of them, in one transaction. Returns the positions, in order.
+
+        Raises Conflict when another event came first, Unavailable when it is not known whether they were recorded,
+        StaleAggregateError when one of them has failed before. After any of these, load again.
+        """
+        for aggregate in aggregates:
+            if aggregate.torn:
+                raise StaleAggregateError(
+                    f"load {type(aggregate).__name__} {aggregate.id} again before saving it"
+                )
+        try:
+            with _translated():
+                recordings = self._store.save(*aggregates)
+        except BaseException:
+            for aggregate in aggregates:
+                aggregate.torn = True
+            raise
+        for aggregate in aggregates:
+            self._cache.put(aggregate)
+        return [recording.notification.id - 1 for recording in recordings]
+
+    def read(self, start: int, limit: int) -> list[Recorded]:
+        """Events from position `start` on, ascending and dense, at most `limit`; empty at the end of the log.
+
+        Raises UnknownEventError when the next event is of a type this program does not know (the events before it
+        are returned first), LogGapError, Unavailable.
+        """
+        if start < 0 or not 1 <= limit <= READ_LIMIT_MAX:
+            raise ValueError(f"start must not be negative and limit must be 1 to {READ_LIMIT_MAX}")
+        with _translated():
+            rows = self._store.recorder.select_rows(start, limit)
+        out: list[Recorded] = []
+        for expected, (position, topic, state) in enumerate(rows, start):
+            if position != expected:
+                raise LogGapError(f"position {expected} is missing from the log; the next is {position}")
+            try:
+                out.append(Recorded(position, decode(state, topic), state))
+            except UnknownEventError as e:
+                if out:
+                    return out
+                raise UnknownEventError(f"position {position}: {e}") from e
+        return out
+
+    def size(self) -> int:
+        """The number of events, which is the next position. Raises Unavailable."""
+        with _translated():
+            return self._store.recorder.size()
+
+    def position_of(self, originator_id: UUID, originator_version: int) -> int:
+        """Where in the log one event of an aggregate stands. Raises NotFound, Unavailable."""
+        with _translated():
+            position = self._store.recorder.position_of(originator_id, originator_version)
+        if position is None:
+            raise NotFound(f"no event {originator_version} of {originator_id}")
+        return position
+
+    def wait(self, size: int, timeout_s: float) -> int:
+        """Block until the log is longer than `size`, or the time is over. Returns its size. Raises Unavailable."""
+        deadline = monotonic() + timeout_s
+        self._start_listening()
+        while True:
+            with self._news:
+                seen = self._generation
+            now_size = self.size()
+            remaining_s = deadline - monotonic()
+            if now_size > size or remaining_s <= 0:
+                return now_size
+            with self._news:
+                # The poll covers the moments in which the listener is connecting.
+                if self._generation == seen:
+                    self._news.wait(min(remaining_s, _FALLBACK_POLL_S))
+
+    def close(self) -> None:
+        with self._news:
+            listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+        self._store.close()
+
+    def _load(self, cls: type[A], aggregate_id: UUID) -> A | None:
+        aggregate = self._cache.take(cls, aggregate_id)
+        project = cls.projector()
+        with _translated():
+            while True:
+                version = aggregate.version if aggregate is not None else 0
+                page = list(self._store.events.get(aggregate_id, gt=version, limit=_FOLD_PAGE))
+                aggregate = project(aggregate, cast("list[Event]", page))
+                if len(page) < _FOLD_PAGE:
+                    break
+        if aggregate is not None:
+            self._cache.put(aggregate)
+        return aggregate
+
+    def _start_listening(self) -> None:
+        with self._news:
+            if self._listener is None and not self._datastore.closed:
+                channel = self._store.recorder.channel_name
+                self._listener = Listener(self._datastore.listen_connection, channel, self._announce)
+
+    def _announce(self) -> None:
+        with self._news:
+            self._generation += 1
+            self._news.notify_all()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """The errors of the driver and the library as the ledger's own."""
+    try:
+        yield
+    except persistence.IntegrityError as e:
+        if isinstance(e.__cause__, psycopg.errors.UniqueViolation):
+            raise Conflict("somebody else's events came first") from e
+        raise
+    except (persistence.OperationalError, persistence.InterfaceError) as e:
+        raise Unavailable(f"the database is not available: {e}") from e
+    except persistence.InternalError as e:
+        if isinstance(e.__cause__, psycopg.errors.ReadOnlySqlTransaction):  # a standby, during a fail-over
+            raise Unavailable(f"the database is read-only for now: {e}") from e
+        raise

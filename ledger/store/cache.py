@@ -1,0 +1,60 @@
+"""Keeps folded aggregates between calls, so that a load reads only what is new.
+
+Invariant: an aggregate that is given out is held by nobody else, and its state is the fold of the first
+`aggregate.version` events of its stream: so two threads never share one, and a command that failed leaves no trace.
+"""
+
+import sys
+from collections import OrderedDict
+from threading import Lock
+from typing import Final, TypeVar
+from uuid import UUID
+
+from ledger.aggregates.base import Aggregate
+
+A = TypeVar("A", bound=Aggregate)
+
+CACHED_AGGREGATES_MAX: Final = 1024
+
+
+class _Entry:
+    __slots__ = ("aggregate", "version")
+
+    def __init__(self, aggregate: Aggregate) -> None:
+        self.aggregate = aggregate
+        self.version = aggregate.version
+
+
+class AggregateCache:
+    """The last used aggregates. Copying one (a delivery holds every credit of a broadcast) would cost more than the
+    command, so the cached object itself is lent: only when its reference count says that no caller still holds it, and
+    only when it is as it was recorded. Otherwise there is nothing to lend, and the caller folds its own."""
+
+    def __init__(self, maxsize: int = CACHED_AGGREGATES_MAX) -> None:
+        self._maxsize = maxsize
+        self._lock = Lock()
+        self._entries: OrderedDict[tuple[type[Aggregate], UUID], _Entry] = OrderedDict()
+
+    def take(self, cls: type[A], aggregate_id: UUID) -> A | None:
+        key = (cls, aggregate_id)
+        with self._lock:
+            entry = self._entries.get(key)
+            # Two references: the entry's own and getrefcount's argument.
+            if entry is None or sys.getrefcount(entry.aggregate) > 2:
+                return None
+            aggregate = entry.aggregate
+            if aggregate.torn or aggregate.version != entry.version:
+                del self._entries[key]
+                return None
+            self._entries.move_to_end(key)
+            assert isinstance(aggregate, cls)
+            return aggregate
+
+    def put(self, aggregate: Aggregate) -> None:
+        """Remember an aggregate all of whose events are recorded."""
+        key = (type(aggregate), aggregate.id)
+        with self._lock:
+            self._entries[key] = _Entry(aggregate)
+            self._entries.move_to_end(key)
+            if len(self._entries) > self._maxsize:
+                self._entries.popitem(last=False)

@@ -1,0 +1,40 @@
+"""Between domain events and stored rows.
+
+Invariant: the stored state is exactly `ledger.events.encode(event)`, nothing around it: those bytes are the leaf.
+"""
+
+from typing import Any, cast
+from uuid import UUID
+
+from eventsourcing.domain import DomainEventProtocol
+from eventsourcing.persistence import JSONTranscoder, Mapper, StoredEvent
+
+from ledger.events import Event, decode, encode, tag_of
+
+
+class CorruptRowError(ValueError):
+    """A row's columns and its bytes name different events."""
+
+
+class EventMapper(Mapper[UUID]):
+    """The library's mapper with the ledger's frozen encoding: no transcoder, no compression, no cipher."""
+
+    def __init__(self) -> None:
+        super().__init__(transcoder=JSONTranscoder())
+
+    def to_stored_event(self, domain_event: DomainEventProtocol[UUID]) -> StoredEvent:
+        event = cast("Event", domain_event)
+        return StoredEvent(event.originator_id, event.originator_version, tag_of(event), encode(event))
+
+    def to_domain_event(self, stored_event: StoredEvent) -> Any:
+        """Raises UnknownEventError, or CorruptRowError when the row is not about the event in its bytes."""
+        event = decode(stored_event.state, stored_event.topic)
+        if (event.originator_id, event.originator_version) != (
+            stored_event.originator_id,
+            stored_event.originator_version,
+        ):
+            raise CorruptRowError(
+                f"row {stored_event.originator_id}/{stored_event.originator_version} holds the bytes of "
+                f"{event.originator_id}/{event.originator_version}"
+            )
+        return event

@@ -1,0 +1,218 @@
+"""The append-only log in Postgres, as a recorder of the event sourcing library.
+
+Invariants: positions are dense, 0..n-1, in commit order, whatever fails and whoever dies; an append is all or nothing;
+an append that was reported as failed but did persist is recognised on the next attempt by its exact bytes, so that it
+is neither lost nor written twice. The library counts notifications from 1: notification id = position + 1.
+"""
+
+from collections.abc import Callable, Sequence
+from time import monotonic, sleep
+from typing import Any, Final, NamedTuple, TypeVar
+from uuid import UUID
+
+from eventsourcing.persistence import (
+    ApplicationRecorder,
+    IntegrityError,
+    InterfaceError,
+    ListenNotifySubscription,
+    Notification,
+    OperationalError,
+    StoredEvent,
+    Subscription,
+)
+from eventsourcing.postgres import PostgresApplicationRecorder
+from psycopg.rows import TupleRow, tuple_row
+from psycopg.sql import SQL, Composed, Identifier
+
+from ledger.store.database import Datastore
+from ledger.store.listener import Listener
+
+PATIENCE_S: Final = 5.0  # how long a call tries to reach the database before it gives up
+_PAUSE_S: Final = 0.1
+
+T = TypeVar("T")
+
+
+class Row(NamedTuple):
+    """One row of the log: the dense position, the event's tag and its exact bytes."""
+
+    position: int
+    topic: str
+    state: bytes
+
+
+class DenseRecorder(PostgresApplicationRecorder):
+    def __init__(self, datastore: Datastore, *, patience_s: float = PATIENCE_S) -> None:
+        super().__init__(datastore, events_table_name="events")
+        self.datastore: Datastore = datastore
+        self.patience_s = patience_s
+        self.channel_name = f"{datastore.schema}.events"
+        self.sql_create_statements = []  # the table belongs to the migrations
+        schema = Identifier(datastore.schema)
+        self._append_sql = SQL(
+            "SELECT {}.append_events(%b::uuid[], %b::bigint[], %b::text[], %b::bytea[])"
+        ).format(schema)
+        self._select_sql = SQL("SELECT {{}} FROM {}.events").format(schema).as_string()
+        self._size_sql = SQL("SELECT coalesce(max(position) + 1, 0) FROM {}.events").format(schema)
+        self._find_sql = SQL(
+            "SELECT e.position, e.topic, e.state FROM unnest(%b::uuid[], %b::bigint[]) WITH ORDINALITY"
+            " AS k(id, version, n) JOIN {}.events e ON e.originator_id = k.id AND e.originator_version = k.version"
+            " ORDER BY k.n"
+        ).format(schema)
+
+    # --- writing ---
+
+    def insert_events(self, stored_events: Sequence[StoredEvent], **_: Any) -> Sequence[int] | None:
+        """Append all or none; returns notification ids in the order given (None when there was nothing to do).
+
+        Raises IntegrityError when another event stands at one of the (originator, version) pairs, OperationalError or
+        InterfaceError when the database could not be reached in time: then it is not known whether they persisted.
+        """
+        if not stored_events:
+            return None
+        in_doubt = False
+
+        def attempt() -> int:
+            nonlocal in_doubt
+            try:
+                return self._append(stored_events)
+            except (OperationalError, InterfaceError):
+                in_doubt = True
+                raise
+            except IntegrityError:
+                position = self._find_recorded(stored_events) if in_doubt else None
+                if position is None:
+                    raise
+                return position
+
+        first = self._patiently(attempt)
+        return list(range(first + 1, first + 1 + len(stored_events)))
+
+    def _append(self, stored_events: Sequence[StoredEvent]) -> int:
+        columns = (
+            [e.originator_id for e in stored_events],
+            [e.originator_version for e in stored_events],
+            [e.topic for e in stored_events],
+            [e.state for e in stored_events],
+        )
+        return int(self._fetch(self._append_sql, columns)[0][0])
+
+    def _find_recorded(self, stored_events: Sequence[StoredEvent]) -> int | None:
+        """The position of the first, when exactly these events stand in the log, side by side, in this order."""
+        keys = ([e.originator_id for e in stored_events], [e.originator_version for e in stored_events])
+        rows = self._fetch(self._find_sql, keys)
+        first: int = rows[0][0] if rows else 0
+        wanted = [(first + i, e.topic, e.state) for i, e in enumerate(stored_events)]
+        return first if rows == wanted else None
+
+    # --- reading ---
+
+    def select_events(
+        self,
+        originator_id: UUID | str,
+        *,
+        gt: int | None = None,
+        lte: int | None = None,
+        desc: bool = False,
+        limit: int | None = None,
+    ) -> Sequence[StoredEvent]:
+        where: list[tuple[str, Any]] = [("originator_id = %s", originator_id)]
+        if gt is not None:
+            where.append(("originator_version > %s", gt))
+        if lte is not None:
+            where.append(("originator_version <= %s", lte))
+        order = f"originator_version {'DESC' if desc else 'ASC'}"
+        rows = self._select("originator_id, originator_version, topic, state", where, order, limit)
+        return [StoredEvent(*row) for row in rows]
+
+    def select_notifications(
+        self,
+        start: int | None,
+        limit: int,
+        stop: int | None = None,
+        topics: Sequence[str] = (),
+        *,
+        inclusive_of_start: bool = True,
+    ) -> Sequence[Notification]:
+        where: list[tuple[str, Any]] = []
+        if start is not None:
+            where.append(("position >= %s", start - 1 if inclusive_of_start else start))
+        if stop is not None:
+            where.append(("position < %s", stop))
+        if topics:
+            where.append(("topic = ANY(%s)", list(topics)))
+        columns = "originator_id, originator_version, topic, state, position + 1"
+        return [Notification(*row) for row in self._select(columns, where, "position", limit)]
+
+    def select_rows(self, start: int, limit: int) -> list[Row]:
+        """The log from position `start` on, ascending."""
+        columns = "position, topic, state"
+        return [Row(*row) for row in self._select(columns, [("position >= %s", start)], "position", limit)]
+
+    def position_of(self, originator_id: UUID, originator_version: int) -> int | None:
+        where = [("originator_id = %s", originator_id), ("originator_version = %s", originator_version)]
+        rows = self._select("position", where, "position", 1)
+        return int(rows[0][0]) if rows else None
+
+    def max_notification_id(self) -> int | None:
+        return self.size() or None
+
+    def size(self) -> int:
+        """The number of events, which is the next position."""
+        return int(self._patiently(lambda: self._fetch(self._size_sql, ()))[0][0])
+
+    def subscribe(
+        self, gt: int | None = None, topics: Sequence[str] = ()
+    ) -> Subscription[ApplicationRecorder]:
+        return DenseSubscription(self, gt=gt, topics=topics)
+
+    # --- plumbing ---
+
+    def _select(
+        self, columns: str, where: list[tuple[str, Any]], order: str, limit: int | None
+    ) -> Sequence[TupleRow]:
+        statement = self._select_sql.format(columns)
+        if where:
+            statement += " WHERE " + " AND ".join(condition for condition, _ in where)
+        statement += f" ORDER BY {order}"
+        params = [value for _, value in where]
+        if limit is not None:
+            statement += " LIMIT %s"
+            params.append(limit)
+        return self._patiently(lambda: self._fetch(SQL(statement).format(), params))
+
+    def _fetch(self, statement: Composed, params: Sequence[Any]) -> list[TupleRow]:
+        with (
+            self.datastore.get_connection() as connection,
+            connection.cursor(binary=True, row_factory=tuple_row) as cursor,
+        ):
+            return cursor.execute(statement, params, prepare=True).fetchall()
+
+    def _patiently(self, operation: Callable[[], T]) -> T:
+        """Try again after transient errors, for a bounded time; the last error is the caller's."""
+        deadline = monotonic() + self.patience_s
+        while True:
+            try:
+                return operation()
+            except (OperationalError, InterfaceError):
+                if self.datastore.closed or monotonic() >= deadline:
+                    raise
+            sleep(_PAUSE_S)
+            # After a restart of the server every idle connection is dead: replace them all at once.
+            self.datastore.pool.check()
+
+
+class DenseSubscription(ListenNotifySubscription[DenseRecorder]):
+    """The library's subscription, woken by a listener that outlives restarts of the database."""
+
+    def __init__(self, recorder: DenseRecorder, gt: int | None = None, topics: Sequence[str] = ()) -> None:
+        super().__init__(recorder=recorder, gt=gt, topics=topics)
+        self._listener = Listener(
+            recorder.datastore.listen_connection, recorder.channel_name, self._has_been_notified.set
+        )
+
+    def __exit__(self, *args: object, **kwargs: Any) -> None:
+        try:
+            super().__exit__(*args, **kwargs)
+        finally:
+            self._listener.close()
