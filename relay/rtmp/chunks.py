@@ -1,0 +1,175 @@
+"""RTMP chunk streams: messages cut into interleaved chunks and put together again (RTMP 1.0, section 5.3).
+
+Invariant: the messages that come out depend only on the bytes fed, never on how they were split over calls, and the
+bytes held back for unfinished chunks and messages never exceed `MAX_CHUNK_BYTES + 18` and `MAX_HELD_BYTES`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+DEFAULT_CHUNK_BYTES: Final = 128
+MAX_CHUNK_BYTES: Final = 1 << 20
+MAX_MESSAGE_BYTES: Final = 8 << 20  # a key frame of 4K at a very high quality is about 2 MiB
+MAX_HELD_BYTES: Final = 12 << 20  # unfinished messages over all chunk streams of a connection
+MAX_CHUNK_STREAMS: Final = 64  # encoders use four or five
+_EXTENDED: Final = 0xFFFFFF
+
+
+class RtmpError(Exception):
+    """The peer broke the protocol; the text says how and may be shown to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    type_id: int
+    timestamp: int  # ms, modulo 2**32
+    stream_id: int
+    payload: bytes
+
+
+@dataclass(slots=True)
+class _ChunkStream:
+    timestamp: int = 0
+    stamp: int = 0  # the last timestamp field: a delta, or after format 0 the timestamp itself
+    extended: bool = False
+    length: int = 0
+    type_id: int = 0
+    stream_id: int = 0
+    payload: bytearray = field(default_factory=bytearray)
+    open: bool = False  # a message has begun and is not complete
+
+
+class ChunkReader:
+    """Bytes in (`feed`), messages out (`next`)."""
+
+    def __init__(self) -> None:
+        self.chunk_bytes = DEFAULT_CHUNK_BYTES
+        self.consumed = 0  # bytes of complete chunks, for acknowledgements
+        self._buffer = bytearray()
+        self._pos = 0
+        self._streams: dict[int, _ChunkStream] = {}
+        self._held = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes kept for chunks and messages that are not complete."""
+        return len(self._buffer) - self._pos + self._held
+
+    def feed(self, data: bytes) -> None:
+        if self._pos:
+            del self._buffer[: self._pos]
+            self._pos = 0
+        self._buffer += data
+
+    def set_chunk_bytes(self, size: int) -> None:
+        if not 1 <= size <= MAX_CHUNK_BYTES:
+            raise RtmpError(f"chunk size {size} is outside 1 to {MAX_CHUNK_BYTES}")
+        self.chunk_bytes = size
+
+    def abort(self, chunk_stream_id: int) -> None:
+        """Forget the unfinished message of a chunk stream (protocol control message 2)."""
+        stream = self._streams.get(chunk_stream_id)
+        if stream is not None and stream.open:
+            self._held -= len(stream.payload)
+            stream.payload.clear()
+            stream.open = False
+
+    def next(self) -> Message | None:
+        """The next complete message, or None until more bytes are fed. Raises RtmpError."""
+        while True:
+            chunk = self._chunk()
+            if chunk is None:
+                return None
+            stream, body, end = chunk
+            self.consumed += end - self._pos
+            self._pos = end
+            if len(body) == stream.length:  # the whole message in one chunk: no copy through the bytearray
+                stream.open = False
+                return Message(stream.type_id, stream.timestamp, stream.stream_id, body)
+            stream.payload += body
+            stream.open = True
+            self._held += len(body)
+            if self._held > MAX_HELD_BYTES:
+                raise RtmpError(f"more than {MAX_HELD_BYTES} bytes of unfinished messages")
+            if len(stream.payload) == stream.length:
+                payload = bytes(stream.payload)
+                self._held -= stream.length
+                stream.payload.clear()
+                stream.open = False
+                return Message(stream.type_id, stream.timestamp, stream.stream_id, payload)
+
+    def _chunk(self) -> tuple[_ChunkStream, bytes, int] | None:
+        """One whole chunk: its stream with the header applied, its body, and where it ends. None when cut short."""
+        buffer, pos, size = self._buffer, self._pos, len(self._buffer)
+        if pos >= size:
+            return None
+        fmt, chunk_stream_id = buffer[pos] >> 6, buffer[pos] & 0x3F
+        pos += 1
+        if chunk_stream_id == 0:
+            if pos >= size:
+                return None
+            chunk_stream_id = buffer[pos] + 64
+            pos += 1
+        elif chunk_stream_id == 1:
+            if pos + 2 > size:
+                return None
+            chunk_stream_id = buffer[pos] + 64 + (buffer[pos + 1] << 8)
+            pos += 2
+        header_bytes = (11, 7, 3, 0)[fmt]
+        if pos + header_bytes > size:
+            return None
+        stream = self._streams.get(chunk_stream_id)
+        if stream is None:
+            if fmt > 1:  # librtmp opens chunk stream 2 with format 1; 2 and 3 have nothing to continue
+                raise RtmpError(f"chunk stream {chunk_stream_id} starts with a format {fmt} header")
+            if len(self._streams) >= MAX_CHUNK_STREAMS:
+                raise RtmpError(f"more than {MAX_CHUNK_STREAMS} chunk streams")
+            stream = _ChunkStream()
+        stamp, length, type_id, stream_id = stream.stamp, stream.length, stream.type_id, stream.stream_id
+        extended = stream.extended
+        if fmt < 3:
+            stamp = int.from_bytes(buffer[pos : pos + 3], "big")
+            extended = stamp == _EXTENDED
+            if fmt < 2:
+                length, type_id = int.from_bytes(buffer[pos + 3 : pos + 6], "big"), buffer[pos + 6]
+            if fmt == 0:
+                stream_id = int.from_bytes(buffer[pos + 7 : pos + 11], "little")
+            pos += header_bytes
+        if extended:
+            if pos + 4 > size:
+                return None
+            value = int.from_bytes(buffer[pos : pos + 4], "big")
+            # Some encoders leave the field out of format 3 chunks; it repeats the one before, so one can tell.
+            if fmt < 3 or value == stream.stamp:
+                stamp = value
+                pos += 4
+        begins = not stream.open
+        if not begins and fmt < 3:
+            raise RtmpError(f"chunk stream {chunk_stream_id} starts a message inside another")
+        if length > MAX_MESSAGE_BYTES:
+            raise RtmpError(f"a message of {length} bytes; at most {MAX_MESSAGE_BYTES} are accepted")
+        body_bytes = min(self.chunk_bytes, length - len(stream.payload))
+        end = pos + body_bytes
+        if end > size:
+            return None
+        if begins:
+            stream.timestamp = stamp if fmt == 0 else (stream.timestamp + stamp) & 0xFFFFFFFF
+        stream.stamp, stream.extended = stamp, extended
+        stream.length, stream.type_id, stream.stream_id = length, type_id, stream_id
+        self._streams[chunk_stream_id] = stream
+        return stream, bytes(buffer[pos:end]), end
+
+
+def write_message(chunk_stream_id: int, message: Message, chunk_bytes: int) -> bytes:
+    """A message as a format 0 chunk and format 3 continuations. Chunk stream ids 2 to 63."""
+    payload, stamp = message.payload, message.timestamp
+    extended = stamp >= _EXTENDED
+    tail = stamp.to_bytes(4, "big") if extended else b""
+    out = bytearray((chunk_stream_id,))
+    out += min(stamp, _EXTENDED).to_bytes(3, "big") + len(payload).to_bytes(3, "big")
+    out += bytes((message.type_id,)) + message.stream_id.to_bytes(4, "little") + tail
+    out += payload[:chunk_bytes]
+    for start in range(chunk_bytes, len(payload), chunk_bytes):
+        out.append(0xC0 | chunk_stream_id)
+        out += tail + payload[start : start + chunk_bytes]
+    return bytes(out)
