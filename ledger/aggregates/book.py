@@ -57,9 +57,7 @@ class Book(Aggregate):
         self.reservations: dict[tuple[UUID, int], Reservation] = {}  # (batch, line)
         self._tariffs: dict[UUID, list[TariffSet]] = {}
         self._references: dict[str, tuple[str, UUID, int]] = {}  # reference -> (kind, stream, amount)
-        self._page: tuple[type[Event], int, int] | None = (
-            None  # (event, epoch, page): its next page must follow
-        )
+        self._page: _NextPage | None = None  # while the pages of an epoch are not complete
 
     # --- reading
 
@@ -85,6 +83,11 @@ class Book(Aggregate):
     def tariff_version(self, stream_id: UUID) -> int:
         """The newest version set, effective or not; 0 when there is none."""
         return len(self._tariffs.get(stream_id, ()))
+
+    def newest_tariff(self, stream_id: UUID) -> Tariff | None:
+        """The last one set, effective or not."""
+        known = self._tariffs.get(stream_id)
+        return _tariff(known[-1]) if known else None
 
     # --- commands
 

@@ -1,0 +1,370 @@
+"""CreditIndex: which credits an epoch settles, folded from the log and from nothing else.
+
+Invariant: two folds of the same log prefix give the same credits for the same epoch and log range. Nothing is taken
+out by asking; only an `EpochSettled` in the log marks credits as settled. So the hub that settles and the auditor who
+checks use this one class, and a settlement that was not saved leaves no trace here.
+
+Rules that the log alone decides:
+- A credit is *late* when the newest segment its receipt claims was published (by PROGRAM-DATE-TIME) in an earlier
+  epoch than the one that settles it.
+- Claims for plain players count, per node, stream and UTC day of the ticket's issue, up to
+  min(plain_sample_factor x segments the hub saw fetched at itself, segments the hub saw polled). The bound is
+  cumulative: a claim that comes before its observation waits for it and is settled with it.
+- `plain_sample_factor` is the one in force at the end of the settled range.
+"""
+
+import hashlib
+from bisect import bisect_left
+from collections import defaultdict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Final
+from uuid import UUID
+
+from ledger.events import (
+    CrewFounded,
+    EpochSettled,
+    Event,
+    NodeJoined,
+    SegmentsPublished,
+    SegmentsServed,
+    SessionObserved,
+    SettingsChanged,
+    TicketIssued,
+)
+from ledger.money import part_of
+from ledger.receipt import BITMAP_BITS, SIGNED_BYTES, SignedReceipt
+from ledger.settings import Settings
+from ledger.settlement import Credit
+from ledger.ticket import BODY_BYTES, DOMAIN, Ticket, ViewerClass
+from ledger.verdict import Verdict
+
+DAY_US: Final = 86_400 * 1_000_000
+
+
+class BrokenLogError(ValueError):
+    """The log credits something that it does not contain. Names the position."""
+
+
+@dataclass(slots=True)
+class _Ticket:
+    stream_id: UUID
+    node_id: UUID
+    friend_id: UUID
+    session_id: UUID
+    rendition_id: UUID
+    plain: bool
+    first: int
+    last: int
+    day: int
+    settle_by_us: int
+    polled: int = 0  # bit i: segment first + i was listed to the player
+    fetched: int = 0  # bit i: the hub saw it fetched
+
+    @property
+    def pool(self) -> "_PoolKey":
+        return _PoolKey(self.stream_id, self.node_id, self.friend_id, self.day)
+
+
+@dataclass(frozen=True, slots=True)
+class _PoolKey:
+    stream_id: UUID
+    node_id: UUID
+    friend_id: UUID
+    day: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """Accepted units of one receipt."""
+
+    pool: _PoolKey
+    plain: bool
+    published_epoch: int
+    units: int
+    credited_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What an observation newly says about one ticket."""
+
+    pool: _PoolKey
+    polled: int
+    fetched: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Fact:
+    position: int
+    epoch: int  # of the event that states it
+    what: _Claim | _Seen
+
+
+@dataclass(slots=True)
+class _Pool:
+    """Plain claims of one node for one stream and day: what was seen, what is paid, what waits (oldest first)."""
+
+    polled: int = 0
+    fetched: int = 0
+    paid: int = 0
+    waiting: list[_Claim] = field(default_factory=list)
+
+
+class CreditIndex:
+    def __init__(self) -> None:
+        self.position = 0  # the next log position to apply
+        self.next_epoch = 0
+        self.settled_to = 0
+        self._genesis_us = 0
+        self._epoch_us = 0  # 0 until the crew is founded
+        self._friends: dict[UUID, UUID] = {}  # node -> friend
+        self._tickets: dict[bytes, _Ticket] = {}
+        self._plain_tickets: dict[UUID, list[_Ticket]] = defaultdict(
+            list
+        )  # session -> its tickets, oldest first
+        self._published: dict[
+            UUID, list[tuple[int, int]]
+        ] = {}  # rendition -> (last sequence, epoch), ascending
+        self._factors: list[tuple[int, int]] = [(0, Settings().plain_sample_factor)]  # (position, factor)
+        self._runs: list[tuple[int, int]] = []  # (position, epoch) wherever the epoch of events changes
+        self._facts: deque[_Fact] = deque()  # not settled yet
+        self._pools: dict[_PoolKey, _Pool] = {}
+
+    # --- folding
+
+    def apply(self, position: int, event: Event) -> None:
+        """Fold the event at `position`; positions must follow each other from 0."""
+        if position != self.position:
+            raise ValueError(f"position {position} does not follow; {self.position} does")
+        if isinstance(event, CrewFounded):
+            self._genesis_us, self._epoch_us = event.genesis_us, event.epoch_length_s * 1_000_000
+        epoch = self.epoch_of(event.at_us)
+        if not self._runs or self._runs[-1][1] != epoch:
+            self._runs.append((position, epoch))
+        match event:
+            case SegmentsServed():
+                self._apply_served(position, epoch, event)
+            case TicketIssued():
+                self._apply_ticket(position, event)
+            case SessionObserved():
+                self._apply_observed(position, epoch, event)
+            case SegmentsPublished():
+                self._apply_published(event)
+            case NodeJoined():
+                self._friends[event.originator_id] = event.friend_id
+            case SettingsChanged():
+                self._factors.append((position, Settings().changed(event.settings).plain_sample_factor))
+            case EpochSettled() if event.page == event.pages:
+                self._apply_settled(event)
+            case _:
+                pass
+        self.position = position + 1
+
+    def _apply_ticket(self, position: int, event: TicketIssued) -> None:
+        body = event.ticket[:BODY_BYTES]
+        ticket = Ticket.decode_body(body)
+        friend_id = self._friends.get(event.node_id)
+        if friend_id is None:
+            raise BrokenLogError(f"position {position}: a ticket for a node that never joined")
+        known = _Ticket(
+            stream_id=ticket.stream_id,
+            node_id=event.node_id,
+            friend_id=friend_id,
+            session_id=ticket.session_id,
+            rendition_id=ticket.rendition_id,
+            plain=ticket.viewer_class is ViewerClass.PLAIN,
+            first=ticket.first_sequence,
+            last=ticket.last_sequence,
+            day=event.at_us // DAY_US,
+            settle_by_us=ticket.settle_by_s * 1_000_000,
+        )
+        self._tickets[hashlib.sha256(DOMAIN + body).digest()] = known
+        if known.plain:
+            self._plain_tickets[known.session_id].append(known)
+
+    def _apply_served(self, position: int, epoch: int, event: SegmentsServed) -> None:
+        for i, judged in enumerate(event.judged):
+            if judged.verdict != Verdict.ACCEPTED:
+                continue
+            signed = SignedReceipt.decode(event.receipts[i * SIGNED_BYTES : (i + 1) * SIGNED_BYTES])
+            ticket = self._tickets.get(signed.receipt.ticket_hash)
+            if ticket is None:
+                raise BrokenLogError(
+                    f"position {position}: receipt {i} credits a ticket that was never issued"
+                )
+            newest = max(signed.receipt.sequences(), default=ticket.first)
+            claim = _Claim(
+                pool=ticket.pool,
+                plain=ticket.plain,
+                published_epoch=self._epoch_published(ticket.rendition_id, newest, epoch),
+                units=judged.units,
+                credited_bytes=judged.credited_bytes,
+            )
+            self._facts.append(_Fact(position, epoch, claim))
+
+    def _apply_observed(self, position: int, epoch: int, event: SessionObserved) -> None:
+        """Each sequence counts once, for the newest ticket of the session that covers it."""
+        tickets = [
+            t
+            for t in reversed(self._plain_tickets.get(event.session_id, []))
+            if t.first - BITMAP_BITS < event.base_sequence <= t.last
+        ]
+        polled = int.from_bytes(event.polled, "little")
+        fetched = int.from_bytes(event.fetched_at_hub, "little")
+        for t in tickets:
+            polled &= ~_shift(t.polled, t.first - event.base_sequence)
+            fetched &= ~_shift(t.fetched, t.first - event.base_sequence)
+        for t in tickets:
+            offset = t.first - event.base_sequence
+            window = _shift((1 << (t.last - t.first + 1)) - 1, offset)
+            mine = _Seen(t.pool, (polled & window).bit_count(), (fetched & window).bit_count())
+            t.polled |= _shift(polled & window, -offset)
+            t.fetched |= _shift(fetched & window, -offset)
+            polled, fetched = polled & ~window, fetched & ~window
+            if mine.polled or mine.fetched:
+                self._facts.append(_Fact(position, epoch, mine))
+
+    def _apply_published(self, event: SegmentsPublished) -> None:
+        marks = self._published.setdefault(event.rendition_id, [])
+        for segment in event.segments:
+            epoch = self.epoch_of(segment.program_us)
+            if marks and epoch <= marks[-1][1]:
+                marks[-1] = (segment.sequence, marks[-1][1])
+            else:
+                marks.append((segment.sequence, epoch))
+
+    def _apply_settled(self, event: EpochSettled) -> None:
+        _, self._pools = self._close(event.epoch, event.log_to)
+        while self._facts and self._facts[0].position < event.log_to:
+            self._facts.popleft()
+        self._factors = [(0, self._factor(event.log_to))] + [f for f in self._factors if f[0] >= event.log_to]
+        first_run = max(0, bisect_left(self._runs, (event.log_to + 1, -1)) - 1)
+        self._runs = self._runs[first_run:]
+        self.next_epoch, self.settled_to = event.epoch + 1, event.log_to
+        self._forget_before(self._start_us(event.epoch) - DAY_US)
+
+    def _forget_before(self, time_us: int) -> None:
+        """Drop tickets that can bring no more receipts, and with the last ticket of a day its pools."""
+        over = [h for h, t in self._tickets.items() if t.settle_by_us < time_us]
+        if not over:
+            return
+        for ticket_hash in over:
+            ticket = self._tickets.pop(ticket_hash)
+            if ticket.plain:
+                left = [t for t in self._plain_tickets.get(ticket.session_id, []) if t is not ticket]
+                if left:
+                    self._plain_tickets[ticket.session_id] = left
+                else:
+                    self._plain_tickets.pop(ticket.session_id, None)
+        live = {t.pool for tickets in self._plain_tickets.values() for t in tickets}
+        live.update(f.what.pool for f in self._facts)
+        self._pools = {key: pool for key, pool in self._pools.items() if key in live}
+
+    # --- asking
+
+    def epoch_of(self, at_us: int) -> int:
+        return max(0, (at_us - self._genesis_us) // self._epoch_us) if self._epoch_us else 0
+
+    def due(self, at_us: int) -> tuple[int, int] | None:
+        """(epoch, log_to) of the settlement to make now, or None.
+
+        Epochs that are over and have nothing to settle are passed over: the next one with a credit is taken, or the
+        last that is over. `log_to` is the first position whose event is of a later epoch, else the end of the log.
+        An event from the future (a clock set wrong) ends no epoch.
+        """
+        now = self.epoch_of(at_us)
+        if not self._epoch_us or now <= self.next_epoch:
+            return None
+        epoch = now - 1
+        if self._facts:
+            epoch = min(max(self._facts[0].epoch, self.next_epoch), epoch)
+        starts = [start for start, _ in self._runs[1:]] + [self.position]
+        for (start, of), end in zip(self._runs, starts, strict=True):
+            first = max(start, self.settled_to)
+            if first < end and epoch < of <= now:
+                return epoch, first
+        return epoch, self.position
+
+    def credits(self, epoch: int, log_to: int) -> list[Credit]:
+        """What a settlement of `epoch` that reads the log up to `log_to` has to pay. Changes nothing."""
+        return self._close(epoch, log_to)[0]
+
+    def _close(self, epoch: int, log_to: int) -> tuple[list[Credit], dict[_PoolKey, _Pool]]:
+        found: dict[tuple[_PoolKey, bool, bool], list[int]] = defaultdict(lambda: [0, 0])
+
+        def add(claim: _Claim) -> None:
+            total = found[replace(claim.pool, day=0), claim.plain, claim.published_epoch < epoch]
+            total[0] += claim.units
+            total[1] += claim.credited_bytes
+
+        touched: dict[_PoolKey, _Pool] = {}
+        for fact in self._facts:
+            if fact.position >= log_to:
+                break
+            if isinstance(fact.what, _Claim) and not fact.what.plain:
+                add(fact.what)
+                continue
+            key = fact.what.pool
+            if key not in touched:
+                known = self._pools.get(key, _Pool())
+                touched[key] = replace(known, waiting=list(known.waiting))
+            _add_to_pool(touched[key], fact.what)
+        factor = self._factor(log_to)
+        for pool in touched.values():
+            for claim in _payable(pool, factor):
+                add(claim)
+        credits = [
+            Credit(
+                stream_id=key.stream_id,
+                node_id=key.node_id,
+                friend_id=key.friend_id,
+                plain=plain,
+                late=late,
+                units=units,
+                credited_bytes=credited_bytes,
+            )
+            for (key, plain, late), (units, credited_bytes) in found.items()
+        ]
+        return credits, self._pools | touched
+
+    def _factor(self, log_to: int) -> int:
+        return [factor for position, factor in self._factors if position < log_to or position == 0][-1]
+
+    def _start_us(self, epoch: int) -> int:
+        return self._genesis_us + epoch * self._epoch_us
+
+    def _epoch_published(self, rendition_id: UUID, sequence: int, otherwise: int) -> int:
+        marks = self._published.get(rendition_id, [])
+        i = bisect_left(marks, (sequence, -1))
+        return marks[i][1] if i < len(marks) else otherwise
+
+
+def _shift(bits: int, by: int) -> int:
+    return bits << by if by >= 0 else bits >> -by
+
+
+def _add_to_pool(pool: _Pool, what: _Claim | _Seen) -> None:
+    if isinstance(what, _Claim):
+        pool.waiting.append(what)
+    else:
+        pool.polled += what.polled
+        pool.fetched += what.fetched
+
+
+def _payable(pool: _Pool, factor: int) -> Iterable[_Claim]:
+    """Take from the waiting claims, oldest first, what the observations allow."""
+    allowed = min(factor * pool.fetched, pool.polled) - pool.paid
+    while pool.waiting and allowed > 0:
+        claim = pool.waiting[0]
+        units = min(claim.units, allowed)
+        taken = replace(claim, units=units, credited_bytes=part_of(claim.credited_bytes, units, claim.units))
+        if units == claim.units:
+            pool.waiting.pop(0)
+        else:
+            pool.waiting[0] = replace(
+                claim, units=claim.units - units, credited_bytes=claim.credited_bytes - taken.credited_bytes
+            )
+        pool.paid += units
+        allowed -= units
+        yield taken

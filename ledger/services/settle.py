@@ -1,0 +1,85 @@
+"""Settle the epochs that are over; release the earnings whose hold is over.
+
+Invariant: each epoch is settled once and each hold released once, whoever runs this, however often and wherever it
+dies: all pages of a settlement are one save against the Book's version, and what the Book says is done is done.
+"""
+
+from typing import Final
+
+import structlog
+
+from ledger.aggregates.book import Book
+from ledger.application import Conflict, Ledger
+from ledger.ids import BOOK_ID
+from ledger.services.credit_index import BrokenLogError, CreditIndex
+from ledger.services.retry import until_saved
+from ledger.settlement import Page, pages, settle
+
+__all__ = ["BrokenLogError", "CreditIndex", "catch_up", "draft", "release_due_holds", "settle_due_epochs"]
+
+PAGE_EVENTS: Final = 2_000
+
+log = structlog.get_logger()
+
+
+def catch_up(ledger: Ledger, index: CreditIndex) -> None:
+    """Fold everything that is in the log and not yet in the index."""
+    while recorded := ledger.read(index.position, PAGE_EVENTS):
+        for entry in recorded:
+            index.apply(entry.position, entry.event)
+
+
+def draft(index: CreditIndex, book: Book, *, epoch: int, log_to: int) -> list[Page]:
+    """The pages that settle `epoch`: what the hub records, and what an auditor expects to find recorded.
+
+    `index` has folded the log at least to `log_to`, `book` is the book just before this settlement.
+    """
+    credits = index.credits(epoch, log_to)
+    streams = {credit.stream_id for credit in credits}
+    tariffs = {s: tariff for s in streams if (tariff := book.tariff(s, epoch)) is not None}
+    return pages(settle(credits, tariffs, {s: book.budget(s) for s in streams}))
+
+
+def settle_due_epochs(ledger: Ledger, *, at_us: int, index: CreditIndex | None = None) -> list[int]:
+    """Settle all epochs that ended at or before `at_us`; returns those settled now, ascending.
+
+    Keep one `index` between calls: then only new events are read. Without it the whole log is.
+    Raises Unavailable (try again) and BrokenLogError (the log credits what it does not contain).
+    """
+    known = index if index is not None else CreditIndex()
+    settled: list[int] = []
+    while (epoch := until_saved(lambda: _settle_next(ledger, known, at_us))) is not None:
+        settled.append(epoch)
+    return settled
+
+
+def _settle_next(ledger: Ledger, index: CreditIndex, at_us: int) -> int | None:
+    book = ledger.load_or_new(Book, BOOK_ID)
+    catch_up(ledger, index)
+    due = index.due(at_us)
+    if due is None:
+        return None
+    if (index.next_epoch, index.settled_to) != (book.next_epoch, book.settled_to):
+        raise Conflict("another settlement came between loading the book and reading the log")
+    epoch, log_to = due
+    drafted = draft(index, book, epoch=epoch, log_to=log_to)
+    book.settle_epoch(epoch, log_to=log_to, pages=drafted, at_us=at_us)
+    ledger.save(book)
+    lines = [line for page in drafted for line in page.lines]
+    log.info("epoch settled", epoch=epoch, lines=len(lines), paid_micro=sum(x.amount_micro for x in lines))
+    return epoch
+
+
+def release_due_holds(ledger: Ledger, *, hold_s: int, at_us: int) -> list[int]:
+    """Make available what was settled at least `hold_s` seconds ago; returns the epochs released now."""
+
+    def attempt() -> list[int]:
+        book = ledger.load_or_new(Book, BOOK_ID)
+        due = [e for e, hold in sorted(book.holds.items()) if hold.settled_us + hold_s * 1_000_000 <= at_us]
+        for epoch in due:
+            book.release_hold(epoch, at_us=at_us)
+        if due:
+            ledger.save(book)
+        return due
+
+    return until_saved(attempt)
