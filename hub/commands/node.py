@@ -1,0 +1,258 @@
+"""`streamrp2p node`: join a crew and carry its stream. Runs on the plain install, without any of the hub's packages.
+
+Invariant: what is printed on stdout is data (or, with --json, one JSON object); an error says what to do next.
+"""
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
+
+import httpx2
+import msgspec
+import typer
+
+from hub.logs import configure_logging
+from hub.settings import load_settings
+from ledger.request import sign_request
+from relay.node.hub_client import HubError
+from relay.node.identity import IdentityError, Profile, load_or_create_key, load_profile, load_running
+from relay.node.service import MIB, Options, join, serve
+
+app = typer.Typer(
+    help="Join a crew and carry its stream (for friends).",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_T = TypeVar("_T")
+_EXIT_BY_STATUS: Final = {401: 3, 403: 3, 404: 4, 410: 4}
+MAX_STATUS_BYTES: Final = 256 * 1024
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir", help="Where the node's key and receipts are kept (default: STREAMRP2P_DATA_DIR)."
+    ),
+]
+Name = Annotated[
+    str | None, typer.Option(help="What the crew calls this node (default: this computer's name).")
+]
+Port = Annotated[int, typer.Option(min=1, max=65_535, help="TCP port viewers reach this node on.")]
+PublicUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="How viewers reach this node, such as https://me.example.org (default: seen by the hub)."
+    ),
+]
+CacheMib = Annotated[int, typer.Option(min=16, max=65_536, help="Memory for segments, in MiB.")]
+UploadLimit = Annotated[float | None, typer.Option(min=0.1, help="At most this many Mbit/s upload.")]
+SendInterval = Annotated[float, typer.Option(min=0.2, max=60, help="Seconds between batches of receipts.")]
+Host = Annotated[str, typer.Option(help="Address to listen on (default: all).")]
+AnyPort = Annotated[
+    int | None,
+    typer.Option(min=0, max=65_535, help="Listen on this port (default: as joined, 8100; 0: any free)."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+class NodeError(Exception):
+    """Shown to the friend as it is."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@app.command("join")
+def join_command(
+    hub_url: Annotated[str, typer.Argument(help="The hub, such as https://live.example.org")],
+    code: Annotated[str, typer.Argument(help="The invite code you were given.")],
+    name: Name = None,
+    port: Port = 8100,
+    public_url: PublicUrl = None,
+    data_dir: DataDir = None,
+    run: Annotated[bool, typer.Option("--run", help="Start serving at once.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make this computer a node of a crew. Safe to repeat."""
+    folder = _folder(data_dir)
+    profile = _join(folder, hub_url, code, name, port, public_url)
+    _tell_joined(profile, as_json)
+    if run:
+        _run(folder, Options())
+
+
+@app.command("run")
+def run_command(
+    hub_url: Annotated[str | None, typer.Argument(help="Join this hub first.")] = None,
+    code: Annotated[str | None, typer.Argument(help="The invite code, with the hub.")] = None,
+    name: Name = None,
+    port: AnyPort = None,
+    host: Host = "",
+    public_url: PublicUrl = None,
+    cache_mib: CacheMib = 256,
+    upload_limit: UploadLimit = None,
+    send_interval: SendInterval = 5.0,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Serve until Ctrl-C."""
+    folder = _folder(data_dir)
+    if hub_url is not None:
+        if code is None:
+            raise NodeError("joining needs the invite code too: streamrp2p node run HUB_URL CODE", 2)
+        _join(folder, hub_url, code, name, port or 8100, public_url)
+    options = Options(
+        host=host,
+        port=port,
+        cache_bytes=cache_mib * MIB,
+        send_interval_s=send_interval,
+        upload_limit_mbit_s=upload_limit,
+    )
+    _run(folder, options, as_json=as_json)
+
+
+@app.command("status")
+def status_command(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """What the running node is doing, and what it has earned."""
+    folder = _folder(data_dir)
+    profile, running = _guard(lambda: load_profile(folder)), load_running(folder)
+    if profile is None:
+        raise NodeError("this node has not joined a hub yet: run `streamrp2p node join HUB_URL CODE`", 4)
+    if running is None:
+        raise NodeError("the node is not running: start it with `streamrp2p node run`", 10)
+    key = _guard(lambda: load_or_create_key(folder))
+    import time
+
+    signed = sign_request(key, "GET", "/health", b"", now_s=int(time.time()))
+    try:
+        with httpx2.Client(timeout=5.0, trust_env=False) as http:
+            url = f"http://127.0.0.1:{running.port}/health"
+            answer = http.get(url, headers={"authorization": signed})
+        health = msgspec.json.decode(answer.content[:MAX_STATUS_BYTES], type=dict[str, Any])
+    except (httpx2.HTTPError, msgspec.MsgspecError) as e:
+        raise NodeError("the node is not running: start it with `streamrp2p node run`", 10) from e
+    if health.get("node_id") != profile.node_id or "receipts" not in health:
+        raise NodeError(f"something else answers on port {running.port}", 1)
+    typer.echo(msgspec.json.encode(health).decode() if as_json else _describe(health))
+
+
+def _folder(data_dir: Path | None) -> Path:
+    settings = load_settings()
+    configure_logging(json=settings.log_json, level=settings.log_level)
+    return (data_dir or settings.data_dir) / "node"
+
+
+def _join(
+    folder: Path, hub_url: str, code: str, name: str | None, port: int, public_url: str | None
+) -> Profile:
+    if not hub_url.startswith(("http://", "https://")):
+        raise NodeError(f"the hub's address starts with http:// or https://, not {hub_url!r}", 2)
+    called = (name or socket.gethostname() or "node")[:80]
+    try:
+        return asyncio.run(
+            join(folder, hub_url, code.strip(), name=called, port=port, public_url=_trimmed(public_url))
+        )
+    except HubError as e:
+        raise NodeError(_why_not_joined(e), 10 if e.transient else _EXIT_BY_STATUS.get(e.status, 1)) from e
+    except (IdentityError, OSError) as e:
+        raise NodeError(str(e), 1) from e
+
+
+def _trimmed(url: str | None) -> str | None:
+    if url is None:
+        return None
+    if not url.startswith(("http://", "https://")):
+        raise NodeError(f"--public-url starts with http:// or https://, not {url!r}", 2)
+    return url.rstrip("/")
+
+
+def _why_not_joined(error: HubError) -> str:
+    if error.status == 0:
+        return f"cannot reach the hub: {error}. Check the address, then try again"
+    if error.status in (404, 410):
+        return f"the invite code does not work: {error}. Ask the creator for a new one"
+    return f"the hub did not let this node join: {error}"
+
+
+def _run(folder: Path, options: Options, *, as_json: bool = False) -> None:
+    try:
+        _run_loop(_serve(folder, options, as_json))
+    except* (IdentityError, HubError) as group:
+        raise NodeError(str(group.exceptions[0]), 1) from None
+    except* OSError as group:
+        raise NodeError(f"cannot run: {group.exceptions[0]}", 1) from None
+
+
+def _run_loop(main: Coroutine[Any, Any, _T]) -> _T:
+    if sys.platform != "win32":
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(main)
+    return asyncio.run(main)
+
+
+async def _serve(folder: Path, options: Options, as_json: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if sys.platform == "win32":
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
+        else:
+            loop.add_signal_handler(number, stop.set)
+
+    def ready(profile: Profile, port: int) -> None:
+        told = {"node_id": profile.node_id, "name": profile.name, "hub_url": profile.hub_url, "port": port}
+        line = f"{profile.name} is carrying for {profile.hub_url} on port {port}. Thank you! (Ctrl-C stops)"
+        typer.echo(msgspec.json.encode(told).decode() if as_json else line)
+        sys.stdout.flush()
+
+    await serve(folder, options, stop, ready=ready)
+
+
+def _guard(load: Any) -> Any:
+    try:
+        return load()
+    except (IdentityError, OSError) as e:
+        raise NodeError(str(e), 1) from e
+
+
+def _tell_joined(profile: Profile, as_json: bool) -> None:
+    if as_json:
+        told = {"node_id": profile.node_id, "friend_id": profile.friend_id, "hub_url": profile.hub_url}
+        typer.echo(msgspec.json.encode(told).decode())
+    else:
+        typer.echo(f"Joined {profile.hub_url} as {profile.name} (node {profile.node_id}).")
+
+
+def _describe(health: dict[str, Any]) -> str:
+    hub, traffic, receipts, earned = health["hub"], health["traffic"], health["receipts"], health["earned"]
+    verdicts = (
+        ", ".join(f"{count} {name}" for name, count in sorted(receipts["verdicts"].items())) or "none yet"
+    )
+    lines = [
+        f"{health['name']}: helping {health['viewers']} viewers now",
+        f"hub        {hub['url']}: {hub['node_status']}" + (f" ({hub['error']})" if hub["error"] else ""),
+        f"uploaded   {traffic['uploaded_bytes'] / 1e9:.3f} GB in {traffic['segments']} segments since start",
+        f"receipts   {receipts['waiting']} waiting; answered: {verdicts}",
+        f"credited   {receipts['units']} segments, {receipts['credited_bytes']} bytes since start",
+    ]
+    if earned is not None:
+        parts = (
+            (earned["pending_micro"], "pending"),
+            (earned["available_micro"], "available"),
+            (earned["paid_micro"], "paid"),
+        )
+        lines.append("earned     " + ", ".join(f"{_units(amount)} {what}" for amount, what in parts))
+    return "\n".join(lines)
+
+
+def _units(amount_micro: int) -> str:
+    """Exact, in units of account: integers only."""
+    sign = "-" if amount_micro < 0 else ""
+    return f"{sign}{abs(amount_micro) // 1_000_000}.{abs(amount_micro) % 1_000_000:06d}"

@@ -1,0 +1,81 @@
+"""Tell the hub that this node is here, learn what it thinks of us.
+
+Invariant: a failed heartbeat changes nothing but what `node status` shows; keys that the hub names are trusted from
+then on and kept on disk.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from relay.node.hub_client import Earned, HubClient, HubError, public_keys
+from relay.node.identity import Profile, save_profile
+from relay.node.tickets import TicketGate
+from relay.node.traffic import Traffic
+
+log = structlog.get_logger()
+
+
+class Heartbeat:
+    def __init__(
+        self,
+        hub: HubClient,
+        gate: TicketGate,
+        traffic: Traffic,
+        profile: Profile,
+        folder: Path,
+        *,
+        port: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._hub = hub
+        self._gate = gate
+        self._traffic = traffic
+        self._profile = profile
+        self._folder = folder
+        self._port = port
+        self._clock = clock
+        self._answered_at: float | None = None
+        self.status = "unknown"
+        self.earned: Earned | None = None
+        self.error = ""
+
+    def answered_ago_s(self) -> float | None:
+        return None if self._answered_at is None else self._clock() - self._answered_at
+
+    async def run(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await self.beat()
+            try:
+                await asyncio.wait_for(stop.wait(), self._profile.heartbeat_s)
+            except TimeoutError:
+                continue
+
+    async def beat(self) -> None:
+        try:
+            answer = await self._hub.heartbeat(
+                url=self._profile.public_url,
+                port=self._port,
+                viewers=self._traffic.viewers(),
+                uploaded_bytes=self._traffic.uploaded_bytes,
+            )
+            self._gate.learn(public_keys(answer.ticket_keys))
+        except HubError as e:
+            if str(e) != self.error:  # once, not every five seconds
+                log.warning("the hub does not take our heartbeat", error=str(e))
+            self.error = str(e)
+            return
+        if answer.status != self.status:
+            log.info("the hub says this node is", status=answer.status)
+        self.status, self.earned, self.error = answer.status, answer.earned, ""
+        self._answered_at = self._clock()
+        if answer.ticket_keys != self._profile.ticket_keys:
+            self._profile = msgspec.structs.replace(self._profile, ticket_keys=answer.ticket_keys)
+            try:
+                save_profile(self._folder, self._profile)
+            except OSError as e:
+                log.warning("cannot store the hub's new ticket keys", error=str(e))

@@ -1,0 +1,221 @@
+"""The node's side of the hub's HTTP: every answer is bounded, every failure says whether trying again can help.
+
+Invariant: a method returns a complete, well-formed answer or raises HubError; nothing of the node's secrets is sent
+but signatures (ledger.request).
+"""
+
+import time
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, Self, TypeVar
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import httpx2
+import msgspec
+
+from ledger.batch import Batch
+from ledger.keys import PUBLIC_KEY_BYTES, KeyPair
+from ledger.request import MAX_SKEW_S, sign_request
+from ledger.verdict import Verdict
+
+MAX_JSON_BYTES: Final = 1024 * 1024
+MAX_SEGMENT_BYTES: Final = 32 * 1024 * 1024
+MAX_KEYS: Final = 64
+_T = TypeVar("_T")
+
+
+class HubError(Exception):
+    """The hub did not do what was asked. The message is for people.
+
+    `status` is the HTTP status, 0 when there was no answer. `transient`: trying again later can help.
+    """
+
+    def __init__(self, message: str, *, status: int = 0, transient: bool = True) -> None:
+        super().__init__(message)
+        self.status = status
+        self.transient = transient
+
+
+class Joined(msgspec.Struct, frozen=True):
+    node_id: str
+    friend_id: str
+    ticket_keys: list[str]
+    heartbeat_s: float = 5.0
+
+
+class Earned(msgspec.Struct, frozen=True):
+    pending_micro: int = 0
+    available_micro: int = 0
+    paid_micro: int = 0
+
+
+class HeartbeatAnswer(msgspec.Struct, frozen=True):
+    status: str
+    ticket_keys: list[str]
+    earned: Earned
+
+
+class VerdictLine(msgspec.Struct, frozen=True):
+    """The hub's answer to one receipt of a batch."""
+
+    index: int
+    verdict: Verdict
+    units: int = 0
+    bytes: int = 0
+    cap: str = ""
+    position: int | None = None
+
+
+class _Verdicts(msgspec.Struct, frozen=True):
+    verdicts: list[VerdictLine]
+
+
+class _Key(msgspec.Struct, frozen=True):
+    public_key: str
+
+
+class _Keys(msgspec.Struct, frozen=True):
+    ticket: list[_Key]
+
+
+class _Problem(msgspec.Struct, frozen=True):
+    title: str = ""
+    detail: str = ""
+
+
+def public_keys(texts: list[str]) -> list[bytes]:
+    """Hub ticket keys from hex. Raises HubError for anything else, or for too many."""
+    if len(texts) > MAX_KEYS:
+        raise HubError(f"the hub names {len(texts)} ticket keys; at most {MAX_KEYS} are kept")
+    try:
+        keys = [bytes.fromhex(t) for t in texts]
+    except ValueError as e:
+        raise HubError("the hub's ticket keys are not hex") from e
+    if any(len(k) != PUBLIC_KEY_BYTES for k in keys):
+        raise HubError(f"a ticket key is {PUBLIC_KEY_BYTES} bytes")
+    return keys
+
+
+class HubClient:
+    """One connection pool to one hub. `now_s` is the clock that request signatures carry."""
+
+    def __init__(self, hub_url: str, key: KeyPair, *, now_s: Callable[[], float] = time.time) -> None:
+        self.hub_url = hub_url.rstrip("/")
+        self._key = key
+        self._now_s = now_s
+        self._prefix = urlsplit(self.hub_url).path
+        self._http = httpx2.AsyncClient(
+            timeout=httpx2.Timeout(10.0, connect=5.0),
+            limits=httpx2.Limits(max_connections=32, max_keepalive_connections=16),
+            headers={"accept-encoding": "identity", "user-agent": "streamrp2p-node"},
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def join(self, invite_code: str, name: str, url: str | None, port: int) -> Joined:
+        body = {"invite_code": invite_code, "name": name, "url": url, "port": port}
+        return await self._json("POST", "/api/nodes", body, Joined)
+
+    async def heartbeat(
+        self, *, url: str | None, port: int, viewers: int, uploaded_bytes: int
+    ) -> HeartbeatAnswer:
+        body = {"url": url, "port": port, "viewers": viewers, "uploaded_bytes": uploaded_bytes}
+        return await self._json("POST", "/api/nodes/me/heartbeat", body, HeartbeatAnswer)
+
+    async def ticket_keys(self) -> list[bytes]:
+        """Every ticket key the hub has ever had, retired ones too: their tickets may still be in use."""
+        answer = await self._json("GET", "/api/keys", None, _Keys)
+        return public_keys([k.public_key for k in answer.ticket])
+
+    async def send_batch(self, batch: Batch) -> list[VerdictLine]:
+        """One verdict for each receipt, in the batch's order."""
+        body = batch.encode()
+        _, data = await self._send(
+            "POST", "/api/receipts/batches", body, MAX_JSON_BYTES, content_type="application/octet-stream"
+        )
+        verdicts = sorted(_decode(data, _Verdicts).verdicts, key=lambda v: v.index)
+        if [v.index for v in verdicts] != list(range(len(batch.receipts))):
+            raise HubError("the hub did not answer every receipt of the batch")
+        return verdicts
+
+    async def segment(self, rendition: UUID, sequence: int) -> tuple[bytes, str]:
+        """A segment's bytes and its `Repr-Digest` header ("" when there is none), not compared here.
+
+        The hub may hold the request for some seconds when the segment is the next to come; then HubError 404.
+        """
+        headers, data = await self._send(
+            "GET", f"/segments/{rendition}/{sequence}.ts", b"", MAX_SEGMENT_BYTES
+        )
+        return data, headers.get("repr-digest", "")
+
+    async def _json(self, method: str, path: str, body: dict[str, Any] | None, kind: type[_T]) -> _T:
+        sent = b"" if body is None else msgspec.json.encode(body)
+        _, data = await self._send(method, path, sent, MAX_JSON_BYTES, content_type="application/json")
+        return _decode(data, kind)
+
+    async def _send(
+        self, method: str, path: str, body: bytes, limit: int, *, content_type: str = ""
+    ) -> tuple[httpx2.Headers, bytes]:
+        target = self._prefix + path
+        signed = sign_request(self._key, method, target, body, now_s=int(self._now_s()))
+        headers = {"authorization": signed}
+        if content_type and body:
+            headers["content-type"] = content_type
+        try:
+            async with self._http.stream(
+                method, self.hub_url + path, content=body or None, headers=headers
+            ) as response:
+                data = await _read(response, limit)
+        except (httpx2.HTTPError, httpx2.InvalidURL) as e:
+            raise HubError(f"no answer from {self.hub_url}: {e or type(e).__name__}") from e
+        if response.status_code // 100 != 2:
+            raise self._refusal(response, data)
+        return response.headers, data
+
+    def _refusal(self, response: httpx2.Response, data: bytes) -> HubError:
+        status = response.status_code
+        try:
+            problem = msgspec.json.decode(data, type=_Problem)
+            said = problem.detail or problem.title
+        except msgspec.MsgspecError:
+            said = ""
+        message = said or f"the hub answered {status}"
+        if status == 401:
+            message += self._clock_advice(response.headers.get("date", ""))
+        return HubError(message, status=status, transient=status in (408, 425, 429) or status >= 500)
+
+    def _clock_advice(self, date: str) -> str:
+        try:
+            off_s = self._now_s() - parsedate_to_datetime(date).timestamp()
+        except ValueError:
+            return ""
+        if abs(off_s) <= MAX_SKEW_S:
+            return ""
+        side = "ahead of" if off_s > 0 else "behind"
+        return (
+            f". This computer's clock is {abs(off_s) / 60:.0f} minutes {side} the hub's: set it right "
+            "(switch on automatic time), then try again; nothing is lost meanwhile"
+        )
+
+
+async def _read(response: httpx2.Response, limit: int) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in response.aiter_raw():
+        size += len(chunk)
+        if size > limit:
+            raise HubError(f"the hub's answer is larger than {limit} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _decode(data: bytes, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.MsgspecError as e:
+        raise HubError(f"the hub's answer is not what was expected: {e}") from e
