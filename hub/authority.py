@@ -10,10 +10,10 @@ from concurrent.futures import Executor
 from typing import ParamSpec, TypeVar
 from uuid import UUID
 
-from ledger.application import Ledger
-
 from hub.digests import SegmentDigests
 from ledger import application
+from ledger.aggregates.stream import Stream
+from ledger.application import Ledger
 from ledger.events import Segment
 from ledger.services import broadcasts, streams
 from relay.ports import BroadcastGrant, StreamGrant, Unavailable
@@ -78,7 +78,7 @@ class LedgerAuthority:
             raise RuntimeError("a started broadcast has a rendition")
         return BroadcastGrant(
             stream_id=stream_id,
-            slug=self._ledger.load(streams.Stream, stream_id).slug,
+            slug=self._ledger.load(Stream, stream_id).slug,
             broadcast_id=broadcast.id,
             rendition_id=broadcast.rendition_id,
             next_sequence=broadcast.next_sequence,

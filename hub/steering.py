@@ -64,7 +64,8 @@ class _Viewing:
     node_id: UUID | None = None
     assignment: Assignment | None = None
     avoid: dict[UUID, float] = field(default_factory=dict)
-    polled: set[int] = field(default_factory=set)
+    polled: set[int] = field(default_factory=set)  # not yet recorded
+    polled_to: int = -1  # the highest sequence ever listed to the session
     fetched: set[int] = field(default_factory=set)
     renewing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -116,9 +117,7 @@ class LedgerSteering:
             stream_id=stream.id,
             viewer_class=viewer_class,
             viewer_key=key,
-            prefix_commitment=prefix_commitment(
-                self._keys.network_salt, peer_ip, unique=session_id.bytes
-            ),
+            prefix_commitment=prefix_commitment(self._keys.network_salt, peer_ip, unique=session_id.bytes),
             account_id=None,
             at_us=self._now_us(),
         )
@@ -166,9 +165,7 @@ class LedgerSteering:
         recent = [at for at in complaints.values() if now - at < SUSPECT_S]
         return len(recent) >= 2
 
-    async def assignment(
-        self, session_id: UUID, rendition_id: UUID, next_sequence: int
-    ) -> Assignment | None:
+    async def assignment(self, session_id: UUID, rendition_id: UUID, next_sequence: int) -> Assignment | None:
         viewing = self._sessions.get(session_id)
         if viewing is None:
             return None
@@ -200,7 +197,9 @@ class LedgerSteering:
         now = time.monotonic()
         viewing.avoid = {n: until for n, until in viewing.avoid.items() if until > now}
         candidates = [
-            n for n in self._live.values() if n.node_id not in viewing.avoid and not self._is_suspect(n.node_id, now)
+            n
+            for n in self._live.values()
+            if n.node_id not in viewing.avoid and not self._is_suspect(n.node_id, now)
         ]
         self._rng.shuffle(candidates)
         for candidate in candidates[:3]:
@@ -278,8 +277,9 @@ class LedgerSteering:
 
     def observe_poll(self, session_id: UUID, sequences: Sequence[int]) -> None:
         viewing = self._sessions.get(session_id)
-        if viewing is not None and viewing.viewer_class is ViewerClass.PLAIN:
-            viewing.polled.update(sequences)
+        if viewing is not None and viewing.viewer_class is ViewerClass.PLAIN and sequences:
+            viewing.polled.update(s for s in sequences if s > viewing.polled_to)
+            viewing.polled_to = max(viewing.polled_to, *sequences)
 
     def observe_fetch(self, session_id: UUID, sequence: int) -> None:
         viewing = self._sessions.get(session_id)

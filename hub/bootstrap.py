@@ -1,0 +1,91 @@
+"""The first run of a hub: keys, crew, operator token, a first stream and a first invite.
+
+Invariant: every step may be repeated; a hub that died in the middle of its first run finishes it at the next start.
+What is secret is returned once, to be printed, and kept only as a hash.
+"""
+
+import secrets
+import time
+from dataclasses import dataclass
+from uuid import UUID, uuid4
+
+from api.directory import Directory, Role
+from hub.keystore import KeyStore
+from hub.settings import Settings
+from ledger.application import Ledger
+from ledger.services import crew, nodes, streams
+from ledger.services.budgets import set_tariff
+
+FIRST_STREAM = "main"
+INVITE_VALID_S = 7 * 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class FirstRun:
+    """What to tell the operator; the secrets are None when an earlier run showed them."""
+
+    stream_slug: str
+    operator_token: str | None = None
+    stream_key: str | None = None
+    invite_code: str | None = None
+
+
+def now_us() -> int:
+    return time.time_ns() // 1_000
+
+
+def first_run(settings: Settings, ledger: Ledger, directory: Directory) -> FirstRun:
+    """Make what is missing. Raises KeyStoreError, ledger.application.Unavailable."""
+    keys = KeyStore.open(settings.data_dir / "keys")
+    at_us = now_us()
+    crew.found_crew(
+        ledger,
+        name=settings.crew_name,
+        unit=settings.unit,
+        epoch_length_s=settings.epoch_length_s,
+        at_us=at_us,
+    )
+    crew.add_key(ledger, "ticket", keys.ticket.public_key, at_us=at_us)
+    crew.add_key(ledger, "log", keys.log.public_key, at_us=at_us)
+    if streams.load_stream(ledger, FIRST_STREAM) is not None:
+        return FirstRun(FIRST_STREAM)
+    owner_id = uuid4()
+    stream_key = new_stream_key(FIRST_STREAM)
+    operator_token = directory.create_token(Role.OPERATOR, None, "first run", at_us=at_us)
+    _, code = new_invite(ledger, directory, "first friend", at_us=at_us)
+    # Last: its presence says that the first run is complete.
+    stream_id = streams.register_stream(
+        ledger, slug=FIRST_STREAM, owner_id=owner_id, stream_key=stream_key, at_us=at_us
+    )
+    default_tariff(ledger, stream_id, at_us=at_us)
+    return FirstRun(FIRST_STREAM, operator_token, stream_key, code)
+
+
+def new_stream_key(slug: str) -> str:
+    return streams.make_stream_key(slug, secrets.token_bytes(streams.SECRET_BYTES))
+
+
+def new_invite(ledger: Ledger, directory: Directory, friend_name: str, *, at_us: int) -> tuple[UUID, str]:
+    """A new friend's id and the code with which one node of theirs can join within a week."""
+    friend_id = uuid4()
+    code = secrets.token_hex(10)
+    directory.name_person(friend_id, friend_name)
+    nodes.create_invite(
+        ledger, friend_id=friend_id, code=code, expires_us=at_us + INVITE_VALID_S * 1_000_000, at_us=at_us
+    )
+    return friend_id, code
+
+
+def default_tariff(ledger: Ledger, stream_id: UUID, *, at_us: int) -> None:
+    """The crew's default prices, for a stream that has none yet."""
+    numbers = crew.settings(ledger)
+    set_tariff(
+        ledger,
+        stream_id,
+        rate_micro_per_gb=numbers.rate_micro_per_gb,
+        fee_bp=numbers.fee_bp,
+        floor_bp=numbers.floor_bp,
+        plain_bp=numbers.plain_bp,
+        plain_income_cap_bp=numbers.plain_income_cap_bp,
+        at_us=at_us,
+    )
