@@ -15,7 +15,9 @@ from uuid import UUID
 
 from sqlalchemy import BigInteger, ColumnElement, Engine, Row, Select, Table, case, cast, func, select, tuple_
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from ledger.ids import stream_id
 from ledger.verdict import Verdict
 from projections.health import health
 from projections.log import Log
@@ -26,7 +28,7 @@ _POLL_S_MIN: Final = 0.005
 _POLL_S_MAX: Final = 0.1
 
 
-class ReadModelUnavailable(Exception):  # noqa: N818 - a state, not a mistake
+class ReadModelUnavailable(Exception):
     """The database does not answer or the read models are not built yet. Transient: ask again."""
 
 
@@ -194,26 +196,24 @@ class Queries:
 
     def streams(self) -> list[StreamView]:
         """Every stream, by slug."""
-        t = self._tables.streams
-        return [_stream(r) for r in self._all(select(t).order_by(t.c.slug))]
+        return self._streams(None)
 
     def stream(self, slug: str) -> StreamView | None:
-        t = self._tables.streams
-        rows = self._all(select(t).where(t.c.slug == slug))
-        return _stream(rows[0]) if rows else None
+        found = self._streams(stream_id(slug))
+        return found[0] if found else None
 
-    def refusals(self, stream_id: UUID | None = None, node_id: UUID | None = None) -> list[VerdictCount]:
+    def refusals(self, stream: UUID | None = None, node: UUID | None = None) -> list[VerdictCount]:
         """What was refused and why: counts by stream, node, verdict and cap, the most frequent first."""
-        return [c for c in self.verdicts(stream_id, node_id) if c.verdict != Verdict.ACCEPTED]
+        return [c for c in self.verdicts(stream, node) if c.verdict != Verdict.ACCEPTED]
 
-    def verdicts(self, stream_id: UUID | None = None, node_id: UUID | None = None) -> list[VerdictCount]:
+    def verdicts(self, stream: UUID | None = None, node: UUID | None = None) -> list[VerdictCount]:
         """As `refusals`, with the accepted ones."""
         t = self._tables.verdicts
         query = select(t)
-        if stream_id is not None:
-            query = query.where(t.c.stream_id == stream_id)
-        if node_id is not None:
-            query = query.where(t.c.node_id == node_id)
+        if stream is not None:
+            query = query.where(t.c.stream_id == stream)
+        if node is not None:
+            query = query.where(t.c.node_id == node)
         order = (t.c.receipts.desc(), t.c.verdict, t.c.cap, t.c.node_id, t.c.stream_id)
         return [_verdict(r) for r in self._all(query.order_by(*order))]
 
@@ -269,7 +269,7 @@ class Queries:
             time.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, _POLL_S_MAX)
 
-    # --- inside --------------------------------------------------------------------------------------------------------
+    # --- inside ------------------------------------------------------------------------------------------------------
 
     def _all(self, query: Select[Any]) -> Sequence[Row[Any]]:
         try:
@@ -277,6 +277,8 @@ class Queries:
                 return connection.execute(query).all()
         except DBAPIError as e:
             raise ReadModelUnavailable(f"the read models can not be read now: {e.orig}") from e
+        except PoolTimeout as e:
+            raise ReadModelUnavailable("too many queries at once") from e
 
     def _nodes(self, node_id: UUID | None) -> list[NodeView]:
         t, v = self._tables.nodes, self._tables.node_verdicts
@@ -290,6 +292,15 @@ class Queries:
         if node_id is not None:
             query = query.where(t.c.node_id == node_id)
         return [_node(r) for r in self._all(query.order_by(t.c.joined_us, t.c.node_id))]
+
+    def _streams(self, wanted: UUID | None) -> list[StreamView]:
+        t, b = self._tables.streams, self._tables.broadcasts
+        query = select(t, b.c.rendition_id, b.c.interrupted).outerjoin(
+            b, b.c.broadcast_id == t.c.broadcast_id
+        )
+        if wanted is not None:
+            query = query.where(t.c.stream_id == wanted)
+        return [_stream(r) for r in self._all(query.order_by(t.c.slug))]
 
     def _payouts(self, batch_id: UUID | None, limit: int) -> list[PayoutView]:
         t, lines = self._tables.payouts, self._tables.payout_lines

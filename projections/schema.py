@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Boolean, Column, Connection, Index, Integer, MetaData, Table, Text, Uuid
+from sqlalchemy import BigInteger, Boolean, Column, Connection, Integer, MetaData, Table, Text, Uuid, inspect
 
 TRACKING: Final = "read_positions"
 NEXT: Final = "__next"  # suffix of tables that a rebuild fills beside the live ones
@@ -28,6 +28,7 @@ class Merge(StrEnum):
     FIXED = "fixed"  # written when the row is made, never again
     ADD = "add"  # old + change
     SET = "set"  # the change replaces the old, when there is one
+    LATEST = "latest"  # the greater of both
     HISTORY = "history"  # the change is appended; the last HISTORY_LENGTH characters stay
 
 
@@ -81,7 +82,7 @@ class Tables:
             metadata,
             _text("account", Merge.KEY),
             _int("amount_micro", Merge.ADD),
-            _int("last_position", Merge.SET),
+            _int("last_position", Merge.LATEST),
         )
 
         self.statements = Table(
@@ -121,8 +122,8 @@ class Tables:
             _text("recent_batches", Merge.HISTORY),  # projections.health
             _int("credited_units", Merge.ADD),
             _int("credited_bytes", Merge.ADD),
-            _int("last_position", Merge.SET),  # the last event about it
-            _int("last_seen_us", Merge.SET),  # the last sign of life
+            _int("last_position", Merge.LATEST),  # the last event about it
+            _int("last_seen_us", Merge.LATEST),  # the last sign of life
         )
         self.node_verdicts = Table(
             "read_node_verdicts" + suffix,
@@ -136,13 +137,11 @@ class Tables:
             "read_streams" + suffix,
             metadata,
             _uuid("stream_id", Merge.KEY),
-            _text("slug", Merge.FIXED, index=True),
+            _text("slug", Merge.FIXED),
             _uuid("owner_id", Merge.FIXED),
             _int("registered_us", Merge.FIXED),
             _text("state", Merge.SET),  # READY | LIVE | OFFLINE | ARCHIVED | STALE
             _uuid("broadcast_id", Merge.SET, nullable=True),  # the latest
-            _uuid("rendition_id", Merge.SET, nullable=True),
-            _bool("interrupted", Merge.SET),
             _int("broadcasts", Merge.ADD),
             _int("segments", Merge.ADD),
             _int("published_bytes", Merge.ADD),
@@ -150,14 +149,21 @@ class Tables:
             _int("sessions", Merge.ADD),
             _int("started_us", Merge.SET, nullable=True),
             _int("ended_us", Merge.SET, nullable=True),
-            _int("last_sequence", Merge.SET, nullable=True),
-            _int("last_position", Merge.SET),
+            _int("last_sequence", Merge.LATEST, nullable=True),
+            _int("last_position", Merge.LATEST),
         )
         self.broadcasts = Table(
             "read_broadcasts" + suffix,
             metadata,
             _uuid("broadcast_id", Merge.KEY),
             _uuid("stream_id", Merge.FIXED),
+            _uuid("rendition_id", Merge.FIXED),
+            _bool("interrupted", Merge.SET),
+            _int("segments", Merge.ADD),
+            _int("published_bytes", Merge.ADD),
+            _int("duration_us", Merge.ADD),
+            _int("last_sequence", Merge.LATEST, nullable=True),
+            _int("last_position", Merge.LATEST),
         )
 
         self.payouts = Table(
@@ -172,7 +178,7 @@ class Tables:
             _text("decided_by", Merge.SET),  # the operator who approved
             _text("reason", Merge.SET),  # of the cancellation
             _int("decided_us", Merge.SET, nullable=True),
-            _int("last_position", Merge.SET),
+            _int("last_position", Merge.LATEST),
         )
         self.payout_lines = Table(
             "read_payout_lines" + suffix,
@@ -186,7 +192,7 @@ class Tables:
             _text("attempt_key", Merge.SET),
             _text("outcome", Merge.SET),  # "" | confirmed | failed | unknown
             _text("reference", Merge.SET),
-            _int("last_position", Merge.SET),
+            _int("last_position", Merge.LATEST),
         )
 
         self.verdicts = Table(
@@ -199,7 +205,7 @@ class Tables:
             _int("receipts", Merge.ADD),
             _int("units", Merge.ADD),
             _int("credited_bytes", Merge.ADD),
-            _int("last_position", Merge.SET),
+            _int("last_position", Merge.LATEST),
         )
         self.verdict_deliveries = Table(
             "read_verdict_deliveries" + suffix,
@@ -213,6 +219,16 @@ def create(connection: Connection, tables: Sequence[Table]) -> None:
     """Create those of the tables, with their indexes, that do not exist."""
     if tables:
         tables[0].metadata.create_all(connection, tables=list(tables))
+
+
+def drop(connection: Connection, tables: Sequence[Table]) -> None:
+    if tables:
+        tables[0].metadata.drop_all(connection, tables=list(tables))
+
+
+def all_exist(connection: Connection, tables: Sequence[Table]) -> bool:
+    inspector = inspect(connection)
+    return all(inspector.has_table(t.name, schema=t.schema) for t in tables)
 
 
 def switch(connection: Connection, live: Sequence[Table], rebuilt: Sequence[Table]) -> None:

@@ -1,0 +1,60 @@
+"""Balances: what every account holds.
+
+Invariant: an account's amount is the sum of all postings to it, and the sum over all accounts is zero.
+"""
+
+from typing import Any, Final
+
+from sqlalchemy import Table
+
+from ledger import events as e
+from projections import base
+from projections.fold import Tally
+from projections.schema import Tables
+
+SINGLE: Final = (
+    e.BudgetDeposited,
+    e.BudgetWithdrawn,
+    e.PayoutLineReserved,
+    e.PayoutLineConfirmed,
+    e.PayoutLineFailed,
+)
+PAGES: Final = (e.EpochSettled, e.HoldsReleased)
+
+
+class Balances(base.Projection):
+    name = "balances"
+    version = 1
+    ignores = (
+        base.CREW
+        | base.STREAM
+        | base.BROADCAST
+        | base.SESSION
+        | base.DELIVERY
+        | base.INVITE
+        | base.NODE
+        | base.TARIFF
+        | base.PAYOUT
+        | base.TREE
+    )
+
+    def __init__(self, tables: Tables) -> None:
+        self._accounts = Tally(tables.balances)
+        handles: dict[type[e.Event], base.Handler] = dict.fromkeys(SINGLE, self._single)
+        self.use([self._accounts], handles | dict.fromkeys(PAGES, self._page))
+
+    @staticmethod
+    def tables(tables: Tables) -> tuple[Table, ...]:
+        return (tables.balances,)
+
+    def _single(self, event: Any, position: int) -> None:
+        self._post(event.transfer, position)
+
+    def _page(self, event: e.EpochSettled | e.HoldsReleased, position: int) -> None:
+        for transfer in event.transfers:
+            self._post(transfer, position)
+
+    def _post(self, transfer: e.Transfer, position: int) -> None:
+        base.check_balanced(transfer, position)
+        for posting in transfer.postings:
+            self._accounts.change(posting.account, amount_micro=posting.amount_micro, last_position=position)

@@ -1,0 +1,133 @@
+"""Nodes: who they belong to, how they are, and what they delivered.
+
+Invariant: `receipts_accepted` + `receipts_refused` is the number of receipts judged for the node, and the credited
+bytes are those of its accepted receipts, whether or not they are settled yet.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import Table
+
+from ledger import events as e
+from ledger.verdict import Verdict
+from projections import base
+from projections.fold import Rows, Tally
+from projections.health import BAD, GOOD, SPOILING, probe_mark
+from projections.schema import Tables
+
+
+class Nodes(base.Projection):
+    name = "nodes"
+    version = 1
+    ignores = (
+        base.CREW
+        | base.STREAM
+        | base.BROADCAST
+        | base.SESSION
+        | base.INVITE
+        | base.TARIFF
+        | base.MONEY
+        | base.PAYOUT
+        | base.TREE
+    )
+
+    def __init__(self, tables: Tables) -> None:
+        self._nodes = Rows(tables.nodes)
+        self._verdicts = Tally(tables.node_verdicts)
+        self.use(
+            [self._nodes, self._verdicts],
+            {
+                e.NodeJoined: self._joined,
+                e.NodeMoved: self._moved,
+                e.NodeWentOnline: self._went_online,
+                e.NodeWentOffline: self._went_offline,
+                e.NodeProbed: self._probed,
+                e.NodeSuspended: self._suspended,
+                e.NodeReinstated: self._reinstated,
+                e.NodeRetired: self._retired,
+                e.ReceiptsRefused: self._receipts_refused,
+                e.SegmentsServed: self._segments_served,
+            },
+        )
+
+    @staticmethod
+    def tables(tables: Tables) -> tuple[Table, ...]:
+        return (tables.nodes, tables.node_verdicts)
+
+    def _joined(self, event: e.NodeJoined, position: int) -> None:
+        self._nodes.make(
+            event.originator_id,
+            friend_id=event.friend_id,
+            joined_us=event.at_us,
+            presence="joined",
+            standing="active",
+            standing_reason="",
+            last_position=position,
+            last_seen_us=event.at_us,
+        )
+
+    def _moved(self, event: e.NodeMoved, position: int) -> None:
+        self._seen(event.originator_id, event, position)
+
+    def _went_online(self, event: e.NodeWentOnline, position: int) -> None:
+        self._nodes.change(event.originator_id, presence="online")
+        self._seen(event.originator_id, event, position)
+
+    def _went_offline(self, event: e.NodeWentOffline, position: int) -> None:
+        self._nodes.change(event.originator_id, presence="offline", last_position=position)
+
+    def _probed(self, event: e.NodeProbed, position: int) -> None:
+        ok = event.outcome == "ok"
+        self._nodes.change(
+            event.originator_id,
+            probes_ok=int(ok),
+            probes_bad=int(not ok),
+            recent_probes=probe_mark(event.outcome),
+            last_position=position,
+        )
+        if ok:
+            self._seen(event.originator_id, event, position)
+
+    def _suspended(self, event: e.NodeSuspended, position: int) -> None:
+        self._stands(event.originator_id, "suspended", event.reason, position)
+
+    def _reinstated(self, event: e.NodeReinstated, position: int) -> None:
+        self._stands(event.originator_id, "active", "", position)
+
+    def _retired(self, event: e.NodeRetired, position: int) -> None:
+        self._stands(event.originator_id, "retired", event.reason, position)
+
+    def _receipts_refused(self, event: e.ReceiptsRefused, position: int) -> None:
+        self._judged(event.originator_id, event.judged, position, from_node=bool(event.batch_header))
+
+    def _segments_served(self, event: e.SegmentsServed, position: int) -> None:
+        from_node = bool(event.batch_header)
+        self._judged(event.node_id, event.judged, position, from_node=from_node)
+        if from_node:
+            self._seen(event.node_id, event, position)
+
+    def _judged(self, node_id: UUID, judged: Sequence[e.Judged], position: int, *, from_node: bool) -> None:
+        """`from_node`: the node sent them; what a viewer sends itself says nothing about the node's care."""
+        by_verdict = Counter(j.verdict for j in judged)
+        spoiled = from_node and not SPOILING.isdisjoint(by_verdict)
+        accepted = by_verdict[Verdict.ACCEPTED]
+        self._nodes.change(
+            node_id,
+            receipts_accepted=accepted,
+            receipts_refused=len(judged) - accepted,
+            recent_batches=(BAD if spoiled else GOOD) if from_node else "",
+            credited_units=sum(j.units for j in judged),
+            credited_bytes=sum(j.credited_bytes for j in judged),
+            last_position=position,
+        )
+        for verdict, receipts in by_verdict.items():
+            if receipts:
+                self._verdicts.change(node_id, verdict, receipts=receipts)
+
+    def _stands(self, node_id: UUID, standing: str, reason: str, position: int) -> None:
+        self._nodes.change(node_id, standing=standing, standing_reason=reason, last_position=position)
+
+    def _seen(self, node_id: UUID, event: e.Event, position: int) -> None:
+        self._nodes.change(node_id, last_seen_us=event.at_us, last_position=position)

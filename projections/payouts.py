@@ -1,0 +1,121 @@
+"""Payouts: each batch with its lines, what was attempted and what came of it.
+
+Invariant: a line is `confirmed` or `failed` only after the book moved its money; what the rail answered stands beside
+it in `outcome`.
+"""
+
+from typing import Any
+
+from sqlalchemy import Table
+
+from ledger import events as e
+from projections import base
+from projections.fold import Rows
+from projections.schema import Tables
+
+
+class Payouts(base.Projection):
+    name = "payouts"
+    version = 1
+    ignores = (
+        base.CREW
+        | base.STREAM
+        | base.BROADCAST
+        | base.SESSION
+        | base.DELIVERY
+        | base.INVITE
+        | base.NODE
+        | base.TARIFF
+        | base.TREE
+        | {e.BudgetDeposited, e.BudgetWithdrawn, e.EpochSettled, e.HoldsReleased}
+    )
+
+    def __init__(self, tables: Tables) -> None:
+        self._batches = Rows(tables.payouts)
+        self._lines = Rows(tables.payout_lines)
+        self.use(
+            [self._batches, self._lines],
+            {
+                e.PayoutPlanned: self._planned,
+                e.PayoutApproved: self._approved,
+                e.PayoutCancelled: self._cancelled,
+                e.PayoutAttempted: self._attempted,
+                e.PayoutResolved: self._resolved,
+                e.PayoutLineReserved: self._reserved,
+                e.PayoutLineConfirmed: self._confirmed,
+                e.PayoutLineFailed: self._failed,
+            },
+        )
+
+    @staticmethod
+    def tables(tables: Tables) -> tuple[Table, ...]:
+        return (tables.payouts, tables.payout_lines)
+
+    def _planned(self, event: e.PayoutPlanned, position: int) -> None:
+        self._batches.make(
+            event.originator_id,
+            rail=event.rail,
+            planned_us=event.at_us,
+            lines=len(event.lines),
+            total_micro=sum(line.amount_micro for line in event.lines),
+            state="planned",
+            decided_by="",
+            reason="",
+            last_position=position,
+        )
+        for line in event.lines:
+            self._lines.make(
+                event.originator_id,
+                line.line,
+                friend_id=line.friend_id,
+                amount_micro=line.amount_micro,
+                state="planned",
+                attempts=0,
+                attempt_key="",
+                outcome="",
+                reference="",
+                last_position=position,
+            )
+
+    def _approved(self, event: e.PayoutApproved, position: int) -> None:
+        self._decided(event, position, state="approved", decided_by=event.operator)
+
+    def _cancelled(self, event: e.PayoutCancelled, position: int) -> None:
+        self._decided(event, position, state="cancelled", reason=event.reason)
+
+    def _decided(self, event: e.Event, position: int, **values: Any) -> None:
+        self._batches.change(event.originator_id, decided_us=event.at_us, last_position=position, **values)
+
+    def _attempted(self, event: e.PayoutAttempted, position: int) -> None:
+        self._line(
+            event.originator_id,
+            event.line,
+            position,
+            state="attempted",
+            attempts=event.attempt,
+            attempt_key=event.key,
+        )
+
+    def _resolved(self, event: e.PayoutResolved, position: int) -> None:
+        known = {} if event.outcome != "unknown" else {"state": "unknown"}
+        self._line(
+            event.originator_id,
+            event.line,
+            position,
+            outcome=event.outcome,
+            reference=event.reference,
+            **known,
+        )
+
+    def _reserved(self, event: e.PayoutLineReserved, position: int) -> None:
+        self._line(event.batch_id, event.line, position, state="reserved")
+
+    def _confirmed(self, event: e.PayoutLineConfirmed, position: int) -> None:
+        self._line(event.batch_id, event.line, position, state="confirmed")
+
+    def _failed(self, event: e.PayoutLineFailed, position: int) -> None:
+        self._line(event.batch_id, event.line, position, state="failed")
+
+    def _line(self, batch_id: Any, line: int, position: int, **values: Any) -> None:
+        self._lines.change(batch_id, line, last_position=position, **values)
+        self._batches.change(batch_id, last_position=position)

@@ -1,0 +1,219 @@
+"""The runner keeps the read models level with the log.
+
+Invariant: for each projection, rows and position are written in one transaction, and only if the position is still
+where the batch begins. A runner that is killed anywhere, or told that a commit failed that did not, neither skips nor
+repeats. A projection that cannot read an event stays where it is, with its error, while the others go on.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from ledger.application import Unavailable
+from ledger.events import UnknownEventError
+from projections import schema, tracking
+from projections.base import Projection
+from projections.catalog import PROJECTIONS
+from projections.fold import ProjectionError
+from projections.log import Entry, Log
+from projections.queries import Lag, Queries, ReadModelUnavailable
+from projections.rebuild import RebuildRunning, rebuild
+from projections.schema import Tables
+from projections.tracking import Tracked
+
+logger = structlog.get_logger()
+
+BATCH_EVENTS: Final = 5_000
+TRANSIENT: Final = (
+    Unavailable,
+    ReadModelUnavailable,
+    RebuildRunning,
+    OperationalError,
+    InterfaceError,
+    InternalError,
+    PoolTimeout,
+)
+_IDLE_S: Final = 1.0
+_BACKOFF_S_MIN: Final = 0.1
+_BACKOFF_S_MAX: Final = 5.0
+
+
+class ShapeChangedError(Exception):
+    """Another version of this program rebuilt a projection while this one ran: start the newer one."""
+
+
+class Runner:
+    """One per process; several processes are safe (they take turns). `step` and `run` are for one thread."""
+
+    def __init__(
+        self,
+        log: Log,
+        engine: Engine,
+        *,
+        schema_name: str = "crew_main",
+        projections: Sequence[type[Projection]] = PROJECTIONS,
+        batch_events: int = BATCH_EVENTS,
+    ) -> None:
+        self._log = log
+        self._engine = engine
+        self._schema_name = schema_name
+        self._classes = {p.name: p for p in projections}
+        self._tables = Tables(schema_name)
+        self._active: dict[str, Projection] = {}
+        self._positions: dict[str, int] = {}  # empty: to be read from the database
+        self._batch_events = batch_events
+        self._queries = Queries(engine, schema_name)
+        self.stopped: dict[str, Exception] = {}  # projections that could not go on, and why
+
+    def prepare(self) -> None:
+        """Create the tables that are missing; rebuild the projections whose shape changed. Idempotent."""
+        with self._engine.begin() as connection:
+            # No projection has this name: making the tracking table needs a lock as well.
+            tracking.lock(connection, self._tables, ["*"])
+            schema.create(connection, [self._tables.positions])
+            tracked = tracking.read(connection, self._tables)
+            for name, projection in self._classes.items():
+                if name not in tracked:
+                    tables = projection.tables(self._tables)
+                    schema.drop(connection, tables)
+                    schema.create(connection, tables)
+                    tracking.put(connection, self._tables, name, projection.version, 0)
+                    tracked[name] = Tracked(projection.version, 0)
+            reshaped = [
+                p
+                for p in self._classes.values()
+                if p.version != tracked[p.name].version
+                or not schema.all_exist(connection, p.tables(self._tables))
+            ]
+        if reshaped:
+            logger.info("projections have another shape: rebuilding", names=[p.name for p in reshaped])
+            rebuild(self._log, self._engine, reshaped, schema_name=self._schema_name)
+        self._active = {name: p(self._tables) for name, p in self._classes.items()}
+        self._positions = {}
+
+    def step(self) -> int:
+        """Apply one batch. Returns how many events it moved some projections on by; 0: all are level with the log.
+
+        Raises UnknownEventError or ProjectionError when no projection can go on, ShapeChangedError, and whatever the
+        log and the database raise (see TRANSIENT): then nothing of the batch was applied, or all of it.
+        """
+        if not self._active:
+            self.prepare()
+        try:
+            return self._step()
+        except BaseException:
+            self._forget()
+            raise
+
+    def run(self, stop: threading.Event) -> None:
+        """Steps until `stop` is set. Sits out whatever is transient; raises what `step` raises otherwise."""
+        pause_s = _BACKOFF_S_MIN
+        while not stop.is_set():
+            try:
+                if not self.step():
+                    self._log.wait(max(self._positions.values(), default=0), _IDLE_S)
+                pause_s = _BACKOFF_S_MIN
+            except TRANSIENT as error:
+                logger.warning("projections wait for the database", error=str(error), pause_s=pause_s)
+                stop.wait(pause_s)
+                pause_s = min(2 * pause_s, _BACKOFF_S_MAX)
+
+    def catch_up(self) -> int:
+        """Step until level with the log. Returns the position reached by all that are not stopped."""
+        while self.step():
+            pass
+        return min((self._positions[name] for name in self._going()), default=0)
+
+    def wait(self, position: int, timeout_s: float) -> bool:
+        """Whether the event at `position` is in all the rows within `timeout_s`. Raises ReadModelUnavailable."""
+        return self._queries.wait(position, timeout_s, list(self._classes))
+
+    def lag(self, *, now_us: int | None = None) -> list[Lag]:
+        return self._queries.lag(self._log, now_us=time.time_ns() // 1000 if now_us is None else now_us)
+
+    # --- inside
+
+    def _going(self) -> list[str]:
+        return [name for name in self._active if name not in self.stopped]
+
+    def _step(self) -> int:
+        if not self._positions:
+            self._positions = self._read_positions()
+        going = self._going()
+        if not going:
+            raise next(iter(self.stopped.values()))
+        start = min(self._positions[name] for name in going)
+        group = [name for name in going if self._positions[name] == start]
+        others = [self._positions[name] for name in going if self._positions[name] > start]
+        limit = min([self._batch_events, *(position - start for position in others)])
+        entries = self._log.read(start, limit)
+        if not entries:
+            return 0
+        group = [name for name in group if self._fold(self._active[name], entries)]
+        if group:
+            try:
+                self._write(group, start, entries[-1].position + 1)
+            except ProjectionError:
+                self._forget()  # one is stopped now; the next step takes the batch again without it
+        return len(entries)
+
+    def _fold(self, projection: Projection, entries: Sequence[Entry]) -> bool:
+        """False when the projection cannot read one of them: it is stopped."""
+        try:
+            for entry in entries:
+                projection.apply(entry.event, entry.position)
+        except (UnknownEventError, ProjectionError) as error:
+            projection.discard()
+            self._stop(projection.name, error)
+            return False
+        return True
+
+    def _flush(self, name: str, connection: Connection) -> None:
+        try:
+            self._active[name].flush(connection)
+        except ProjectionError as error:
+            self._stop(name, error)
+            raise
+
+    def _stop(self, name: str, error: Exception) -> None:
+        self.stopped[name] = error
+        logger.error("projection stopped", name=name, error=str(error))
+
+    def _forget(self) -> None:
+        """Nothing of the batch counts; how far it got is for the database to say."""
+        self._positions = {}
+        for projection in self._active.values():
+            projection.discard()
+
+    def _write(self, group: Sequence[str], start: int, end: int) -> None:
+        with self._engine.begin() as connection:
+            tracking.lock(connection, self._tables, group)
+            tracked = tracking.read(connection, self._tables)
+            self._check_versions(tracked)
+            if any(tracked[name].position != start for name in group):
+                # Somebody else moved it while this batch was folded: theirs stands.
+                self._forget()
+                return
+            for name in group:
+                self._flush(name, connection)
+            tracking.move(connection, self._tables, group, end)
+        self._positions |= dict.fromkeys(group, end)
+
+    def _read_positions(self) -> dict[str, int]:
+        with self._engine.connect() as connection:
+            tracked = tracking.read(connection, self._tables)
+        self._check_versions(tracked)
+        return {name: tracked[name].position for name in self._classes}
+
+    def _check_versions(self, tracked: dict[str, Tracked]) -> None:
+        for name, projection in self._classes.items():
+            if name not in tracked or tracked[name].version != projection.version:
+                raise ShapeChangedError(
+                    f"projection {name} is not of version {projection.version} any more: another program rebuilt it"
+                )

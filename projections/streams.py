@@ -1,0 +1,130 @@
+"""Streams: their state, their broadcasts and how much was published.
+
+Invariant: a stream's segments, bytes and duration are the sums over its broadcasts; its last sequence never goes
+back.
+"""
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Table
+
+from ledger import events as e
+from projections import base
+from projections.fold import Rows, StreamLookup
+from projections.schema import Tables
+
+
+class Streams(base.Projection):
+    name = "streams"
+    version = 1
+    ignores = (
+        base.CREW
+        | base.DELIVERY
+        | base.INVITE
+        | base.NODE
+        | base.TARIFF
+        | base.MONEY
+        | base.PAYOUT
+        | base.TREE
+        | {e.StreamKeyRotated, e.BroadcastEnded, e.SessionObserved, e.TicketIssued}
+    )
+
+    def __init__(self, tables: Tables) -> None:
+        self._streams = Rows(tables.streams)
+        self._broadcasts = Rows(tables.broadcasts)
+        self._stream_of = StreamLookup(tables.broadcasts)
+        self._published: list[
+            tuple[UUID, dict[str, Any]]
+        ] = []  # by broadcast; its stream is found at the flush
+        self.use(
+            [self._streams, self._broadcasts],
+            {
+                e.StreamRegistered: self._registered,
+                e.StreamWentLive: self._went_live,
+                e.StreamWentOffline: self._went_offline,
+                e.StreamArchived: self._archived,
+                e.StreamMarkedStale: self._marked_stale,
+                e.BroadcastStarted: self._broadcast_started,
+                e.BroadcastInterrupted: self._broadcast_interrupted,
+                e.BroadcastResumed: self._broadcast_resumed,
+                e.SegmentsPublished: self._segments_published,
+                e.SessionOpened: self._session_opened,
+            },
+        )
+
+    @staticmethod
+    def tables(tables: Tables) -> tuple[Table, ...]:
+        return (tables.streams, tables.broadcasts)
+
+    def flush(self, connection: Connection) -> None:
+        streams = self._stream_of.find(connection, {broadcast_id for broadcast_id, _ in self._published})
+        for broadcast_id, totals in self._published:
+            self._streams.change(streams[broadcast_id], **totals)
+        self._published.clear()
+        super().flush(connection)
+
+    def discard(self) -> None:
+        self._published.clear()
+        super().discard()
+
+    def _registered(self, event: e.StreamRegistered, position: int) -> None:
+        self._streams.make(
+            event.originator_id,
+            slug=event.name,
+            owner_id=event.owner_id,
+            registered_us=event.at_us,
+            state="READY",
+            last_position=position,
+        )
+
+    def _went_live(self, event: e.StreamWentLive, position: int) -> None:
+        self._streams.change(
+            event.originator_id,
+            state="LIVE",
+            broadcast_id=event.broadcast_id,
+            broadcasts=1,
+            started_us=event.at_us,
+            last_position=position,
+        )
+
+    def _went_offline(self, event: e.StreamWentOffline, position: int) -> None:
+        self._streams.change(
+            event.originator_id, state="OFFLINE", ended_us=event.at_us, last_position=position
+        )
+
+    def _archived(self, event: e.StreamArchived, position: int) -> None:
+        self._streams.change(event.originator_id, state="ARCHIVED", last_position=position)
+
+    def _marked_stale(self, event: e.StreamMarkedStale, position: int) -> None:
+        self._streams.change(event.originator_id, state="STALE", last_position=position)
+
+    def _broadcast_started(self, event: e.BroadcastStarted, position: int) -> None:
+        self._stream_of.learn(event.originator_id, event.stream_id)
+        self._broadcasts.make(
+            event.originator_id,
+            stream_id=event.stream_id,
+            rendition_id=event.rendition_id,
+            interrupted=False,
+            last_position=position,
+        )
+
+    def _broadcast_interrupted(self, event: e.BroadcastInterrupted, position: int) -> None:
+        self._broadcasts.change(event.originator_id, interrupted=True, last_position=position)
+
+    def _broadcast_resumed(self, event: e.BroadcastResumed, position: int) -> None:
+        self._broadcasts.change(event.originator_id, interrupted=False, last_position=position)
+
+    def _segments_published(self, event: e.SegmentsPublished, position: int) -> None:
+        totals = {
+            "segments": len(event.segments),
+            "published_bytes": sum(s.segment_bytes for s in event.segments),
+            "duration_us": sum(s.duration_us for s in event.segments),
+            "last_sequence": max(s.sequence for s in event.segments),
+            "last_position": position,
+        }
+        self._broadcasts.change(event.originator_id, **totals)
+        self._published.append((event.originator_id, totals))
+
+    def _session_opened(self, event: e.SessionOpened, position: int) -> None:
+        self._streams.change(event.stream_id, sessions=1, last_position=position)
