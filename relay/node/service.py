@@ -115,7 +115,10 @@ async def serve(
     *,
     ready: Callable[[Profile, int], None],
 ) -> None:
-    """Run until `stop`; `ready(profile, port)` once, when it listens. Raises IdentityError (not joined, folder in use) and OSError (port taken, disk)."""
+    """Run until `stop`; `ready(profile, port)` is called once, when it listens.
+
+    Raises IdentityError (not joined, folder in use) and OSError (port taken, disk).
+    """
     with locked(folder):
         key, profile = load_or_create_key(folder), load_profile(folder)
         if profile is None:
