@@ -57,7 +57,7 @@ def first_run(settings: Settings, ledger: Ledger, directory: Directory) -> First
     stream_id = streams.register_stream(
         ledger, slug=FIRST_STREAM, owner_id=owner_id, stream_key=stream_key, at_us=at_us
     )
-    default_tariff(ledger, stream_id, at_us=at_us)
+    set_tariff(ledger, stream_id, {}, at_us=at_us)
     return FirstRun(FIRST_STREAM, operator_token, stream_key, code)
 
 
@@ -74,18 +74,3 @@ def new_invite(ledger: Ledger, directory: Directory, friend_name: str, *, at_us:
         ledger, friend_id=friend_id, code=code, expires_us=at_us + INVITE_VALID_S * 1_000_000, at_us=at_us
     )
     return friend_id, code
-
-
-def default_tariff(ledger: Ledger, stream_id: UUID, *, at_us: int) -> None:
-    """The crew's default prices, for a stream that has none yet."""
-    numbers = crew.settings(ledger)
-    set_tariff(
-        ledger,
-        stream_id,
-        rate_micro_per_gb=numbers.rate_micro_per_gb,
-        fee_bp=numbers.fee_bp,
-        floor_bp=numbers.floor_bp,
-        plain_bp=numbers.plain_bp,
-        plain_income_cap_bp=numbers.plain_income_cap_bp,
-        at_us=at_us,
-    )

@@ -1,0 +1,85 @@
+"""`streamrp2p stream`: create streams, rotate keys, fund budgets, set tariffs.
+
+Invariant: a stream key is shown once, when it is made; the hub keeps only its hash.
+"""
+
+import json
+from uuid import uuid4
+
+import typer
+
+from hub.bootstrap import new_stream_key, now_us
+from hub.operator import console, micro_from_text, micro_to_text
+from ledger.services import budgets, streams
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command()
+def create(slug: str, as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
+    """Register a stream and show its key once."""
+    with console() as at:
+        key = new_stream_key(slug)
+        stream_id = streams.register_stream(
+            at.ledger, slug=slug, owner_id=uuid4(), stream_key=key, at_us=now_us()
+        )
+        budgets.set_tariff(at.ledger, stream_id, {}, at_us=now_us())
+        _show_key(at.settings.rtmp_server, slug, key, as_json)
+
+
+@app.command()
+def key(slug: str, as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
+    """Make a new stream key; the old one stops working at once."""
+    with console() as at:
+        new = new_stream_key(slug)
+        streams.rotate_key(at.ledger, at.stream(slug).id, stream_key=new, at_us=now_us())
+        _show_key(at.settings.rtmp_server, slug, new, as_json)
+
+
+@app.command()
+def fund(
+    slug: str,
+    amount: str = typer.Argument(help="In units of account, such as 25 or 12.5."),
+    reference: str = typer.Option(..., help="Of the payment; the same reference is booked once."),
+) -> None:
+    """Put money into a stream's reward budget."""
+    with console() as at:
+        budget = budgets.deposit(
+            at.ledger,
+            at.stream(slug).id,
+            amount_micro=micro_from_text(amount),
+            reference=reference,
+            at_us=now_us(),
+        )
+        typer.echo(f"{slug}: the budget is now {micro_to_text(budget)} {at.settings.unit}")
+
+
+@app.command()
+def tariff(
+    slug: str,
+    rate_per_gb: str = typer.Option(..., help="In units of account per 10^9 bytes, such as 0.01."),
+) -> None:
+    """Set what a delivered gigabyte earns, from the next epoch on (a stream's first tariff: at once)."""
+    with console() as at:
+        version = budgets.set_tariff(
+            at.ledger,
+            at.stream(slug).id,
+            {"rate_micro_per_gb": micro_from_text(rate_per_gb)},
+            at_us=now_us(),
+        )
+        typer.echo(f"{slug}: tariff version {version}, {rate_per_gb} {at.settings.unit} per GB")
+
+
+@app.command()
+def archive(slug: str, reason: str = typer.Option("closed by the operator")) -> None:
+    """Close a stream for good."""
+    with console() as at:
+        streams.archive_stream(at.ledger, at.stream(slug).id, reason=reason, at_us=now_us())
+        typer.echo(f"{slug}: archived")
+
+
+def _show_key(server: str, slug: str, stream_key: str, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"stream": slug, "rtmp_server": server, "stream_key": stream_key}))
+        return
+    typer.echo(f"Server      {server}\nStream Key  {stream_key}   (shown once: keep it)")

@@ -1,0 +1,153 @@
+"""The worker process: read models, settlement, hold release, the published log, and who is online.
+
+Invariant: each duty is a loop of its own that may die anywhere and be repeated; the process ends when one of them
+meets something that it cannot sit out, and the supervisor starts it again.
+"""
+
+import re
+import signal
+import threading
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import urlsplit
+
+import structlog
+
+from api.liveness import Liveness, LivenessUnknown
+from api.valkey import connect
+from hub.bootstrap import now_us
+from hub.keystore import KeyStore
+from hub.logs import configure_logging
+from hub.probes import Prober
+from hub.settings import Settings, load_settings
+from ledger.aggregates.node import Node
+from ledger.application import Conflict, Ledger, Unavailable
+from ledger.services import crew
+from ledger.services.credit_index import CreditIndex
+from ledger.services.nodes import change_node
+from ledger.services.settle import release_due_holds, settle_due_epochs
+from ledger.store.database import create_sql_engine
+from ledger.tlog.files import write_atomic
+from ledger.tlog.publisher import Publisher
+from projections.queries import Queries, ReadModelUnavailable
+from projections.runner import Runner
+
+log = structlog.get_logger("hub.worker")
+
+TRANSIENT: Final = (Unavailable, Conflict, ReadModelUnavailable, OSError)
+SETTLE_EVERY_S: Final = 1.0
+WATCH_EVERY_S: Final = 2.0
+PROBE_EVERY_S: Final = 20.0
+
+
+class Worker:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stop = threading.Event()
+        self._failed: BaseException | None = None
+        url = settings.resolved_database_url()
+        self._ledger = Ledger(url)
+        self._engine = create_sql_engine(url)
+        self._queries = Queries(self._engine)
+        self._runner = Runner(self._ledger, self._engine)
+        self._credits = CreditIndex()
+        keys = KeyStore.open(settings.data_dir / "keys")
+        self._publisher = Publisher(self._ledger, settings.data_dir / "log", keys.log, log_origin(settings))
+        self._liveness = Liveness(connect(settings.resolved_redis_url()))
+        self._prober = Prober(self._ledger, f"http://127.0.0.1:{settings.http_port}")
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT. Raises what ended a duty."""
+        duties: dict[str, Callable[[], None]] = {
+            "projections": lambda: self._runner.run(self._stop),
+            "settlement": lambda: self._every(SETTLE_EVERY_S, self.settle),
+            "publisher": lambda: self._every(self._settings.checkpoint_interval_s, self.publish),
+            "nodes": lambda: self._every(WATCH_EVERY_S, self.watch_nodes),
+            "probes": lambda: self._every(PROBE_EVERY_S, self.probe),
+        }
+        threads = [
+            threading.Thread(target=self._guard, args=(name, duty), name=name)
+            for name, duty in duties.items()
+        ]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self._stop.set())
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self._ledger.close()
+        self._engine.dispose()
+        if self._failed is not None:
+            raise self._failed
+
+    def _guard(self, name: str, duty: Callable[[], None]) -> None:
+        try:
+            duty()
+        except BaseException as error:
+            log.exception("a duty ended", duty=name)
+            self._failed = error
+            self._stop.set()
+
+    def _every(self, seconds: float, step: Callable[[], None]) -> None:
+        while not self._stop.is_set():
+            try:
+                step()
+            except TRANSIENT as error:
+                log.warning("will be tried again", duty=threading.current_thread().name, error=str(error))
+            self._stop.wait(seconds)
+
+    # --- duties
+
+    def settle(self) -> None:
+        """Settle every epoch that is over, then release what was held long enough."""
+        settle_due_epochs(self._ledger, at_us=now_us(), index=self._credits)
+        hold_s = crew.settings(self._ledger).hold_s
+        release_due_holds(self._ledger, hold_s=hold_s, at_us=now_us())
+
+    def publish(self) -> None:
+        self._publisher.publish(at_us=now_us())
+
+    def watch_nodes(self) -> None:
+        """Record which nodes came and went since the last look."""
+        try:
+            alive = self._liveness.alive(now_us=now_us())
+        except LivenessUnknown:
+            return
+        for view in self._queries.nodes():
+            if view.state in ("joined", "offline") and view.node_id in alive:
+                change_node(self._ledger, view.node_id, _go_online)
+            elif view.state == "online" and view.node_id not in alive:
+                change_node(self._ledger, view.node_id, _go_offline)
+
+    def probe(self) -> None:
+        for stream in self._queries.streams():
+            if stream.state == "LIVE" and not self._stop.is_set():
+                self._prober.probe(stream.slug, at_us=now_us())
+
+
+def _go_online(node: Node) -> None:
+    node.go_online(at_us=now_us())
+
+
+def _go_offline(node: Node) -> None:
+    node.go_offline(reason="no heartbeat", at_us=now_us())
+
+
+def log_origin(settings: Settings) -> str:
+    """The name of the log in its checkpoints: this hub's address and crew. It must not change in the log's life."""
+    path = settings.data_dir / "keys" / "log.origin"
+    if not path.exists():
+        host = urlsplit(settings.public_url).netloc if settings.public_url else "streamrp2p.local"
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", settings.crew_name)
+        write_atomic(path, f"{host}/{name}\n".encode())
+    return path.read_text().strip()
+
+
+def main() -> None:
+    settings = load_settings()
+    configure_logging(json=settings.log_json, level=settings.log_level)
+    Worker(settings).run()
+
+
+if __name__ == "__main__":
+    main()
