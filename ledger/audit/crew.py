@@ -1,0 +1,164 @@
+"""What the log says of the crew at each point: settings, keys, streams, invites, nodes.
+
+Invariant: the state is a function of the events so far. The hub reads these facts a moment before it appends what it
+decided on them, and the log orders only each aggregate by itself; so a value that was in force up to `RACE_US` before
+an event's time is as good as the present one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final, Generic, TypeVar
+from uuid import UUID
+
+from ledger.audit.report import AuditFailure
+from ledger.events import (
+    CrewFounded,
+    InviteCreated,
+    InviteUsed,
+    KeyAdded,
+    KeyRetired,
+    NodeJoined,
+    NodeMoved,
+    NodeReinstated,
+    NodeRetired,
+    NodeSuspended,
+    SettingsChanged,
+    StreamRegistered,
+)
+from ledger.ids import invite_id, node_id, stream_id
+from ledger.judge import NodeFacts
+from ledger.keys import PUBLIC_KEY_BYTES, key_id
+from ledger.settings import Settings
+
+RACE_US: Final = 60_000_000
+
+V = TypeVar("V")
+
+
+def require(holds: bool, reason: str) -> None:
+    """Raises AuditFailure; the replay adds the position."""
+    if not holds:
+        raise AuditFailure(reason)
+
+
+class Dated(Generic[V]):
+    """A value that changes, with those that it had a moment ago."""
+
+    __slots__ = ("_past", "now")
+
+    def __init__(self, now: V) -> None:
+        self.now = now
+        self._past: list[tuple[int, V]] = []  # (time of the change, value until then), oldest first
+
+    def change(self, value: V, at_us: int) -> None:
+        self._past = [(t, v) for t, v in self._past if t > at_us - RACE_US] + [(at_us, self.now)]
+        self.now = value
+
+    def in_force(self, at_us: int) -> Iterator[V]:
+        """The present value, then those that were in force shortly before `at_us`, newest first."""
+        yield self.now
+        for changed_us, value in reversed(self._past):
+            if changed_us > at_us - RACE_US:
+                yield value
+
+
+class Key:
+    __slots__ = ("public_key", "retired_us")
+
+    def __init__(self, public_key: bytes) -> None:
+        self.public_key = public_key
+        self.retired_us: int | None = None
+
+
+class Crew:
+    def __init__(self) -> None:
+        self.settings = Dated(Settings())
+        self.nodes: dict[UUID, Dated[NodeFacts]] = {}
+        self.genesis_us = 0
+        self.epoch_us = 0
+        self._keys: dict[tuple[str, bytes], Key] = {}
+        self._invites: dict[UUID, tuple[UUID, int]] = {}  # invite -> (friend, expiry)
+        self._used: dict[UUID, UUID] = {}  # invite -> node
+
+    def epoch_of(self, at_us: int) -> int:
+        return max(0, (at_us - self.genesis_us) // self.epoch_us) if self.epoch_us else 0
+
+    def ticket_key(self, key_id_: bytes, at_us: int) -> bytes:
+        """The public half of a key that might sign tickets at that time."""
+        key = self._keys.get(("ticket", key_id_))
+        require(key is not None, f"signed by the ticket key {key_id_.hex()}, which the log does not name")
+        assert key is not None
+        retired = key.retired_us is not None and key.retired_us <= at_us - RACE_US
+        require(not retired, f"signed by the ticket key {key_id_.hex()}, which was retired")
+        return key.public_key
+
+    def log_keys(self) -> list[bytes]:
+        """Every key that was ever allowed to sign checkpoints."""
+        return [k.public_key for (purpose, _), k in self._keys.items() if purpose == "log"]
+
+    def node(self, nid: UUID) -> Dated[NodeFacts]:
+        found = self.nodes.get(nid)
+        require(found is not None, f"node {nid} never joined")
+        assert found is not None
+        return found
+
+    # --- folding
+
+    def founded(self, event: CrewFounded) -> None:
+        require(self.epoch_us == 0, "the crew is founded twice")
+        require(event.epoch_length_s > 0, "an epoch has no length")
+        self.genesis_us, self.epoch_us = event.genesis_us, event.epoch_length_s * 1_000_000
+
+    def settings_changed(self, event: SettingsChanged) -> None:
+        self.settings.change(Settings().changed(event.settings), event.at_us)
+
+    def key_added(self, event: KeyAdded) -> None:
+        require(
+            len(event.public_key) == PUBLIC_KEY_BYTES and event.key_id == key_id(event.public_key),
+            "the key's id is not its own",
+        )
+        require((event.purpose, event.key_id) not in self._keys, "the key was added before")
+        self._keys[event.purpose, event.key_id] = Key(event.public_key)
+
+    def key_retired(self, event: KeyRetired) -> None:
+        key = self._keys.get((event.purpose, event.key_id))
+        require(key is not None and key.retired_us is None, "the key that is retired is not in use")
+        assert key is not None
+        key.retired_us = event.at_us
+
+    def stream_registered(self, event: StreamRegistered) -> None:
+        require(event.originator_id == stream_id(event.name), "the stream's id does not follow from its name")
+
+    def invite_created(self, event: InviteCreated) -> None:
+        require(event.originator_id == invite_id(event.code_sha256), "the invite's id is not its code's")
+        require(event.originator_id not in self._invites, "the invite is created twice")
+        self._invites[event.originator_id] = (event.friend_id, event.expires_us)
+
+    def invite_used(self, event: InviteUsed) -> None:
+        invite = self._invites.get(event.originator_id)
+        require(invite is not None and event.originator_id not in self._used, "the invite is not open")
+        assert invite is not None
+        require(event.at_us < invite[1], "the invite had expired")
+        self._used[event.originator_id] = event.node_id
+
+    def node_joined(self, event: NodeJoined) -> None:
+        require(event.originator_id == node_id(event.public_key), "the node's id is not its key's")
+        require(event.originator_id not in self.nodes, "the node joined before")
+        invited = self._used.get(event.invite_id) == event.originator_id
+        require(invited, "the node joined without an invite")
+        require(self._invites[event.invite_id][0] == event.friend_id, "the node joined for another friend")
+        self.nodes[event.originator_id] = Dated(
+            NodeFacts(event.public_key, event.friend_id, event.prefix_commitment, suspended=False)
+        )
+
+    def node_moved(self, event: NodeMoved) -> None:
+        node = self.node(event.originator_id)
+        node.change(replace(node.now, network=event.prefix_commitment), event.at_us)
+
+    def node_stopped(self, event: NodeSuspended | NodeRetired) -> None:
+        node = self.node(event.originator_id)
+        node.change(replace(node.now, suspended=True), event.at_us)
+
+    def node_reinstated(self, event: NodeReinstated) -> None:
+        node = self.node(event.originator_id)
+        node.change(replace(node.now, suspended=False), event.at_us)

@@ -1,0 +1,374 @@
+"""Deliveries, judged again: every ticket, every batch, every receipt, by the rules and facts of the log alone.
+
+Invariant: a verdict that passes is the one `ledger.judge` gives on the log's own facts. Two things are taken as
+recorded: whether the digest matched (only the hub had the bytes) and the time at which the hub judged.
+"""
+
+import hashlib
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Final
+from uuid import UUID
+
+from ledger import merkle
+from ledger.audit.crew import RACE_US, Crew, require
+from ledger.audit.report import AuditFailure, Counts
+from ledger.audit.signatures import Check, Signatures
+from ledger.batch import BODY_BYTES as BATCH_BODY_BYTES
+from ledger.batch import DOMAIN as BATCH_DOMAIN
+from ledger.batch import HEADER_BYTES
+from ledger.credit import CreditSet
+from ledger.events import (
+    BroadcastStarted,
+    Judged,
+    ReceiptsRefused,
+    SegmentsPublished,
+    SegmentsServed,
+    SessionObserved,
+    SessionOpened,
+    TicketIssued,
+)
+from ledger.ids import delivery_id, node_id, ticket_record_id
+from ledger.judge import (
+    Judgement,
+    Manifest,
+    NodeFacts,
+    SessionFacts,
+    judge,
+    parse_receipt,
+)
+from ledger.receipt import DOMAIN as RECEIPT_DOMAIN
+from ledger.receipt import SIGNED_BYTES, SignedReceipt
+from ledger.settings import Settings
+from ledger.ticket import BODY_BYTES as TICKET_BODY_BYTES
+from ledger.ticket import DOMAIN as TICKET_DOMAIN
+from ledger.ticket import SignedTicket, Ticket, ViewerClass
+from ledger.verdict import Verdict
+
+_HEADER: Final = struct.Struct(">B32sQQH32s")  # ledger.batch: version, node key, window, count, Merkle root
+
+
+@dataclass(slots=True)
+class _Broadcast:
+    stream_id: UUID
+    rendition_id: UUID
+    first: int
+    next: int
+    sizes: dict[int, int] = field(default_factory=dict)
+    marks: list[tuple[int, int]] = field(default_factory=list)  # (time of publication, next sequence)
+    credits: CreditSet = field(default_factory=CreditSet)
+
+    def manifests(self, at_us: int) -> Iterator[Manifest]:
+        """The present manifest, then the shortest that the hub may still have seen at `at_us`."""
+        yield Manifest(self.first, self.sizes)
+        i = bisect_right(self.marks, at_us - RACE_US, key=lambda m: m[0])
+        end = self.marks[i - 1][1] if i else self.first
+        if end < self.next:
+            yield Manifest(self.first, {s: n for s, n in self.sizes.items() if s < end})
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    stream_id: UUID
+    viewer_class: int
+    viewer_key: bytes
+    facts: SessionFacts
+
+
+@dataclass(frozen=True, slots=True)
+class _Ticket:
+    body: bytes
+    broadcast_id: UUID
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The receipts of a batch as they are met in the log, until all are there."""
+
+    position: int
+    receipts: dict[int, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded(SignedReceipt):
+    """A receipt whose signature is taken to be what the verdict says; it is verified with all others."""
+
+    signature_holds: bool
+
+    def verified_by(self, viewer_key: bytes) -> bool:  # noqa: ARG002 - the check is handed in by the caller
+        return self.signature_holds
+
+
+class Deliveries:
+    def __init__(self, crew: Crew, signatures: Signatures, counts: Counts) -> None:
+        self._crew = crew
+        self._signatures = signatures
+        self._counts = counts
+        self._broadcasts: dict[UUID, _Broadcast] = {}
+        self._broadcast_of: dict[UUID, UUID] = {}  # delivery -> broadcast
+        self._sessions: dict[UUID, _Session] = {}
+        self._tickets: dict[bytes, _Ticket] = {}
+        self._batches: dict[bytes, _Batch] = {}
+        self._complete: set[bytes] = set()
+
+    def finish(self) -> None:
+        """Every receipt that a node signed for in a batch has its verdict."""
+        for batch in self._batches.values():
+            raise AuditFailure("receipts of this batch have no verdict", position=batch.position)
+
+    # --- broadcasts, sessions, tickets
+
+    def broadcast_started(self, event: BroadcastStarted) -> None:
+        require(event.originator_id not in self._broadcasts, "the broadcast started before")
+        self._broadcasts[event.originator_id] = _Broadcast(
+            event.stream_id, event.rendition_id, event.first_sequence, event.first_sequence
+        )
+        self._broadcast_of[delivery_id(event.originator_id)] = event.originator_id
+
+    def segments_published(self, event: SegmentsPublished) -> None:
+        broadcast = self._broadcast(event.originator_id)
+        require(event.rendition_id == broadcast.rendition_id, "segments of another rendition")
+        for segment in event.segments:
+            require(segment.sequence == broadcast.next, f"segment {broadcast.next} should be next")
+            require(segment.segment_bytes >= 0, "a segment has a negative size")
+            broadcast.sizes[segment.sequence] = segment.segment_bytes
+            broadcast.next += 1
+        broadcast.marks.append((event.at_us, broadcast.next))
+
+    def session_opened(self, event: SessionOpened) -> None:
+        require(event.session_id == event.originator_id, "the session's id is not its own")
+        require(event.session_id not in self._sessions, "the session was opened before")
+        facts = SessionFacts(network=event.prefix_commitment, account_id=event.account_id)
+        self._sessions[event.session_id] = _Session(
+            event.stream_id, event.viewer_class, event.viewer_key, facts
+        )
+
+    def session_observed(self, event: SessionObserved) -> None:
+        require(event.session_id == event.originator_id, "the session's id is not its own")
+        require(event.session_id in self._sessions, "an observation of a session that was never opened")
+
+    def ticket_issued(self, position: int, event: TicketIssued) -> None:
+        signed = SignedTicket.decode(event.ticket)
+        ticket = signed.ticket
+        require(event.originator_id == ticket_record_id(ticket.hash), "the record's id is not its ticket's")
+        require(ticket.hash not in self._tickets, "the ticket was issued before")
+        broadcast = self._broadcast(event.broadcast_id)
+        session = self._sessions.get(ticket.session_id)
+        require(session is not None, "a ticket for a session that was never opened")
+        assert session is not None
+        require(ticket.session_id == event.session_id, "the ticket is for another session")
+        require(
+            ticket.stream_id == session.stream_id == broadcast.stream_id, "the ticket is for another stream"
+        )
+        require(ticket.rendition_id == broadcast.rendition_id, "the ticket is for another rendition")
+        require(ticket.viewer_class == session.viewer_class, "the ticket is for another class of viewer")
+        node = self._crew.node(event.node_id)
+        require(ticket.node_key == node.now.public_key, "the ticket is for another node")
+        plain = ticket.viewer_class is ViewerClass.PLAIN
+        viewer_key = ticket.node_key if plain else session.viewer_key
+        require(ticket.viewer_key == viewer_key, "the ticket is for another viewer")
+        within = any(_within(ticket, s, event.at_us) for s in self._crew.settings.in_force(event.at_us))
+        require(within, "the ticket promises more than the settings in force allow")
+        body = ticket.body()
+        self._signatures.add(
+            Check(
+                position,
+                "the ticket",
+                self._crew.ticket_key(ticket.hub_key_id, event.at_us),
+                TICKET_DOMAIN,
+                body,
+                signed.signature,
+            )
+        )
+        self._counts.tickets += 1
+        self._tickets[ticket.hash] = _Ticket(event.ticket[:TICKET_BODY_BYTES], event.broadcast_id)
+
+    def _broadcast(self, broadcast_id: UUID) -> _Broadcast:
+        broadcast = self._broadcasts.get(broadcast_id)
+        require(broadcast is not None, f"broadcast {broadcast_id} never started")
+        assert broadcast is not None
+        return broadcast
+
+    # --- receipts
+
+    def receipts_refused(self, position: int, event: ReceiptsRefused) -> None:
+        """Only what leads to no broadcast may be refused here."""
+        receipts = self._receipts(position, event, event.originator_id)
+        for data, judged in zip(receipts, event.judged, strict=True):
+            signed = parse_receipt(data)
+            known = signed is not None and signed.receipt.ticket_hash in self._tickets
+            require(not known, "a receipt was refused whose ticket was issued")
+            verdict = Verdict.MALFORMED if signed is None else Verdict.UNKNOWN_TICKET
+            _same(judged, Judged(verdict.value))
+
+    def segments_served(self, position: int, event: SegmentsServed) -> None:
+        broadcast_id = self._broadcast_of.get(event.originator_id)
+        require(broadcast_id is not None, "a delivery of a broadcast that never started")
+        assert broadcast_id is not None
+        broadcast = self._broadcasts[broadcast_id]
+        receipts = [_parsed(data) for data in self._receipts(position, event, event.node_id)]
+        tickets = [self._ticket(r, broadcast_id) for r in receipts]
+        sessions = [self._sessions[t.session_id].facts for t in tickets]
+        require(event.sessions == tuple(t.session_id for t in tickets), "sessions are not the tickets'")
+        require(event.networks == tuple(s.network for s in sessions), "networks are not the sessions'")
+        require(event.first_sequence == broadcast.first, "the first sequence is not the broadcast's")
+        claims = list(zip(receipts, tickets, sessions, event.judged, strict=True))
+        judgements = self._judge_again(event, broadcast, claims)
+        for ticket, session, judgement in zip(tickets, sessions, judgements, strict=True):
+            broadcast.credits.credit(ticket.session_id, session.network, judgement.units)
+        for signed, ticket, _, judged in claims:
+            self._count(position, signed, ticket, judged)
+
+    def _ticket(self, signed: SignedReceipt, broadcast_id: UUID) -> Ticket:
+        known = self._tickets.get(signed.receipt.ticket_hash)
+        require(known is not None, "a receipt for a ticket that was never issued")
+        assert known is not None
+        require(known.broadcast_id == broadcast_id, "a receipt for a ticket of another broadcast")
+        return Ticket.decode_body(known.body)
+
+    def _judge_again(
+        self,
+        event: SegmentsServed,
+        broadcast: _Broadcast,
+        claims: list[tuple[SignedReceipt, Ticket, SessionFacts, Judged]],
+    ) -> list[Judgement]:
+        """The judgements, when some state that the hub may have seen leads to the recorded verdicts."""
+        settings = [
+            s
+            for s in self._crew.settings.in_force(event.at_us)
+            if s.prefix_sessions_max == event.network_limit
+        ]
+        require(bool(settings), "the network limit is not the one in force")
+        failure: AuditFailure | None = None
+        nodes = self._crew.node(event.node_id)
+        for manifest in broadcast.manifests(event.at_us):
+            for node, rules in product(nodes.in_force(event.at_us), settings):
+                try:
+                    return self._judge_all(event, broadcast, claims, node, rules, manifest)
+                except AuditFailure as e:
+                    failure = failure or e
+        assert failure is not None
+        raise failure
+
+    def _judge_all(
+        self,
+        event: SegmentsServed,
+        broadcast: _Broadcast,
+        claims: list[tuple[SignedReceipt, Ticket, SessionFacts, Judged]],
+        node: NodeFacts,
+        settings: Settings,
+        manifest: Manifest,
+    ) -> list[Judgement]:
+        scratch = broadcast.credits.copy_of(
+            {ticket.session_id for _, ticket, _, _ in claims}, {s.network for _, _, s, _ in claims}
+        )
+        judgements = []
+        for index, (signed, ticket, session, judged) in zip(event.indices, claims, strict=True):
+            judgement = judge(
+                _Recorded(signed.receipt, signed.signature, judged.verdict != Verdict.BAD_SIGNATURE),
+                ticket,
+                node=node,
+                session=session,
+                manifest=manifest,
+                credits=scratch,
+                settings=settings,
+                digest_of=_wrong_digest if judged.verdict == Verdict.DIGEST_MISMATCH else _unknown_digest,
+                now_s=event.at_us // 1_000_000,
+            )
+            _same(judged, judgement.judged, f"receipt {index} of the batch: ")
+            scratch.credit(ticket.session_id, session.network, judgement.units)
+            judgements.append(judgement)
+        return judgements
+
+    def _count(self, position: int, signed: SignedReceipt, ticket: Ticket, judged: Judged) -> None:
+        self._counts.accepted += judged.verdict == Verdict.ACCEPTED
+        self._counts.credited_bytes += judged.credited_bytes
+        if judged.verdict != Verdict.WRONG_NODE:
+            self._signatures.add(
+                Check(
+                    position,
+                    "a receipt",
+                    ticket.viewer_key,
+                    RECEIPT_DOMAIN,
+                    signed.receipt.body(),
+                    signed.signature,
+                    holds=judged.verdict != Verdict.BAD_SIGNATURE,
+                )
+            )
+
+    def _receipts(self, position: int, event: SegmentsServed | ReceiptsRefused, nid: UUID) -> list[bytes]:
+        """The event's receipts, held against the header of the batch they came in."""
+        count = len(event.judged)
+        require(
+            len(event.receipts) == count * SIGNED_BYTES and len(event.indices) == count,
+            "receipts and verdicts differ in number",
+        )
+        receipts = [event.receipts[i * SIGNED_BYTES : (i + 1) * SIGNED_BYTES] for i in range(count)]
+        self._counts.receipts += count
+        self._crew.node(nid)
+        if not event.batch_header:
+            require(event.indices == (0,), "a receipt outside a batch comes alone")
+            return receipts
+        require(len(event.batch_header) == HEADER_BYTES, f"a batch header is {HEADER_BYTES} bytes")
+        require(list(event.indices) == sorted(set(event.indices)), "the batch's indices are not ascending")
+        self._collect(position, event.batch_header, dict(zip(event.indices, receipts, strict=True)), nid)
+        return receipts
+
+    def _collect(self, position: int, header: bytes, receipts: dict[int, bytes], nid: UUID) -> None:
+        """A batch may stand in several events, one for each broadcast; together they are what the node signed."""
+        body, signature = header[:BATCH_BODY_BYTES], header[BATCH_BODY_BYTES:]
+        _, node_key, _, _, count, root = _HEADER.unpack(body)
+        require(node_id(node_key) == nid, "the batch is another node's")
+        name = hashlib.sha256(body).digest()
+        if name in self._complete:
+            return  # sent again after the hub had forgotten it: judged again, receipt by receipt
+        batch = self._batches.get(name)
+        if batch is None:
+            batch = self._batches[name] = _Batch(position)
+            self._counts.batches += 1
+            self._signatures.add(Check(position, "the batch", node_key, BATCH_DOMAIN, body, signature))
+        for index, data in receipts.items():
+            require(index < count and index not in batch.receipts, "the batch has no such receipt to judge")
+            batch.receipts[index] = data
+        if len(batch.receipts) == count:
+            del self._batches[name]
+            self._complete.add(name)
+            leaves = [data for _, data in sorted(batch.receipts.items())]
+            require(merkle.root(leaves) == root, "the receipts are not those the node signed for")
+
+
+def _parsed(data: bytes) -> SignedReceipt:
+    signed = parse_receipt(data)
+    require(signed is not None, "a receipt that cannot be read was judged")
+    assert signed is not None
+    return signed
+
+
+def _unknown_digest(nonce: bytes, sequence: int) -> bytes | None:  # noqa: ARG001 - taken to match
+    return None
+
+
+def _wrong_digest(nonce: bytes, sequence: int) -> bytes | None:  # noqa: ARG001 - taken not to match
+    return bytes(32)
+
+
+def _within(ticket: Ticket, settings: Settings, at_us: int) -> bool:
+    return (
+        ticket.last_sequence - ticket.first_sequence < settings.ticket_segments
+        and ticket.settle_by_s <= at_us // 1_000_000 + settings.settle_by_s
+        and ticket.byte_budget <= settings.ticket_bytes_max
+    )
+
+
+def _same(recorded: Judged, expected: Judged, what: str = "") -> None:
+    require(
+        recorded == expected, f"{what}the verdict is {_text(recorded)}, but the rules give {_text(expected)}"
+    )
+
+
+def _text(judged: Judged) -> str:
+    cap = f" ({judged.cap})" if judged.cap else ""
+    return f"{judged.verdict}{cap} with {judged.units} segments and {judged.credited_bytes} bytes"
