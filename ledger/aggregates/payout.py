@@ -1,0 +1,182 @@
+"""Payout: a batch of lines, its approval, and what became of each line.
+
+Invariant: a rail is called only for a line whose attempt is recorded here; an attempt has one key per line, forever;
+a line whose outcome is unknown is not attempted again unless the rail has been asked; a confirmed line is final.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+from uuid import UUID, uuid5
+
+from ledger.aggregates.base import Aggregate, DomainError
+from ledger.events import (
+    Event,
+    PayoutApproved,
+    PayoutAttempted,
+    PayoutCancelled,
+    PayoutLine,
+    PayoutPlanned,
+    PayoutResolved,
+)
+from ledger.ids import BOOK_ID
+from ledger.rails import MAX_REFERENCE_CHARS, Answer, Outcome
+
+MAX_LINES: Final = 500  # of about 90 bytes, in one event of at most 65,535
+
+
+def payout_id(number: int) -> UUID:
+    """Batches are numbered 1, 2, ...: two plans made at once want the same id, and one of them loses."""
+    return uuid5(BOOK_ID, f"payout:{number}")
+
+
+class LineState(StrEnum):
+    PLANNED = "planned"
+    ATTEMPTED = "attempted"  # the rail may or may not have been called
+    UNKNOWN = "unknown"  # the rail could not say
+    CONFIRMED = "confirmed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    planned: PayoutLine
+    state: LineState = LineState.PLANNED
+    attempt: int = 0
+    reference: str = ""
+
+
+_SETTLED: Final = frozenset({LineState.CONFIRMED, LineState.FAILED})
+# What an answer may make of a line. FAILED -> CONFIRMED is a rail that took back what it had said.
+_MAY_BECOME: Final = {
+    LineState.PLANNED: {LineState.FAILED},
+    LineState.ATTEMPTED: {LineState.CONFIRMED, LineState.FAILED, LineState.UNKNOWN},
+    LineState.UNKNOWN: {LineState.CONFIRMED, LineState.FAILED},
+    LineState.CONFIRMED: set[LineState](),
+    LineState.FAILED: {LineState.CONFIRMED},
+}
+
+
+class Payout(Aggregate):
+    def __init__(self, aggregate_id: UUID) -> None:
+        super().__init__(aggregate_id)
+        self.rail = ""
+        self.planned_us = 0
+        self.approved_by = ""
+        self.cancelled = ""  # the reason
+        self.lines: dict[int, Line] = {}
+
+    @property
+    def open(self) -> bool:
+        """Not cancelled, and some line neither confirmed nor failed."""
+        return not self.cancelled and any(line.state not in _SETTLED for line in self.lines.values())
+
+    @property
+    def state(self) -> str:
+        """planned, approved, cancelled or finished (every line confirmed or failed)."""
+        if self.cancelled:
+            return "cancelled"
+        if not self.open:
+            return "finished"
+        return "approved" if self.approved_by else "planned"
+
+    def key(self, line: int) -> str:
+        return f"{self.id}:{line}"
+
+    # --- commands
+
+    def plan(self, *, rail: str, lines: Sequence[PayoutLine], at_us: int) -> None:
+        if self.version:
+            raise DomainError("this payout is planned already")
+        self.trigger(PayoutPlanned, at_us=at_us, rail=rail, lines=tuple(lines))
+
+    def approve(self, *, operator: str, at_us: int) -> None:
+        """Approving an approved payout changes nothing."""
+        if self.cancelled:
+            raise DomainError("this payout is cancelled")
+        if not operator:
+            raise DomainError("an approval names the operator")
+        if not self.approved_by:
+            self.trigger(PayoutApproved, at_us=at_us, operator=operator)
+
+    def cancel(self, *, reason: str, at_us: int) -> None:
+        """Only before the first attempt. Cancelling a cancelled payout changes nothing."""
+        if any(line.state is not LineState.PLANNED for line in self.lines.values()):
+            raise DomainError("this payout has begun and cannot be cancelled; run it to its end")
+        if not reason:
+            raise DomainError("a cancellation has a reason")
+        if not self.cancelled:
+            self.trigger(PayoutCancelled, at_us=at_us, reason=reason)
+
+    def attempt(self, line: int, *, at_us: int) -> None:
+        """Must be saved before the rail is called. Of an unknown line: only when the rail has never seen its key."""
+        before = self.lines[line]
+        self.trigger(PayoutAttempted, at_us=at_us, line=line, attempt=before.attempt + 1, key=self.key(line))
+
+    def resolve(self, line: int, answer: Answer, *, at_us: int) -> None:
+        self.trigger(
+            PayoutResolved,
+            at_us=at_us,
+            line=line,
+            attempt=self.lines[line].attempt,
+            outcome=answer.outcome.value,
+            reference=answer.reference[:MAX_REFERENCE_CHARS],
+        )
+
+    # --- folding; every check comes before the first change
+
+    def apply(self, event: Event) -> None:
+        match event:
+            case PayoutPlanned():
+                self._apply_planned(event)
+            case PayoutApproved():
+                self.approved_by = event.operator
+            case PayoutCancelled():
+                self.cancelled = event.reason
+            case PayoutAttempted():
+                self._apply_attempted(event)
+            case PayoutResolved():
+                self._apply_resolved(event)
+            case _:
+                raise TypeError(type(event).__name__)
+
+    def _apply_planned(self, event: PayoutPlanned) -> None:
+        numbers = [planned.line for planned in event.lines]
+        if numbers != list(range(1, len(numbers) + 1)) or not 1 <= len(numbers) <= MAX_LINES:
+            raise DomainError(f"a payout has 1 to {MAX_LINES} lines, numbered from 1")
+        if len({planned.friend_id for planned in event.lines}) != len(numbers):
+            raise DomainError("a payout pays each friend in one line")
+        if any(planned.amount_micro <= 0 for planned in event.lines):
+            raise DomainError("a payout line has an amount")
+        self.rail, self.planned_us = event.rail, event.at_us
+        self.lines = {planned.line: Line(planned) for planned in event.lines}
+
+    def _apply_attempted(self, event: PayoutAttempted) -> None:
+        line = self._line(event.line)
+        if not self.approved_by or self.cancelled:
+            raise DomainError("only an approved payout is run")
+        if line.state not in (LineState.PLANNED, LineState.UNKNOWN):
+            raise DomainError(f"line {event.line} is {line.state}: it is not attempted now")
+        if event.attempt != line.attempt + 1 or event.key != self.key(event.line):
+            raise DomainError(f"this is not the next attempt of line {event.line}")
+        self.lines[event.line] = replace(line, state=LineState.ATTEMPTED, attempt=event.attempt)
+
+    def _apply_resolved(self, event: PayoutResolved) -> None:
+        line = self._line(event.line)
+        if event.outcome == Outcome.ABSENT:
+            raise DomainError("a line that the rail has never seen has no outcome")
+        state = LineState(event.outcome)
+        if state not in _MAY_BECOME[line.state] or event.attempt != line.attempt:
+            raise DomainError(f"line {event.line} is {line.state} and cannot become {state}")
+        if line.state is LineState.FAILED and not line.attempt:
+            raise DomainError(f"line {event.line} was never attempted")
+        if not self.approved_by or self.cancelled:
+            raise DomainError("only an approved payout is run")
+        self.lines[event.line] = replace(line, state=state, reference=event.reference)
+
+    def _line(self, number: int) -> Line:
+        try:
+            return self.lines[number]
+        except KeyError:
+            raise DomainError(f"this payout has no line {number}") from None

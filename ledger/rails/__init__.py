@@ -1,0 +1,63 @@
+"""Rails: the ways on which money leaves. A rail is two questions, so that a new one is one small file.
+
+Invariant a rail must keep: it pays one key at most once, however often it is submitted. An answer is a promise:
+CONFIRMED (it is or will be paid), FAILED (this key is not and never will be paid), ABSENT (the rail has never seen
+this key). Whatever it cannot promise is UNKNOWN.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Protocol
+from uuid import UUID
+
+MAX_DESTINATION_CHARS: Final = 256
+MAX_REFERENCE_CHARS: Final = 200
+
+
+class Outcome(StrEnum):
+    CONFIRMED = "confirmed"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    ABSENT = "absent"  # only in answer to a look-up
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`reference` is the rail's own and enters the log, which cannot forget: no names, no account numbers."""
+
+    outcome: Outcome
+    reference: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payment:
+    key: str  # deterministic: the same payout line has the same key forever
+    friend_id: UUID
+    amount_micro: int
+    unit: str
+    destination: str  # where to, as the rail understands it; never in a log line
+
+
+class Rail(Protocol):
+    @property
+    def name(self) -> str:
+        """As recorded in the payout: a batch planned for one rail is not run on another."""
+
+    def submit(self, payment: Payment) -> Answer:
+        """Pay, unless this key was paid before. Never answers ABSENT. What it raises leaves the attempt open."""
+
+    def look_up(self, key: str) -> Answer:
+        """What became of a key. Pays nothing."""
+
+
+def destination_fault(destination: str) -> str:
+    """Why no rail may be given this text; empty when it may.
+
+    One line of printable characters, and nothing that a spreadsheet would run as a formula (OWASP, CSV injection).
+    """
+    if not 1 <= len(destination) <= MAX_DESTINATION_CHARS or not destination.isprintable():
+        return f"a destination is one line of 1 to {MAX_DESTINATION_CHARS} printable characters"
+    phone_number = destination[0] == "+" and destination[1:].replace(" ", "").isdecimal()
+    if destination[0] in "=+-@" and not phone_number:
+        return "a destination must not begin with = + - or @"
+    return ""

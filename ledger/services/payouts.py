@@ -1,0 +1,362 @@
+"""Payouts: plan -> approve -> run -> reconcile.
+
+Invariant: killing the process at any instruction loses nothing and pays nobody twice. A line's money is reserved and
+its attempt recorded in one save before the rail is called; what the rail answered and where the money went is one
+save after it. Whoever comes next finds in the log how far the line came, and asks the rail about its key.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from ledger.aggregates.base import DomainError
+from ledger.aggregates.book import Book
+from ledger.aggregates.payout import MAX_LINES, Line, LineState, Payout, payout_id
+from ledger.application import Ledger, NotFound
+from ledger.events import PayoutLine
+from ledger.ids import BOOK_ID
+from ledger.rails import Answer, Outcome, Payment, Rail
+from ledger.services import crew
+from ledger.services.destinations import Destination
+from ledger.services.retry import until_saved
+
+log = structlog.get_logger()
+
+OVERPAID: Final = (
+    "overpaid"  # the rail paid what it had called failed, and the money has been paid out again since
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Money that is not in the plan, and why. It stays available."""
+
+    friend_id: UUID
+    amount_micro: int
+    reason: str  # "below_threshold" | "no_destination" | "next_batch"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    batch_id: UUID | None  # None when there is nobody to pay, or in a dry run
+    lines: tuple[PayoutLine, ...]
+    waiting: tuple[Waiting, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LineResult:
+    line: int
+    friend_id: UUID
+    amount_micro: int
+    state: str  # a LineState, or OVERPAID
+    reference: str
+    action: str  # what was done, or would be in a dry run: "none" | "submit" | "look_up" | "fail" | "retry"
+
+
+# --- plan, approve, cancel
+
+
+def batches(ledger: Ledger) -> list[Payout]:
+    """All payouts, oldest first: batch number n is element n - 1."""
+    found: list[Payout] = []
+    while True:
+        try:
+            found.append(ledger.load(Payout, payout_id(len(found) + 1)))
+        except NotFound:
+            return found
+
+
+def plan(
+    ledger: Ledger,
+    *,
+    rail: str,
+    threshold_micro: int,
+    destinations: Mapping[UUID, bytes],
+    at_us: int,
+    dry_run: bool = False,
+) -> Plan:
+    """A batch for everybody with at least `threshold_micro` available. Nothing is reserved yet.
+
+    `destinations` are the commitments of those who said where to pay. Raises DomainError while another open batch
+    would still pay one of the same friends.
+    """
+
+    def attempt() -> Plan:
+        earlier = batches(ledger)
+        lines, waiting = _choose(ledger.load_or_new(Book, BOOK_ID), threshold_micro, destinations)
+        _refuse_overlap(earlier, lines)
+        if dry_run or not lines:
+            return Plan(None, lines, waiting)
+        payout = Payout(payout_id(len(earlier) + 1))
+        payout.plan(rail=rail, lines=lines, at_us=at_us)
+        ledger.save(payout)
+        return Plan(payout.id, lines, waiting)
+
+    return until_saved(attempt)
+
+
+def approve(ledger: Ledger, batch_id: UUID, *, operator: str, at_us: int, dry_run: bool = False) -> Payout:
+    def attempt() -> Payout:
+        payout = ledger.load(Payout, batch_id)
+        payout.approve(operator=operator, at_us=at_us)
+        if not dry_run:
+            ledger.save(payout)
+        return payout
+
+    return until_saved(attempt)
+
+
+def cancel(ledger: Ledger, batch_id: UUID, *, reason: str, at_us: int, dry_run: bool = False) -> Payout:
+    """Only before the first attempt."""
+
+    def attempt() -> Payout:
+        payout = ledger.load(Payout, batch_id)
+        payout.cancel(reason=reason, at_us=at_us)
+        if not dry_run:
+            ledger.save(payout)
+        return payout
+
+    return until_saved(attempt)
+
+
+def _choose(
+    book: Book, threshold_micro: int, destinations: Mapping[UUID, bytes]
+) -> tuple[tuple[PayoutLine, ...], tuple[Waiting, ...]]:
+    lines: list[PayoutLine] = []
+    waiting: list[Waiting] = []
+    for friend_id, amount_micro in book.available().items():
+        if amount_micro < threshold_micro:
+            waiting.append(Waiting(friend_id, amount_micro, "below_threshold"))
+        elif friend_id not in destinations:
+            waiting.append(Waiting(friend_id, amount_micro, "no_destination"))
+        elif len(lines) == MAX_LINES:
+            waiting.append(Waiting(friend_id, amount_micro, "next_batch"))
+        else:
+            lines.append(PayoutLine(len(lines) + 1, friend_id, amount_micro, destinations[friend_id]))
+    return tuple(lines), tuple(waiting)
+
+
+def _refuse_overlap(earlier: list[Payout], lines: tuple[PayoutLine, ...]) -> None:
+    """Money of lines that were attempted is in flight, out of reach of a new plan; that of planned lines is not."""
+    wanted = {line.friend_id for line in lines}
+    for number, payout in enumerate(earlier, 1):
+        if not payout.open:
+            continue
+        for line in payout.lines.values():
+            if line.state is LineState.PLANNED and line.planned.friend_id in wanted:
+                raise DomainError(
+                    f"payout {number} ({payout.id}) is open and would pay friend {line.planned.friend_id} too: "
+                    "run or cancel it first"
+                )
+
+
+# --- run
+
+
+def run(
+    ledger: Ledger,
+    rail: Rail,
+    batch_id: UUID,
+    *,
+    destinations: Mapping[UUID, Destination],
+    at_us: int,
+    dry_run: bool = False,
+) -> list[LineResult]:
+    """Pay every line of an approved batch that is not paid yet; start again after a crash to resume.
+
+    Lines whose outcome is unknown are left alone: `reconcile` asks the rail about them. Raises DomainError, and what
+    the rail raises; then the line stays as recorded.
+    """
+    payout = _load_for(ledger, rail, batch_id)
+    if not payout.approved_by or payout.cancelled:
+        raise DomainError(f"the payout is {payout.state}: only an approved one is run")
+    if dry_run:
+        return [_preview(line, destinations) for line in payout.lines.values()]
+    unit = crew.crew(ledger).unit
+    return [_run_line(ledger, rail, batch_id, n, destinations, unit, at_us) for n in sorted(payout.lines)]
+
+
+def _run_line(
+    ledger: Ledger,
+    rail: Rail,
+    batch_id: UUID,
+    number: int,
+    destinations: Mapping[UUID, Destination],
+    unit: str,
+    at_us: int,
+) -> LineResult:
+    line, action = until_saved(lambda: _prepare(ledger, batch_id, number, destinations, at_us))
+    if action not in ("submit", "look_up"):
+        return _result(number, line, action)
+    key = f"{batch_id}:{number}"
+    answer = Answer(Outcome.ABSENT)
+    if action == "look_up":
+        answer = rail.look_up(key)
+    if answer.outcome is Outcome.ABSENT:
+        destination = _committed(line, destinations)
+        if destination is None:  # attempted by a run that died, erased since: it stays in flight
+            return _result(number, line, action)
+        answer = rail.submit(
+            Payment(
+                key=key,
+                friend_id=line.planned.friend_id,
+                amount_micro=line.planned.amount_micro,
+                unit=unit,
+                destination=destination.text,
+            )
+        )
+    return _record(ledger, batch_id, number, answer, action, at_us)
+
+
+def _prepare(
+    ledger: Ledger, batch_id: UUID, number: int, destinations: Mapping[UUID, Destination], at_us: int
+) -> tuple[Line, str]:
+    """Reserve and record the attempt, in one save. Returns the line and what to do with it."""
+    payout = ledger.load(Payout, batch_id)
+    line = payout.lines[number]
+    if line.state is LineState.ATTEMPTED:
+        return line, "look_up"
+    if line.state is not LineState.PLANNED:
+        return line, "none"
+    book = ledger.load_or_new(Book, BOOK_ID)
+    fault = _fault(book, line, destinations)
+    if fault:
+        payout.resolve(number, Answer(Outcome.FAILED, fault), at_us=at_us)
+        ledger.save(payout)
+        return payout.lines[number], "fail"
+    payout.attempt(number, at_us=at_us)
+    book.reserve_payout_line(
+        batch_id,
+        number,
+        friend_id=line.planned.friend_id,
+        amount_micro=line.planned.amount_micro,
+        at_us=at_us,
+    )
+    ledger.save(payout, book)
+    return payout.lines[number], "submit"
+
+
+def _record(
+    ledger: Ledger, batch_id: UUID, number: int, answer: Answer, action: str, at_us: int
+) -> LineResult:
+    """The answer and the movement that follows from it, in one save. What says nothing new changes nothing."""
+
+    def attempt() -> LineResult:
+        payout = ledger.load(Payout, batch_id)
+        line = payout.lines[number]
+        in_flight = line.state in (LineState.ATTEMPTED, LineState.UNKNOWN)
+        taken_back = line.state is LineState.FAILED and answer.outcome is Outcome.CONFIRMED
+        unchanged = line.state.value == answer.outcome.value or answer.outcome is Outcome.ABSENT
+        if unchanged or not (in_flight or taken_back):
+            return _result(number, line, action)
+        if answer.outcome is Outcome.UNKNOWN:
+            payout.resolve(number, answer, at_us=at_us)
+            ledger.save(payout)
+            return _result(number, payout.lines[number], action)
+        book = ledger.load_or_new(Book, BOOK_ID)
+        if taken_back and not _reserve_again(book, batch_id, number, line, at_us):
+            log.error("paid twice by the rail", batch=str(batch_id), line=number, rail=payout.rail)
+            return _result(number, line, action, OVERPAID)
+        payout.resolve(number, answer, at_us=at_us)
+        if answer.outcome is Outcome.CONFIRMED:
+            book.confirm_payout_line(batch_id, number, at_us=at_us)
+        else:
+            book.fail_payout_line(batch_id, number, at_us=at_us)
+        ledger.save(payout, book)
+        return _result(number, payout.lines[number], action)
+
+    return until_saved(attempt)
+
+
+def _reserve_again(book: Book, batch_id: UUID, number: int, line: Line, at_us: int) -> bool:
+    friend_id, amount_micro = line.planned.friend_id, line.planned.amount_micro
+    if book.available().get(friend_id, 0) < amount_micro:
+        return False
+    book.reserve_payout_line(batch_id, number, friend_id=friend_id, amount_micro=amount_micro, at_us=at_us)
+    return True
+
+
+# --- reconcile
+
+
+def reconcile(
+    ledger: Ledger, rail: Rail, batch_id: UUID, *, at_us: int, dry_run: bool = False
+) -> list[LineResult]:
+    """Ask the rail about every line that was attempted and is not confirmed. Pays nothing.
+
+    A key the rail has never seen is released for `run` to submit again, under the same key. A failed line that the
+    rail did pay becomes confirmed, or is reported as OVERPAID when its money has left again since.
+    """
+    payout = _load_for(ledger, rail, batch_id)
+    results = []
+    for number, line in sorted(payout.lines.items()):
+        if not line.attempt or line.state is LineState.CONFIRMED:
+            results.append(_result(number, line, "none"))
+            continue
+        answer = rail.look_up(payout.key(number))
+        if line.state is LineState.UNKNOWN and answer.outcome is Outcome.ABSENT:
+            results.append(_release(ledger, batch_id, number, at_us, dry_run=dry_run))
+        elif dry_run:
+            results.append(_result(number, line, "look_up", answer.outcome.value))
+        else:
+            results.append(_record(ledger, batch_id, number, answer, "look_up", at_us))
+    return results
+
+
+def _release(ledger: Ledger, batch_id: UUID, number: int, at_us: int, *, dry_run: bool) -> LineResult:
+    def attempt() -> LineResult:
+        payout = ledger.load(Payout, batch_id)
+        if payout.lines[number].state is LineState.UNKNOWN:
+            payout.attempt(number, at_us=at_us)
+            if not dry_run:
+                ledger.save(payout)
+        return _result(number, payout.lines[number], "retry")
+
+    return until_saved(attempt)
+
+
+# --- helpers
+
+
+def _load_for(ledger: Ledger, rail: Rail, batch_id: UUID) -> Payout:
+    payout = ledger.load(Payout, batch_id)
+    if payout.rail != rail.name:
+        raise DomainError(f"the payout is planned for {payout.rail}, not for {rail.name}")
+    return payout
+
+
+def _committed(line: Line, destinations: Mapping[UUID, Destination]) -> Destination | None:
+    destination = destinations.get(line.planned.friend_id)
+    if destination is None or destination.commitment != line.planned.destination_commitment:
+        return None
+    return destination
+
+
+def _fault(book: Book, line: Line, destinations: Mapping[UUID, Destination]) -> str:
+    """Why a planned line cannot be attempted any more; its money stays available for the next plan."""
+    if _committed(line, destinations) is None:
+        return "destination changed since planning"
+    if book.available().get(line.planned.friend_id, 0) < line.planned.amount_micro:
+        return "less available than planned"
+    return ""
+
+
+def _preview(line: Line, destinations: Mapping[UUID, Destination]) -> LineResult:
+    action = {LineState.PLANNED: "submit", LineState.ATTEMPTED: "look_up"}.get(line.state, "none")
+    if action == "submit" and _committed(line, destinations) is None:
+        action = "fail"
+    return _result(line.planned.line, line, action)
+
+
+def _result(number: int, line: Line, action: str, state: str | None = None) -> LineResult:
+    return LineResult(
+        number,
+        line.planned.friend_id,
+        line.planned.amount_micro,
+        state if state is not None else line.state.value,
+        line.reference,
+        action,
+    )
