@@ -57,7 +57,7 @@ def first_run(settings: Settings, ledger: Ledger, directory: Directory) -> First
     stream_id = streams.register_stream(
         ledger, slug=FIRST_STREAM, owner_id=owner_id, stream_key=stream_key, at_us=at_us
     )
-    set_tariff(ledger, stream_id, {}, at_us=at_us)
+    set_tariff(ledger, stream_id, at_us=at_us)
     return FirstRun(FIRST_STREAM, operator_token, stream_key, code)
 
 

@@ -23,7 +23,7 @@ def create(slug: str, as_json: bool = typer.Option(False, "--json", help="Print 
         stream_id = streams.register_stream(
             at.ledger, slug=slug, owner_id=uuid4(), stream_key=key, at_us=now_us()
         )
-        budgets.set_tariff(at.ledger, stream_id, {}, at_us=now_us())
+        budgets.set_tariff(at.ledger, stream_id, at_us=now_us())
         _show_key(at.settings.rtmp_server, slug, key, as_json)
 
 
@@ -64,7 +64,7 @@ def tariff(
         version = budgets.set_tariff(
             at.ledger,
             at.stream(slug).id,
-            {"rate_micro_per_gb": micro_from_text(rate_per_gb)},
+            rate_micro_per_gb=micro_from_text(rate_per_gb),
             at_us=now_us(),
         )
         typer.echo(f"{slug}: tariff version {version}, {rate_per_gb} {at.settings.unit} per GB")
