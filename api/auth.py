@@ -1,0 +1,58 @@
+"""Who is asking: Bearer tokens of operators, creators and friends, and nodes that sign their requests.
+
+Invariant: a token is compared by its SHA-256 only, an unknown, revoked or malformed one gets the same answer, and a
+node's signature covers method, target, time and body.
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from api.deps import Services, ServicesDep, limited
+from api.directory import Role, Token
+from api.problems import Problem, ProblemType
+from ledger.request import verify_request
+
+_bearer = HTTPBearer(auto_error=False, description="`sp2p_<role>_...`", scheme_name="token")
+
+
+def token_of(*roles: Role) -> Callable[[Services, HTTPAuthorizationCredentials | None], Token]:
+    """A dependency: the token that came with the request, of one of these roles. Counted per token."""
+
+    def check(
+        at: ServicesDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    ) -> Token:
+        token = at.directory.token(credentials.credentials, now_us=at.now_us()) if credentials else None
+        if token is None:
+            detail = f"send a token of the role {' or '.join(roles)}: Authorization: Bearer sp2p_..."
+            raise Problem(ProblemType.UNAUTHENTICATED, detail, headers={"WWW-Authenticate": "Bearer"})
+        limited("requests_per_token", token.sha256.hex(), at)
+        if token.role not in roles:
+            raise Problem(ProblemType.FORBIDDEN, f"this needs the role {' or '.join(roles)}")
+        return token
+
+    return check
+
+
+async def _raw_body(request: Request) -> bytes:
+    return await request.body()
+
+
+def node_key(request: Request, body: Annotated[bytes, Depends(_raw_body)], at: ServicesDep) -> bytes:
+    """The 32-byte public key that signed this request. It need not have joined. Counted per key."""
+    query = request.scope["query_string"]
+    target = request.scope["raw_path"].split(b"?")[0] + (b"?" + query if query else b"")
+    header = request.headers.get("authorization")
+    key = verify_request(
+        header, request.method, target.decode("latin-1"), body, now_s=at.now_us() // 1_000_000
+    )
+    limited("requests_per_node", key.hex(), at)
+    return key
+
+
+Operator = Annotated[Token, Depends(token_of(Role.OPERATOR))]
+OperatorOrCreator = Annotated[Token, Depends(token_of(Role.OPERATOR, Role.CREATOR))]
+Friend = Annotated[Token, Depends(token_of(Role.FRIEND))]
+NodeKey = Annotated[bytes, Depends(node_key)]

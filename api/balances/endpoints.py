@@ -1,0 +1,107 @@
+"""Balances of all accounts, for everybody (they are in the public log), and a friend's own statement."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Path, Query
+
+from api.auth import Friend
+from api.balances.schemas import BalanceOut, Balances, Statement, StatementLineOut
+from api.deps import Services, ServicesDep
+from api.liveness import LivenessUnknown
+from api.problems import Problem, ProblemType, not_found, responses
+from ledger.money import friend_account
+from projections.queries import STATEMENT_LIMIT_MAX, Balance, StatementLine
+
+router = APIRouter(prefix="/api", tags=["balances"])
+
+
+@router.get("/balances", responses=responses())
+def list_balances(at: ServicesDep) -> Balances:
+    return Balances(unit=at.settings.unit, balances=[_balance(b) for b in at.reads.balances()])
+
+
+@router.get("/balances/{account}", responses=responses(ProblemType.NOT_FOUND, ProblemType.INVALID_FIELDS))
+def show_balance(
+    account: Annotated[str, Path(max_length=80, pattern=r"^[a-z0-9:_-]+$", examples=["fees"])], at: ServicesDep
+) -> BalanceOut:
+    balance = at.reads.balance(account)
+    if balance is None:
+        raise not_found("no transfer ever touched this account")
+    return _balance(balance)
+
+
+@router.get(
+    "/friends/me/statement",
+    responses=responses(
+        ProblemType.UNAUTHENTICATED, ProblemType.FORBIDDEN, ProblemType.RATE_LIMITED, ProblemType.INVALID_FIELDS
+    ),
+)
+def statement(
+    at: ServicesDep,
+    token: Friend,
+    limit: Annotated[int, Query(ge=1, le=STATEMENT_LIMIT_MAX)] = 100,
+    before: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}:[0-9]{1,9}$", description="`next` of a page")] = None,
+) -> Statement:
+    """What was earned and paid, newest first, each line with its reason and its place in the log."""
+    friend_id = token.subject_id
+    if friend_id is None:
+        raise Problem(ProblemType.FORBIDDEN, "this token belongs to no friend")
+    cursor = None
+    if before is not None:
+        position, line = before.split(":")
+        cursor = (int(position), int(line))
+    lines = at.reads.statement(friend_id, limit, cursor)
+    amounts = {
+        f"{state}_micro": _amount(at, friend_account(friend_id, state))
+        for state in ("pending", "available", "in_flight", "paid")
+    }
+    last = lines[-1] if len(lines) == limit else None
+    return Statement(
+        friend_id=friend_id,
+        name=at.directory.person_name(friend_id) or "a friend",
+        unit=at.settings.unit,
+        helping_now=_helping(at, friend_id),
+        lines=[_line(line) for line in lines],
+        next=f"{last.position}:{last.line}" if last else None,
+        **amounts,
+    )
+
+
+def _balance(balance: Balance) -> BalanceOut:
+    return BalanceOut(
+        account=balance.account, amount_micro=balance.amount_micro, last_position=balance.last_position
+    )
+
+
+def _amount(at: Services, account: str) -> int:
+    balance = at.reads.balance(account)
+    return balance.amount_micro if balance else 0
+
+
+def _helping(at: Services, friend_id: UUID) -> int:
+    try:
+        alive = at.liveness.alive(now_us=at.now_us())
+    except LivenessUnknown:
+        return 0
+    mine = (view.node_id for view in at.reads.nodes() if view.friend_id == friend_id)
+    return sum(alive[nid].viewers for nid in mine if nid in alive)
+
+
+def _line(line: StatementLine) -> StatementLineOut:
+    return StatementLineOut(
+        position=line.position,
+        line=line.line,
+        kind=line.kind,
+        reason=line.reason,
+        at_us=line.at_us,
+        epoch=line.epoch,
+        stream_id=line.stream_id,
+        node_id=line.node_id,
+        units=line.units,
+        credited_bytes=line.credited_bytes,
+        rate_micro_per_gb=line.rate_micro_per_gb,
+        amount_micro=line.amount_micro,
+        batch_id=line.batch_id,
+        payout_line=line.payout_line,
+    )

@@ -1,0 +1,118 @@
+"""What endpoints are given: the services the hub filled in, the peer's address, bounded bodies, who is asking.
+
+Invariant: an endpoint reaches the ledger, the read models and the clock only through `Services`; there is no global.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Final
+from uuid import UUID
+
+from fastapi import Depends, Request
+
+from api.directory import Directory
+from api.liveness import Liveness
+from api.problems import Problem, ProblemType
+from api.ratelimit import RateLimiter
+from ledger.application import Ledger
+from ledger.services.delivery import DeliveryDesk
+from projections.queries import Queries
+
+BODY_BYTES_MAX: Final = 65_536  # of any request; octet-stream endpoints take less
+
+
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """Who is watching a stream now, and through which nodes."""
+
+    viewers: int
+    by_node: Mapping[UUID, int]  # node -> viewers it serves
+
+
+@dataclass(frozen=True, slots=True)
+class ApiSettings:
+    crew_name: str
+    unit: str  # unit of account, for example "EUR"
+    rtmp_port: int = 1935
+    public_url: str | None = None  # what people reach the hub by, no trailing slash; None: as the request says
+    invite_ttl_s: int = 7 * 86_400
+    lag_events_max: int = 10_000  # projections further behind than this are not ready
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Made by the hub. Everything synchronous here is called from the thread pool."""
+
+    settings: ApiSettings
+    ledger: Ledger
+    desk: DeliveryDesk
+    reads: Queries
+    directory: Directory
+    liveness: Liveness
+    limiter: RateLimiter
+    log_folder: Path  # the published log: checkpoint, tile/...
+    now_us: Callable[[], int]
+    # (slug, viewer key of 32 bytes, peer address) -> session, or None when the stream is not live. Takes part in
+    # steering, so it runs on the event loop.
+    open_signing_session: Callable[[str, bytes, str], Awaitable[UUID | None]]
+    audience: Callable[[str], Audience]  # by slug; memory only
+    commit_network: Callable[[str, bytes], bytes]  # (peer address, what makes a loopback unique) -> commitment
+    ingest_ready: Callable[[], bool] = field(default=lambda: True)
+
+
+def base_url(request: Request) -> str:
+    """The hub's address for people and programs outside, without a trailing slash."""
+    at = services(request)
+    return at.settings.public_url or str(request.base_url).rstrip("/")
+
+
+def services(request: Request) -> Services:
+    found: Services = request.app.state.services
+    return found
+
+
+def peer_ip(request: Request) -> str:
+    """As the server sees it; behind a proxy, uvicorn's `forwarded_allow_ips` decides whom to believe."""
+    return request.client.host if request.client else "127.0.0.1"
+
+
+ServicesDep = Annotated[Services, Depends(services)]
+PeerIp = Annotated[str, Depends(peer_ip)]
+BaseUrl = Annotated[str, Depends(base_url)]
+
+
+def body_up_to(limit: int) -> Callable[[Request], Awaitable[bytes]]:
+    """A dependency: the raw body of at most `limit` bytes."""
+
+    async def read(request: Request) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise Problem(ProblemType.TOO_LARGE, f"at most {limit} bytes are taken here")
+            parts.append(part)
+        return b"".join(parts)
+
+    return read
+
+
+def limited(rule: str, who: str, at: Services) -> None:
+    """Raises a 429 Problem when `who` has used up the rule of that name (api.ratelimit.Rules)."""
+    wait_s = at.limiter.hit(rule, who)
+    if wait_s is not None:
+        raise Problem(
+            ProblemType.RATE_LIMITED,
+            f"too many requests: wait {wait_s} s",
+            headers={"Retry-After": str(wait_s)},
+        )
+
+
+def per_ip(rule: str) -> Callable[[Services, str], None]:
+    """A dependency that counts the request under the peer's address. Runs in the thread pool."""
+
+    def count(at: ServicesDep, ip: PeerIp) -> None:
+        limited(rule, ip, at)
+
+    return count

@@ -1,0 +1,79 @@
+"""The outermost layer: the bound on bodies, headers that every answer has, and the counting of requests.
+
+Invariant: no endpoint ever reads more than `limit` bytes of a request, and nothing below has to remember that.
+"""
+
+import time
+from typing import Final
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.metrics import Metrics
+from api.problems import Problem, ProblemType, render
+
+_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+UNMATCHED: Final = "(none)"
+
+
+class Edge:
+    def __init__(self, app: ASGIApp, *, body_bytes_max: int, metrics: Metrics) -> None:
+        self._app = app
+        self._limit = body_bytes_max
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_s = time.perf_counter()
+        status = 500
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            if _declared_bytes(scope) > self._limit:
+                await render(self._too_large())(scope, receive, send_with_headers)
+            else:
+                await self._app(scope, self._bounded(receive), send_with_headers)
+        finally:
+            # Routing leaves its route in the scope; its template keeps the number of label values small.
+            route = getattr(scope.get("route"), "path", UNMATCHED)
+            self._metrics.request(scope["method"], route, status, time.perf_counter() - started_s)
+
+    def _bounded(self, receive: Receive) -> Receive:
+        received = 0
+
+        async def bounded() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit:
+                raise self._too_large()
+            return message
+
+        return bounded
+
+    def _too_large(self) -> Problem:
+        # The rest of the body is not read: the connection cannot be used again.
+        return Problem(
+            ProblemType.TOO_LARGE, f"at most {self._limit} bytes are taken", headers={"Connection": "close"}
+        )
+
+
+def _declared_bytes(scope: Scope) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else 0
+    return 0

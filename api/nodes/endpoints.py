@@ -1,0 +1,191 @@
+"""Invites, joining, heartbeats, and who carries the crew's streams. No address of a node is ever shown."""
+
+import ipaddress
+import secrets
+from typing import Annotated
+from uuid import UUID, uuid4
+
+from fastapi import APIRouter, Depends, Response
+
+from api.auth import NodeKey, Operator
+from api.deps import BaseUrl, PeerIp, Services, ServicesDep, per_ip
+from api.directory import NodeProfile, Role
+from api.liveness import HEARTBEAT_S, LivenessUnknown, Pulse
+from api.nodes.schemas import (
+    CreateInvite,
+    Earned,
+    Heartbeat,
+    HeartbeatAnswer,
+    InviteCreated,
+    JoinNode,
+    NodeJoined,
+    NodeOut,
+    Nodes,
+)
+from api.problems import Problem, ProblemType, not_found, responses
+from ledger.aggregates.base import DomainError
+from ledger.aggregates.node import Node, NodeStatus
+from ledger.application import NotFound
+from ledger.ids import node_id
+from ledger.money import friend_account
+from ledger.services import crew
+from ledger.services import nodes as commands
+from projections.queries import NodeView
+
+router = APIRouter(prefix="/api", tags=["nodes"])
+
+_CODE_BYTES = 10
+
+
+@router.post(
+    "/invites",
+    status_code=201,
+    responses=responses(
+        ProblemType.UNAUTHENTICATED, ProblemType.FORBIDDEN, ProblemType.RATE_LIMITED, ProblemType.INVALID_FIELDS
+    ),
+)
+def create_invite(body: CreateInvite, at: ServicesDep, _: Operator, base: BaseUrl) -> InviteCreated:
+    """A new friend, with a code that lets one node join."""
+    now_us = at.now_us()
+    friend_id, code = uuid4(), secrets.token_hex(_CODE_BYTES)
+    expires_us = now_us + at.settings.invite_ttl_s * 1_000_000
+    at.directory.name_person(friend_id, body.friend_name)
+    commands.create_invite(at.ledger, friend_id=friend_id, code=code, expires_us=expires_us, at_us=now_us)
+    token = at.directory.create_token(Role.FRIEND, friend_id, body.friend_name, at_us=now_us)
+    return InviteCreated(
+        code=code,
+        friend_id=friend_id,
+        friend_token=token,
+        friend_url=f"{base}/friend#{token}",
+        command=f"streamrp2p node join {base} {code}",
+        expires_us=expires_us,
+    )
+
+
+@router.post(
+    "/nodes",
+    status_code=201,
+    dependencies=[Depends(per_ip("joins_per_ip"))],
+    responses=responses(
+        ProblemType.UNAUTHENTICATED, ProblemType.INVITE_REFUSED, ProblemType.RATE_LIMITED, ProblemType.INVALID_FIELDS
+    ),
+)
+def join(body: JoinNode, response: Response, at: ServicesDep, key: NodeKey, ip: PeerIp) -> NodeJoined:
+    """Join with the key that signed the request. The same key again: 200 and the same answer."""
+    now_us = at.now_us()
+    nid = node_id(key)
+    try:
+        node, new = commands.join_node(
+            at.ledger,
+            code=body.invite_code,
+            public_key=key,
+            prefix_commitment=at.commit_network(ip, nid.bytes),
+            at_us=now_us,
+        )
+    except DomainError as e:
+        raise Problem(ProblemType.INVITE_REFUSED, str(e)) from e
+    at.directory.save_profile(NodeProfile(nid, body.name, body.url or _url(ip, body.port)), at_us=now_us)
+    if not new:
+        response.status_code = 200
+    return NodeJoined(
+        node_id=nid, friend_id=node.friend_id, ticket_keys=_ticket_keys(at), heartbeat_s=HEARTBEAT_S
+    )
+
+
+@router.post(
+    "/nodes/me/heartbeat",
+    responses=responses(
+        ProblemType.UNAUTHENTICATED, ProblemType.UNKNOWN_NODE, ProblemType.RATE_LIMITED, ProblemType.INVALID_FIELDS
+    ),
+)
+def heartbeat(body: Heartbeat, at: ServicesDep, key: NodeKey, ip: PeerIp) -> HeartbeatAnswer:
+    """The node is alive for the next 30 s. A suspended node may go on sending, it is given no viewers."""
+    nid = node_id(key)
+    try:
+        node = at.ledger.load(Node, nid)
+    except NotFound as e:
+        raise Problem(ProblemType.UNKNOWN_NODE, "this key has not joined: use an invite code") from e
+    now_us = at.now_us()
+    network = at.commit_network(ip, nid.bytes)
+    if network != node.network and node.status is NodeStatus.ACTIVE:
+        node = commands.change_node(at.ledger, nid, lambda n: n.move(network, at_us=now_us))
+    url = body.url or _url(ip, body.port)
+    if node.status is NodeStatus.ACTIVE:
+        known = at.liveness.last(nid)
+        if known is None or known.url != url:
+            at.directory.move_node(nid, url, at_us=now_us)
+        at.liveness.beat(Pulse(nid, url, body.viewers, body.uploaded_bytes, now_us))
+    else:
+        at.liveness.forget(nid)
+    return HeartbeatAnswer(
+        status=node.status.value, ticket_keys=_ticket_keys(at), earned=_earned(at, node.friend_id)
+    )
+
+
+@router.get("/nodes", responses=responses())
+def list_nodes(at: ServicesDep) -> Nodes:
+    views = at.reads.nodes()
+    names = at.directory.node_names(v.node_id for v in views)
+    viewers = _viewers(at)
+    return Nodes(nodes=[_out(v, names, viewers) for v in views])
+
+
+@router.get("/nodes/{nid}", responses=responses(ProblemType.NOT_FOUND, ProblemType.INVALID_FIELDS))
+def show_node(nid: UUID, at: ServicesDep) -> NodeOut:
+    view = at.reads.node(nid)
+    if view is None:
+        raise not_found("there is no such node")
+    return _out(view, at.directory.node_names([nid]), _viewers(at))
+
+
+Viewers = Annotated[dict[UUID, int], "by node"]
+
+
+def _viewers(at: Services) -> Viewers:
+    try:
+        return {nid: pulse.viewers for nid, pulse in at.liveness.alive(now_us=at.now_us()).items()}
+    except LivenessUnknown:
+        return {}
+
+
+def _out(view: NodeView, names: dict[UUID, str], viewers: Viewers) -> NodeOut:
+    return NodeOut(
+        node_id=view.node_id,
+        friend_id=view.friend_id,
+        name=names.get(view.node_id, "a friend"),
+        state=view.state,
+        state_reason=view.state_reason,
+        health=view.health,
+        viewers=viewers.get(view.node_id, 0),
+        joined_us=view.joined_us,
+        last_seen_us=view.last_seen_us,
+        probes_ok=view.probes_ok,
+        probes_bad=view.probes_bad,
+        receipts_accepted=view.receipts_accepted,
+        receipts_refused=view.receipts_refused,
+        verdicts=dict(view.verdicts),
+        credited_units=view.credited_units,
+        credited_bytes=view.credited_bytes,
+    )
+
+
+def _ticket_keys(at: Services) -> list[str]:
+    return [k.public_key.hex() for k in crew.crew(at.ledger).public_keys("ticket") if not k.retired]
+
+
+def _earned(at: Services, friend_id: UUID) -> Earned:
+    amounts = {}
+    for state in ("pending", "available", "paid"):
+        balance = at.reads.balance(friend_account(friend_id, state))
+        amounts[f"{state}_micro"] = balance.amount_micro if balance else 0
+    return Earned(**amounts)
+
+
+def _url(ip: str, port: int) -> str:
+    try:
+        address = ipaddress.ip_address(ip.partition("%")[0])
+    except ValueError:
+        return f"http://{ip}:{port}"
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"

@@ -1,0 +1,156 @@
+"""Streams: register, look, rotate the key, fund, price."""
+
+import secrets
+from urllib.parse import urlsplit
+from uuid import UUID, uuid4
+
+from fastapi import APIRouter, Response
+
+from api.auth import Operator, OperatorOrCreator
+from api.deps import BaseUrl, Services, ServicesDep
+from api.directory import Role
+from api.problems import Problem, ProblemType, not_found, responses
+from api.streams.schemas import (
+    Budget,
+    CarryingNode,
+    ChangeTariff,
+    Deposit,
+    KeyRotated,
+    RegisterStream,
+    StreamOut,
+    StreamRegistered,
+    Streams,
+    TariffChanged,
+)
+from api.text import SlugPath
+from ledger.aggregates.base import DomainError
+from ledger.aggregates.stream import Stream
+from ledger.services import budgets
+from ledger.services import streams as commands
+from projections.queries import StreamView
+
+router = APIRouter(prefix="/api/streams", tags=["streams"])
+
+_AUTH = (ProblemType.UNAUTHENTICATED, ProblemType.FORBIDDEN, ProblemType.RATE_LIMITED, ProblemType.INVALID_FIELDS)
+
+
+@router.post("", status_code=201, responses=responses(*_AUTH, ProblemType.STREAM_EXISTS))
+def register_stream(
+    body: RegisterStream, response: Response, at: ServicesDep, _: Operator, base: BaseUrl
+) -> StreamRegistered:
+    """Registering the same stream for the same owner again answers 200 and shows no secret."""
+    known = commands.load_stream(at.ledger, body.slug)
+    if known is None:
+        try:
+            return _register(body, at, base)
+        except DomainError:
+            known = commands.load_stream(at.ledger, body.slug)  # somebody else was faster
+            if known is None:
+                raise
+    owner_name = at.directory.person_name(known.owner_id) if known.owner_id else None
+    if body.owner_name != owner_name:
+        raise Problem(ProblemType.STREAM_EXISTS, "a stream of this name is registered for another owner")
+    response.status_code = 200
+    return _registered(known.id, body.slug, base, at, stream_key=None, creator_token=None)
+
+
+def _register(body: RegisterStream, at: Services, base: str) -> StreamRegistered:
+    now_us = at.now_us()
+    owner_id = uuid4()
+    if body.owner_name:
+        at.directory.name_person(owner_id, body.owner_name)
+    stream_key = _new_key(body.slug)
+    stream_id = commands.register_stream(
+        at.ledger, slug=body.slug, owner_id=owner_id, stream_key=stream_key, at_us=now_us
+    )
+    budgets.set_tariff(at.ledger, stream_id, {}, at_us=now_us)
+    token = at.directory.create_token(Role.CREATOR, owner_id, body.slug, at_us=now_us)
+    return _registered(stream_id, body.slug, base, at, stream_key=stream_key, creator_token=token)
+
+
+def _registered(
+    stream_id: UUID, slug: str, base: str, at: Services, *, stream_key: str | None, creator_token: str | None
+) -> StreamRegistered:
+    host = urlsplit(base).hostname or "localhost"
+    return StreamRegistered(
+        stream_id=stream_id,
+        slug=slug,
+        stream_key=stream_key,
+        creator_token=creator_token,
+        rtmp_server=f"rtmp://{f'[{host}]' if ':' in host else host}:{at.settings.rtmp_port}/live",
+        watch_url=f"{base}/watch/{slug}",
+    )
+
+
+@router.get("", responses=responses())
+def list_streams(at: ServicesDep, base: BaseUrl) -> Streams:
+    return Streams(streams=[_out(view, at, base) for view in at.reads.streams()])
+
+
+@router.get("/{slug}", responses=responses(ProblemType.NOT_FOUND, ProblemType.INVALID_FIELDS))
+def show_stream(slug: SlugPath, at: ServicesDep, base: BaseUrl) -> StreamOut:
+    view = at.reads.stream(slug)
+    if view is None:
+        raise not_found("there is no stream of this name")
+    return _out(view, at, base)
+
+
+def _out(view: StreamView, at: Services, base: str) -> StreamOut:
+    audience = at.audience(view.slug)
+    names = at.directory.node_names(audience.by_node) if audience.by_node else {}
+    crew = [
+        CarryingNode(node_id=node_id, name=names.get(node_id, "a friend"), viewers=viewers)
+        for node_id, viewers in audience.by_node.items()
+    ]
+    return StreamOut(
+        stream_id=view.stream_id,
+        slug=view.slug,
+        state=view.state,
+        interrupted=view.interrupted,
+        viewers=audience.viewers,
+        crew=sorted(crew, key=lambda n: (-n.viewers, n.name, n.node_id)),
+        started_us=view.started_us if view.state == "LIVE" else None,
+        playlist_url=f"{base}/live/{view.slug}.m3u8",
+        flv_url=f"{base}/live/{view.slug}.flv",
+        watch_url=f"{base}/watch/{view.slug}",
+    )
+
+
+@router.post("/{slug}/key", responses=responses(*_AUTH, ProblemType.NOT_FOUND, ProblemType.NOT_ALLOWED))
+def rotate_key(slug: SlugPath, at: ServicesDep, token: OperatorOrCreator) -> KeyRotated:
+    """The old key opens nothing from now on; a publisher who is live stays so."""
+    stream = _load(slug, at)
+    if token.role is Role.CREATOR and token.subject_id != stream.owner_id:
+        raise Problem(ProblemType.FORBIDDEN, "this is another creator's stream")
+    stream_key = _new_key(slug)
+    commands.rotate_key(at.ledger, stream.id, stream_key=stream_key, at_us=at.now_us())
+    return KeyRotated(stream_key=stream_key)
+
+
+@router.post("/{slug}/budget", responses=responses(*_AUTH, ProblemType.NOT_FOUND, ProblemType.NOT_ALLOWED))
+def deposit(slug: SlugPath, body: Deposit, at: ServicesDep, _: Operator) -> Budget:
+    stream = _load(slug, at)
+    budget_micro = budgets.deposit(
+        at.ledger, stream.id, amount_micro=body.amount_micro, reference=body.reference, at_us=at.now_us()
+    )
+    return Budget(stream_id=stream.id, budget_micro=budget_micro)
+
+
+@router.post("/{slug}/tariff", responses=responses(*_AUTH, ProblemType.NOT_FOUND, ProblemType.NOT_ALLOWED))
+def change_tariff(slug: SlugPath, body: ChangeTariff, at: ServicesDep, _: Operator) -> TariffChanged:
+    stream = _load(slug, at)
+    version = budgets.set_tariff(
+        at.ledger, stream.id, body.model_dump(exclude_none=True), at_us=at.now_us()
+    )
+    return TariffChanged(stream_id=stream.id, tariff_version=version)
+
+
+def _load(slug: str, at: Services) -> Stream:
+    stream = commands.load_stream(at.ledger, slug)
+    if stream is None:
+        raise not_found("there is no stream of this name")
+    return stream
+
+
+def _new_key(slug: str) -> str:
+    return commands.make_stream_key(slug, secrets.token_bytes(commands.SECRET_BYTES))

@@ -1,0 +1,82 @@
+"""What the stream endpoints take and answer."""
+
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.text import AmountMicro, Name, Reference, Slug
+
+_Bp = Annotated[int, Field(strict=True, ge=0, le=10_000)]
+
+
+class RegisterStream(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    slug: Slug
+    owner_name: Name | None = None
+
+
+class StreamRegistered(BaseModel):
+    stream_id: UUID
+    slug: str
+    stream_key: str | None = Field(description="shown once: null when the stream was registered before")
+    creator_token: str | None = Field(description="lets the creator rotate the key; shown once")
+    rtmp_server: str = Field(description='goes into "Server" in OBS')
+    watch_url: str
+
+
+class KeyRotated(BaseModel):
+    stream_key: str
+
+
+class CarryingNode(BaseModel):
+    node_id: UUID
+    name: str
+    viewers: int
+
+
+class StreamOut(BaseModel):
+    stream_id: UUID
+    slug: str
+    state: str = Field(description="READY, LIVE, OFFLINE, ARCHIVED or STALE")
+    interrupted: bool = Field(description="LIVE, but the publisher is away and may come back")
+    viewers: int
+    crew: list[CarryingNode] = Field(description="the nodes that carry the stream now")
+    started_us: int | None
+    playlist_url: str
+    flv_url: str
+    watch_url: str
+
+
+class Streams(BaseModel):
+    streams: list[StreamOut]
+
+
+class Deposit(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    amount_micro: AmountMicro
+    reference: Reference = Field(description="the same reference again changes nothing")
+
+
+class Budget(BaseModel):
+    stream_id: UUID
+    budget_micro: int
+
+
+class ChangeTariff(BaseModel):
+    """What is left out stays as it is. Takes effect with the next epoch; a first tariff at once."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rate_micro_per_gb: Annotated[int, Field(strict=True, ge=0, le=10**12)] | None = None
+    fee_bp: _Bp | None = None
+    floor_bp: _Bp | None = None
+    plain_bp: _Bp | None = None
+    plain_income_cap_bp: Annotated[int, Field(strict=True, ge=0, le=9_999)] | None = None
+
+
+class TariffChanged(BaseModel):
+    stream_id: UUID
+    tariff_version: int
