@@ -1,0 +1,196 @@
+from collections import defaultdict
+from uuid import UUID
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ledger.events import MAX_EVENT_BYTES, EpochSettled, SettlementLine, Transfer, encode
+from ledger.settlement import Credit, Entry, Tariff, pages, settle
+
+STREAMS = [UUID(int=i) for i in range(1, 4)]
+NODES = [UUID(int=100 + i) for i in range(5)]
+FRIENDS = {node: UUID(int=1_000 + i // 2) for i, node in enumerate(NODES)}
+bps = st.integers(0, 10_000)
+
+tariffs = st.builds(
+    Tariff,
+    version=st.just(1),
+    rate_micro_per_gb=st.integers(0, 10**9),
+    fee_bp=bps,
+    floor_bp=bps,
+    plain_bp=bps,
+    plain_income_cap_bp=bps,
+)
+
+
+@st.composite
+def credit(draw: st.DrawFn) -> Credit:
+    node = draw(st.sampled_from(NODES))
+    return Credit(
+        stream_id=draw(st.sampled_from(STREAMS)),
+        node_id=node,
+        friend_id=FRIENDS[node],
+        plain=draw(st.booleans()),
+        late=draw(st.booleans()),
+        units=draw(st.integers(0, 500)),
+        credited_bytes=draw(st.integers(0, 10**11)),
+    )
+
+
+cases = st.tuples(
+    st.lists(credit(), max_size=20),
+    st.dictionaries(st.sampled_from(STREAMS), tariffs),
+    st.dictionaries(st.sampled_from(STREAMS), st.integers(0, 10**12)),
+)
+Case = tuple[list[Credit], dict[UUID, Tariff], dict[UUID, int]]
+
+
+def flat(entries: list[Entry]) -> tuple[list[SettlementLine], list[Transfer]]:
+    return [x for e in entries for x in e.lines], [t for e in entries for t in e.transfers]
+
+
+def moved(transfers: list[Transfer]) -> dict[str, int]:
+    accounts: dict[str, int] = defaultdict(int)
+    for transfer in transfers:
+        for posting in transfer.postings:
+            accounts[posting.account] += posting.amount_micro
+    return accounts
+
+
+@given(cases)
+def test_settlement_never_pays_more_than_the_budget(case: Case) -> None:
+    _, transfers = flat(settle(*case))
+    for account, amount in moved(transfers).items():
+        if account.startswith("budget:"):
+            assert -amount <= case[2].get(UUID(account[7:]), 0)
+
+
+@given(cases)
+def test_every_transfer_sums_to_zero_and_no_line_is_negative(case: Case) -> None:
+    lines, transfers = flat(settle(*case))
+    assert all(sum(p.amount_micro for p in t.postings) == 0 for t in transfers)
+    assert all(line.amount_micro >= 0 for line in lines)
+    assert all(p.amount_micro > 0 for t in transfers for p in t.postings[1:])
+
+
+@given(cases)
+def test_lines_add_up_to_transfers(case: Case) -> None:
+    lines, transfers = flat(settle(*case))
+    earned: dict[str, int] = defaultdict(int)
+    for line in lines:
+        earned[f"friend:{line.friend_id}:pending"] += line.amount_micro
+    paid = {a: x for a, x in moved(transfers).items() if a.startswith("friend:")}
+    assert {a: x for a, x in earned.items() if x} == paid
+
+
+@given(cases, st.randoms())
+def test_the_order_of_credits_does_not_matter(case: Case, random: object) -> None:
+    credits, tariff, budget = case
+    shuffled = list(credits)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert settle(shuffled, tariff, budget) == settle(credits, tariff, budget)
+
+
+@given(cases)
+def test_plain_income_stays_within_its_cap(case: Case) -> None:
+    lines, _ = flat(settle(*case))
+    income: dict[tuple[UUID, UUID], list[int]] = defaultdict(lambda: [0, 0])
+    for line in lines:
+        income[line.stream_id, line.node_id][line.reason.startswith("plain")] += line.amount_micro
+    for (stream, _), (other, plain) in income.items():
+        tariff = case[1].get(stream)
+        assert plain * 10_000 <= (tariff.plain_income_cap_bp if tariff else 0) * (plain + other)
+
+
+@given(cases)
+def test_the_fee_is_within_its_part_of_what_leaves_the_budget(case: Case) -> None:
+    for stream in STREAMS:
+        mine = [c for c in case[0] if c.stream_id == stream]
+        _, transfers = flat(settle(mine, case[1], case[2]))
+        accounts = moved(transfers)
+        fee, spent = accounts["fees"], -accounts[f"budget:{stream}"]
+        assert fee * 10_000 <= (case[1][stream].fee_bp if stream in case[1] else 0) * spent
+
+
+@given(cases)
+def test_all_served_units_stand_in_the_lines_even_when_nothing_is_paid(case: Case) -> None:
+    lines, _ = flat(settle(*case))
+    assert sum(line.units for line in lines) == sum(c.units for c in case[0])
+    assert sum(x.credited_bytes for x in lines) == sum(c.credited_bytes for c in case[0] if c.units)
+
+
+def test_a_worked_example() -> None:
+    """10 GB at 1.00 a GB: 10.00, fee 5 %, floor 10 % of 9.50 shared by two, 8.55 by bytes 3:1."""
+    tariff = Tariff(
+        version=1,
+        rate_micro_per_gb=1_000_000,
+        fee_bp=500,
+        floor_bp=1_000,
+        plain_bp=5_000,
+        plain_income_cap_bp=3_000,
+    )
+    made = [
+        Credit(
+            stream_id=STREAMS[0],
+            node_id=node,
+            friend_id=FRIENDS[node],
+            plain=False,
+            late=late,
+            units=1,
+            credited_bytes=b,
+        )
+        for node, b, late in ((NODES[0], 7_500_000_000, False), (NODES[2], 2_500_000_000, True))
+    ]
+    lines, transfers = flat(settle(made, {STREAMS[0]: tariff}, {STREAMS[0]: 50_000_000}))
+    assert [(x.node_id, x.reason, x.amount_micro) for x in lines] == [
+        (NODES[0], "delivery", 6_412_500),
+        (NODES[0], "floor_share", 475_000),
+        (NODES[2], "delivery_late", 2_137_500),
+        (NODES[2], "floor_share", 475_000),
+    ]
+    assert moved(transfers)["fees"] == 500_000
+    assert moved(transfers)[f"budget:{STREAMS[0]}"] == -10_000_000
+
+
+def test_a_full_page_fits_into_one_log_entry() -> None:
+    """Ids, numbers and amounts as large as they get."""
+    big = (1 << 53) - 1
+    tariff = Tariff(
+        version=70_000,
+        rate_micro_per_gb=10**12,
+        fee_bp=500,
+        floor_bp=1_000,
+        plain_bp=5_000,
+        plain_income_cap_bp=3_000,
+    )
+    made = [
+        Credit(
+            stream_id=STREAMS[0],
+            node_id=UUID(int=(1 << 127) + n),
+            friend_id=UUID(int=(1 << 126) + n),
+            plain=plain,
+            late=late,
+            units=big,
+            credited_bytes=big,
+        )
+        for n in range(200)
+        for plain in (False, True)
+        for late in (False, True)
+    ]
+    cut = pages(settle(made, {STREAMS[0]: tariff}, {STREAMS[0]: big}))
+    assert len(cut) == 5
+    for page in cut:
+        event = EpochSettled(
+            originator_id=STREAMS[0],
+            originator_version=big,
+            at_us=big,
+            epoch=big,
+            page=1,
+            pages=5,
+            log_from=big,
+            log_to=big,
+            lines=page.lines,
+            transfers=page.transfers,
+        )
+        assert len(encode(event)) < MAX_EVENT_BYTES
+        assert sum(moved(list(page.transfers)).values()) == 0
