@@ -41,6 +41,13 @@ def require(holds: bool, reason: str) -> None:
         raise AuditFailure(reason)
 
 
+def present(value: V | None, reason: str) -> V:
+    """The value, when there is one. Raises AuditFailure."""
+    if value is None:
+        raise AuditFailure(reason)
+    return value
+
+
 class Dated(Generic[V]):
     """A value that changes, with those that it had a moment ago."""
 
@@ -85,9 +92,8 @@ class Crew:
 
     def ticket_key(self, key_id_: bytes, at_us: int) -> bytes:
         """The public half of a key that might sign tickets at that time."""
-        key = self._keys.get(("ticket", key_id_))
-        require(key is not None, f"signed by the ticket key {key_id_.hex()}, which the log does not name")
-        assert key is not None
+        unknown = f"signed by the ticket key {key_id_.hex()}, which the log does not name"
+        key = present(self._keys.get(("ticket", key_id_)), unknown)
         retired = key.retired_us is not None and key.retired_us <= at_us - RACE_US
         require(not retired, f"signed by the ticket key {key_id_.hex()}, which was retired")
         return key.public_key
@@ -97,10 +103,7 @@ class Crew:
         return [k.public_key for (purpose, _), k in self._keys.items() if purpose == "log"]
 
     def node(self, nid: UUID) -> Dated[NodeFacts]:
-        found = self.nodes.get(nid)
-        require(found is not None, f"node {nid} never joined")
-        assert found is not None
-        return found
+        return present(self.nodes.get(nid), f"node {nid} never joined")
 
     # --- folding
 
@@ -121,9 +124,8 @@ class Crew:
         self._keys[event.purpose, event.key_id] = Key(event.public_key)
 
     def key_retired(self, event: KeyRetired) -> None:
-        key = self._keys.get((event.purpose, event.key_id))
-        require(key is not None and key.retired_us is None, "the key that is retired is not in use")
-        assert key is not None
+        key = present(self._keys.get((event.purpose, event.key_id)), "a key is retired that was never added")
+        require(key.retired_us is None, "the key was retired before")
         key.retired_us = event.at_us
 
     def stream_registered(self, event: StreamRegistered) -> None:
@@ -135,10 +137,9 @@ class Crew:
         self._invites[event.originator_id] = (event.friend_id, event.expires_us)
 
     def invite_used(self, event: InviteUsed) -> None:
-        invite = self._invites.get(event.originator_id)
-        require(invite is not None and event.originator_id not in self._used, "the invite is not open")
-        assert invite is not None
-        require(event.at_us < invite[1], "the invite had expired")
+        _, expires_us = present(self._invites.get(event.originator_id), "there is no such invite")
+        require(event.originator_id not in self._used, "the invite was used before")
+        require(event.at_us < expires_us, "the invite had expired")
         self._used[event.originator_id] = event.node_id
 
     def node_joined(self, event: NodeJoined) -> None:

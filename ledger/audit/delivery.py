@@ -14,7 +14,7 @@ from typing import Final
 from uuid import UUID
 
 from ledger import merkle
-from ledger.audit.crew import RACE_US, Crew, require
+from ledger.audit.crew import RACE_US, Crew, present, require
 from ledger.audit.report import AuditFailure, Counts
 from ledger.audit.signatures import Check, Signatures
 from ledger.batch import BODY_BYTES as BATCH_BODY_BYTES
@@ -156,9 +156,9 @@ class Deliveries:
         require(event.originator_id == ticket_record_id(ticket.hash), "the record's id is not its ticket's")
         require(ticket.hash not in self._tickets, "the ticket was issued before")
         broadcast = self._broadcast(event.broadcast_id)
-        session = self._sessions.get(ticket.session_id)
-        require(session is not None, "a ticket for a session that was never opened")
-        assert session is not None
+        session = present(
+            self._sessions.get(ticket.session_id), "a ticket for a session that was never opened"
+        )
         require(ticket.session_id == event.session_id, "the ticket is for another session")
         require(
             ticket.stream_id == session.stream_id == broadcast.stream_id, "the ticket is for another stream"
@@ -187,10 +187,7 @@ class Deliveries:
         self._tickets[ticket.hash] = _Ticket(event.ticket[:TICKET_BODY_BYTES], event.broadcast_id)
 
     def _broadcast(self, broadcast_id: UUID) -> _Broadcast:
-        broadcast = self._broadcasts.get(broadcast_id)
-        require(broadcast is not None, f"broadcast {broadcast_id} never started")
-        assert broadcast is not None
-        return broadcast
+        return present(self._broadcasts.get(broadcast_id), f"broadcast {broadcast_id} never started")
 
     # --- receipts
 
@@ -205,9 +202,9 @@ class Deliveries:
             _same(judged, Judged(verdict.value))
 
     def segments_served(self, position: int, event: SegmentsServed) -> None:
-        broadcast_id = self._broadcast_of.get(event.originator_id)
-        require(broadcast_id is not None, "a delivery of a broadcast that never started")
-        assert broadcast_id is not None
+        broadcast_id = present(
+            self._broadcast_of.get(event.originator_id), "a delivery of a broadcast that never started"
+        )
         broadcast = self._broadcasts[broadcast_id]
         receipts = [_parsed(data) for data in self._receipts(position, event, event.node_id)]
         tickets = [self._ticket(r, broadcast_id) for r in receipts]
@@ -223,9 +220,9 @@ class Deliveries:
             self._count(position, signed, ticket, judged)
 
     def _ticket(self, signed: SignedReceipt, broadcast_id: UUID) -> Ticket:
-        known = self._tickets.get(signed.receipt.ticket_hash)
-        require(known is not None, "a receipt for a ticket that was never issued")
-        assert known is not None
+        known = present(
+            self._tickets.get(signed.receipt.ticket_hash), "a receipt for a ticket that was never issued"
+        )
         require(known.broadcast_id == broadcast_id, "a receipt for a ticket of another broadcast")
         return Ticket.decode_body(known.body)
 
@@ -250,8 +247,7 @@ class Deliveries:
                     return self._judge_all(event, broadcast, claims, node, rules, manifest)
                 except AuditFailure as e:
                     failure = failure or e
-        assert failure is not None
-        raise failure
+        raise present(failure, "nothing was judged")
 
     def _judge_all(
         self,
@@ -341,10 +337,7 @@ class Deliveries:
 
 
 def _parsed(data: bytes) -> SignedReceipt:
-    signed = parse_receipt(data)
-    require(signed is not None, "a receipt that cannot be read was judged")
-    assert signed is not None
-    return signed
+    return present(parse_receipt(data), "a receipt that cannot be read was judged")
 
 
 def _unknown_digest(nonce: bytes, sequence: int) -> bytes | None:  # noqa: ARG001 - taken to match

@@ -1,0 +1,152 @@
+"""Payouts: what was planned, attempted and answered, held against the money that moved.
+
+Invariant: money is in flight exactly while a line's attempt has no final answer, and it reaches `paid` exactly when
+the rail confirmed; the amounts and friends are those of the plan.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID, uuid5
+
+from ledger.audit.books import Books
+from ledger.audit.crew import present, require
+from ledger.audit.report import AuditFailure, Counts
+from ledger.events import (
+    PayoutApproved,
+    PayoutAttempted,
+    PayoutCancelled,
+    PayoutLine,
+    PayoutLineConfirmed,
+    PayoutLineFailed,
+    PayoutLineReserved,
+    PayoutPlanned,
+    PayoutResolved,
+)
+from ledger.ids import BOOK_ID
+
+# The money of a line in each state, once the events of a step are complete.
+_MONEY: Final = {
+    "planned": "available",
+    "attempted": "in_flight",
+    "unknown": "in_flight",
+    "failed": "available",
+    "confirmed": "paid",
+}
+# A failed line may still be confirmed: a rail that took back what it had said.
+_ANSWERS: Final = {
+    "planned": {"failed"},
+    "attempted": {"confirmed", "failed", "unknown"},
+    "unknown": {"confirmed", "failed"},
+    "failed": {"confirmed"},
+    "confirmed": set[str](),
+}
+
+
+@dataclass(slots=True)
+class _Line:
+    plan: PayoutLine
+    position: int  # of the last event that concerns it
+    state: str = "planned"
+    attempt: int = 0
+    money: str = "available"
+
+
+@dataclass(slots=True)
+class _Batch:
+    lines: dict[int, _Line]
+    approved: bool = False
+    cancelled: bool = False
+
+
+class Payouts:
+    def __init__(self, books: Books, counts: Counts) -> None:
+        self._books = books
+        self._counts = counts
+        self._batches: dict[UUID, _Batch] = {}
+
+    def finish(self) -> None:
+        for batch_id, batch in self._batches.items():
+            for number, line in batch.lines.items():
+                if line.money != _MONEY[line.state]:
+                    raise AuditFailure(
+                        f"line {number} of payout {batch_id} is {line.state}, but its money is {line.money}",
+                        position=line.position,
+                    )
+
+    # --- the payout's own events
+
+    def planned(self, position: int, event: PayoutPlanned) -> None:
+        expected = uuid5(BOOK_ID, f"payout:{len(self._batches) + 1}")
+        require(event.originator_id == expected, "the payout is not the next one")
+        numbers = [line.line for line in event.lines]
+        require(numbers == list(range(1, len(numbers) + 1)), "the lines are not numbered from 1")
+        require(len({line.friend_id for line in event.lines}) == len(numbers), "a friend has two lines")
+        require(all(line.amount_micro > 0 for line in event.lines), "a line has no amount")
+        self._batches[event.originator_id] = _Batch({x.line: _Line(x, position) for x in event.lines})
+
+    def approved(self, event: PayoutApproved) -> None:
+        batch = self._batch(event.originator_id)
+        require(not batch.cancelled, "a cancelled payout is approved")
+        batch.approved = True
+
+    def cancelled(self, event: PayoutCancelled) -> None:
+        batch = self._batch(event.originator_id)
+        begun = any(line.state != "planned" for line in batch.lines.values())
+        require(not begun, "a payout is cancelled after it began")
+        batch.cancelled = True
+
+    def attempted(self, position: int, event: PayoutAttempted) -> None:
+        batch = self._batch(event.originator_id)
+        line = self._line(event.originator_id, event.line)
+        require(batch.approved and not batch.cancelled, "an attempt of a payout that is not approved")
+        require(line.state in ("planned", "unknown"), f"an attempt of a line that is {line.state}")
+        require(event.attempt == line.attempt + 1, f"attempt {line.attempt + 1} should be next")
+        require(event.key == f"{event.originator_id}:{event.line}", "the attempt has another key")
+        line.state, line.attempt, line.position = "attempted", event.attempt, position
+
+    def resolved(self, position: int, event: PayoutResolved) -> None:
+        line = self._line(event.originator_id, event.line)
+        allowed = event.outcome in _ANSWERS[line.state] and event.attempt == line.attempt
+        # A line that fails without an attempt was never given to the rail, and stays so.
+        require(
+            allowed and (line.state != "failed" or line.attempt > 0),
+            f"a line that is {line.state} becomes {event.outcome}",
+        )
+        line.state, line.position = event.outcome, position
+
+    # --- the movements in the book
+
+    def reserved(self, position: int, event: PayoutLineReserved) -> None:
+        self._move(position, event, "payout_reserved", "available", "in_flight", ("attempted", "confirmed"))
+
+    def confirmed(self, position: int, event: PayoutLineConfirmed) -> None:
+        self._move(position, event, "payout_confirmed", "in_flight", "paid", ("confirmed",))
+        self._counts.payout_lines += 1
+
+    def failed(self, position: int, event: PayoutLineFailed) -> None:
+        self._move(position, event, "payout_failed", "in_flight", "available", ("failed",))
+
+    def _move(
+        self,
+        position: int,
+        event: PayoutLineReserved | PayoutLineConfirmed | PayoutLineFailed,
+        reason: str,
+        source: str,
+        target: str,
+        states: tuple[str, ...],
+    ) -> None:
+        line = self._line(event.batch_id, event.line)
+        require(line.state in states, f"money moves for a payout line that is {line.state}")
+        require(line.money == source, f"the line's money is {line.money}, not {source}")
+        friend = f"friend:{line.plan.friend_id}"
+        amount = self._books.move(
+            position, event.transfer, reason, f"{friend}:{source}", f"{friend}:{target}"
+        )
+        require(amount == line.plan.amount_micro, f"{line.plan.amount_micro} micro-units were planned")
+        line.money, line.position = target, position
+
+    def _batch(self, batch_id: UUID) -> _Batch:
+        return present(self._batches.get(batch_id), f"payout {batch_id} was never planned")
+
+    def _line(self, batch_id: UUID, number: int) -> _Line:
+        return present(self._batch(batch_id).lines.get(number), f"payout {batch_id} has no line {number}")
