@@ -33,9 +33,8 @@ class Audience:
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
     crew_name: str
-    unit: str  # unit of account, for example "EUR"
-    rtmp_port: int = 1935
-    public_url: str | None = None  # what people reach the hub by, no trailing slash; None: as the request says
+    rtmp_url: str  # what goes into OBS's "Server" field, for example rtmp://hub.example:1935/live
+    public_url: str  # what people and programs reach the hub by, without a trailing slash
     invite_ttl_s: int = 7 * 86_400
     lag_events_max: int = 10_000  # projections further behind than this are not ready
 
@@ -57,14 +56,10 @@ class Services:
     # steering, so it runs on the event loop.
     open_signing_session: Callable[[str, bytes, str], Awaitable[UUID | None]]
     audience: Callable[[str], Audience]  # by slug; memory only
-    commit_network: Callable[[str, bytes], bytes]  # (peer address, what makes a loopback unique) -> commitment
+    commit_network: Callable[
+        [str, bytes], bytes
+    ]  # (peer address, what makes a loopback unique) -> commitment
     ingest_ready: Callable[[], bool] = field(default=lambda: True)
-
-
-def base_url(request: Request) -> str:
-    """The hub's address for people and programs outside, without a trailing slash."""
-    at = services(request)
-    return at.settings.public_url or str(request.base_url).rstrip("/")
 
 
 def services(request: Request) -> Services:
@@ -79,7 +74,6 @@ def peer_ip(request: Request) -> str:
 
 ServicesDep = Annotated[Services, Depends(services)]
 PeerIp = Annotated[str, Depends(peer_ip)]
-BaseUrl = Annotated[str, Depends(base_url)]
 
 
 def body_up_to(limit: int) -> Callable[[Request], Awaitable[bytes]]:

@@ -17,6 +17,7 @@ import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from ledger.application import Unavailable
+from ledger.services.destinations import load_destinations
 
 TOKEN_CHARS_MAX: Final = 80
 _CACHE_S: Final = 10  # how long a revoked token may still be taken
@@ -74,7 +75,8 @@ class Directory:
         if cached is not None and cached[0] > now_us:
             return cached[1]
         rows = self._run(
-            "SELECT role, subject_id FROM api_tokens WHERE token_sha256 = %s AND revoked_us IS NULL", (digest,)
+            "SELECT role, subject_id FROM api_tokens WHERE token_sha256 = %s AND revoked_us IS NULL",
+            (digest,),
         )
         if not rows:
             return None
@@ -109,6 +111,14 @@ class Directory:
         rows = self._run("SELECT display_name FROM people WHERE person_id = %s", (person_id,))
         return rows[0][0] if rows else None
 
+    def destination_commitments(self) -> dict[UUID, bytes]:
+        """What the log will know of where each friend is paid; friends who did not say are missing."""
+        try:
+            with self._pool.connection() as connection:
+                return {friend: d.commitment for friend, d in load_destinations(connection).items()}
+        except (psycopg.OperationalError, PoolTimeout) as e:
+            raise Unavailable("the directory's tables cannot be reached") from e
+
     # --- nodes
 
     def save_profile(self, profile: NodeProfile, *, at_us: int) -> None:
@@ -129,7 +139,8 @@ class Directory:
     def node_names(self, node_ids: Iterable[UUID]) -> dict[UUID, str]:
         """Names by node; a node whose profile was erased is missing."""
         rows = self._run(
-            "SELECT node_id, name FROM node_profiles WHERE node_id = ANY(%s) AND name <> ''", (list(node_ids),)
+            "SELECT node_id, name FROM node_profiles WHERE node_id = ANY(%s) AND name <> ''",
+            (list(node_ids),),
         )
         return dict(rows)
 

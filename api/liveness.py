@@ -7,7 +7,7 @@ says `LivenessUnknown` rather than "all nodes are gone".
 
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 from uuid import UUID
 
 import msgspec
@@ -24,7 +24,7 @@ _ALIVE: Final = "nodes:alive"  # sorted set: node id by the second its life ends
 _NODES_MAX: Final = 10_000
 
 
-class LivenessUnknown(Exception):  # noqa: N818 - a state, not a mistake
+class LivenessUnknown(Exception):
     """Valkey does not answer and this process has heard no node itself."""
 
 
@@ -119,7 +119,8 @@ class Liveness:
             logger.warning("liveness not shared", error=str(e))
 
     def _shared(self, client: redis.Redis, now_us: int) -> dict[UUID, Pulse]:
-        ids = client.zrangebyscore(_ALIVE, now_us // 1_000_000, "+inf")
+        # Without a score asked for, members come as plain bytes.
+        ids = cast("list[bytes]", client.zrangebyscore(_ALIVE, now_us // 1_000_000, "+inf"))
         if not ids:
             return {}
         found = client.mget([b"node:" + i for i in ids])

@@ -20,16 +20,26 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
-            "streamrp2p_http_requests", "Requests answered", ("method", "route", "status"), registry=self.registry
+            "streamrp2p_http_requests",
+            "Requests answered",
+            ("method", "route", "status"),
+            registry=self.registry,
         )
         self._seconds = Histogram(
-            "streamrp2p_http_request_seconds", "Time to answer", ("route",), buckets=_BUCKETS, registry=self.registry
+            "streamrp2p_http_request_seconds",
+            "Time to answer",
+            ("route",),
+            buckets=_BUCKETS,
+            registry=self.registry,
         )
         self._receipts = Counter(
             "streamrp2p_receipts", "Receipts judged", ("verdict",), registry=self.registry
         )
         self._lag = Gauge(
-            "streamrp2p_projection_lag_events", "Events not yet projected", ("projection",), registry=self.registry
+            "streamrp2p_projection_lag_events",
+            "Events not yet projected",
+            ("projection",),
+            registry=self.registry,
         )
         self._lag_age = Gauge(
             "streamrp2p_projection_lag_seconds",
@@ -47,8 +57,9 @@ class Metrics:
     def receipt(self, verdict: str) -> None:
         self._receipts.labels(verdict).inc()
 
-    def exposition(self, lags: list[Lag], log_events: int) -> bytes:
-        self._size.set(log_events)
+    def exposition(self, lags: list[Lag], log_events: int | None) -> bytes:
+        if log_events is not None:
+            self._size.set(log_events)
         for lag in lags:
             self._lag.labels(lag.name).set(lag.events)
             self._lag_age.labels(lag.name).set(lag.behind_us / 1_000_000)

@@ -1,8 +1,8 @@
 """Errors as `application/problem+json` (RFC 9457), from a closed list.
 
-Invariant: every answer of the API with a status of 400 or more is one of `ProblemType`, whatever raised it: an endpoint,
-validation, routing, a bound, the ledger or a bug. `type` is `/problems/<slug>`, documented in docs/api.md. Nothing a
-client sent is echoed but the names of its fields.
+Invariant: every answer of the API with a status of 400 or more is one of `ProblemType`, whatever raised it: an
+endpoint, validation, routing, a bound, the ledger or a bug. `type` is `/problems/<slug>`, documented in docs/api.md.
+Nothing a client sent is echoed but the names of its fields.
 """
 
 from collections.abc import Mapping

@@ -7,7 +7,7 @@ request is counted under (an address, a token) is hashed, so that Valkey holds n
 import hashlib
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import redis
@@ -16,9 +16,11 @@ from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-from api.valkey import Breaker
+from api.valkey import Breaker, connect
 
 logger = structlog.get_logger()
+
+_RETRY_S_MIN: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +35,22 @@ class Rules:
     requests_per_token: int = 600
 
 
-@dataclass(slots=True)
 class RateLimiter:
-    client: redis.Redis | None
-    rules: Rules = field(default_factory=Rules)
-    _shared: SlidingWindowCounterRateLimiter | None = field(init=False, default=None)
-    _own: SlidingWindowCounterRateLimiter = field(init=False)
-    _breaker: Breaker = field(init=False, default_factory=Breaker)
+    """Thread-safe. `redis_url` None: this process counts alone."""
 
-    def __post_init__(self) -> None:
+    def __init__(self, redis_url: str | None, rules: Rules | None = None) -> None:
+        self._rules = rules or Rules()
+        self._breaker = Breaker()
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
-        if self.client is not None:
-            storage = RedisStorage("redis://", connection_pool=self.client.connection_pool, key_prefix="limit")
+        self._shared: SlidingWindowCounterRateLimiter | None = None
+        if redis_url is not None:
+            pool = connect(redis_url).connection_pool
+            storage = RedisStorage("redis://", connection_pool=pool, key_prefix="limit")
             self._shared = SlidingWindowCounterRateLimiter(storage)
 
     def hit(self, rule: str, who: str) -> int | None:
         """Count one request under the rule of that name. Seconds to wait when it is one too many, else None."""
-        limit = RateLimitItemPerMinute(getattr(self.rules, rule))
+        limit = RateLimitItemPerMinute(getattr(self._rules, rule))
         key = (rule, hashlib.sha256(who.encode("utf-8", "surrogateescape")).hexdigest()[:24])
         if self._shared is not None and self._breaker.closed:
             try:
@@ -60,12 +61,7 @@ class RateLimiter:
         return _hit(self._own, limit, key)
 
 
-_RETRY_MIN_S: Final = 1
-
-
-def _hit(
-    limiter: SlidingWindowCounterRateLimiter, limit: RateLimitItem, key: tuple[str, str]
-) -> int | None:
+def _hit(limiter: SlidingWindowCounterRateLimiter, limit: RateLimitItem, key: tuple[str, str]) -> int | None:
     if limiter.hit(limit, *key):
         return None
-    return max(_RETRY_MIN_S, math.ceil(limiter.get_window_stats(limit, *key).reset_time - time.time()))
+    return max(_RETRY_S_MIN, math.ceil(limiter.get_window_stats(limit, *key).reset_time - time.time()))

@@ -12,7 +12,9 @@ from ledger.money import MAX_AMOUNT_MICRO
 
 # No control characters: Postgres refuses NUL, and the others have no business in a name.
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f]+$", examples=["Ada"])]
-Reference = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[\x21-\x7e]+$", examples=["bank-2026-0042"])]
+Reference = Annotated[
+    str, Field(min_length=1, max_length=100, pattern=r"^[\x21-\x7e]+$", examples=["bank-2026-0042"])
+]
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{1,38}$", examples=["main"])]
 SlugPath = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{1,38}$", examples=["main"])]
 AmountMicro = Annotated[int, Field(strict=True, ge=1, le=MAX_AMOUNT_MICRO, examples=[5_000_000])]

@@ -11,19 +11,21 @@ from api.deps import Services, ServicesDep
 from api.liveness import LivenessUnknown
 from api.problems import Problem, ProblemType, not_found, responses
 from ledger.money import friend_account
-from projections.queries import STATEMENT_LIMIT_MAX, Balance, StatementLine
+from ledger.services import crew
+from projections.queries import PAGE_MAX, Balance, StatementLine
 
 router = APIRouter(prefix="/api", tags=["balances"])
 
 
 @router.get("/balances", responses=responses())
 def list_balances(at: ServicesDep) -> Balances:
-    return Balances(unit=at.settings.unit, balances=[_balance(b) for b in at.reads.balances()])
+    return Balances(unit=crew.crew(at.ledger).unit, balances=[_balance(b) for b in at.reads.balances()])
 
 
 @router.get("/balances/{account}", responses=responses(ProblemType.NOT_FOUND, ProblemType.INVALID_FIELDS))
 def show_balance(
-    account: Annotated[str, Path(max_length=80, pattern=r"^[a-z0-9:_-]+$", examples=["fees"])], at: ServicesDep
+    account: Annotated[str, Path(max_length=80, pattern=r"^[a-z0-9:_-]+$", examples=["fees"])],
+    at: ServicesDep,
 ) -> BalanceOut:
     balance = at.reads.balance(account)
     if balance is None:
@@ -34,14 +36,19 @@ def show_balance(
 @router.get(
     "/friends/me/statement",
     responses=responses(
-        ProblemType.UNAUTHENTICATED, ProblemType.FORBIDDEN, ProblemType.RATE_LIMITED, ProblemType.INVALID_FIELDS
+        ProblemType.UNAUTHENTICATED,
+        ProblemType.FORBIDDEN,
+        ProblemType.RATE_LIMITED,
+        ProblemType.INVALID_FIELDS,
     ),
 )
 def statement(
     at: ServicesDep,
     token: Friend,
-    limit: Annotated[int, Query(ge=1, le=STATEMENT_LIMIT_MAX)] = 100,
-    before: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}:[0-9]{1,9}$", description="`next` of a page")] = None,
+    limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 100,
+    before: Annotated[
+        str | None, Query(pattern=r"^[0-9]{1,18}:[0-9]{1,9}$", description="`next` of a page")
+    ] = None,
 ) -> Statement:
     """What was earned and paid, newest first, each line with its reason and its place in the log."""
     friend_id = token.subject_id
@@ -60,7 +67,7 @@ def statement(
     return Statement(
         friend_id=friend_id,
         name=at.directory.person_name(friend_id) or "a friend",
-        unit=at.settings.unit,
+        unit=crew.crew(at.ledger).unit,
         helping_now=_helping(at, friend_id),
         lines=[_line(line) for line in lines],
         next=f"{last.position}:{last.line}" if last else None,

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 from fastapi import APIRouter, Depends, Response
 
 from api.auth import NodeKey, Operator
-from api.deps import BaseUrl, PeerIp, Services, ServicesDep, per_ip
+from api.deps import PeerIp, Services, ServicesDep, per_ip
 from api.directory import NodeProfile, Role
 from api.liveness import HEARTBEAT_S, LivenessUnknown, Pulse
 from api.nodes.schemas import (
@@ -41,12 +41,15 @@ _CODE_BYTES = 10
     "/invites",
     status_code=201,
     responses=responses(
-        ProblemType.UNAUTHENTICATED, ProblemType.FORBIDDEN, ProblemType.RATE_LIMITED, ProblemType.INVALID_FIELDS
+        ProblemType.UNAUTHENTICATED,
+        ProblemType.FORBIDDEN,
+        ProblemType.RATE_LIMITED,
+        ProblemType.INVALID_FIELDS,
     ),
 )
-def create_invite(body: CreateInvite, at: ServicesDep, _: Operator, base: BaseUrl) -> InviteCreated:
+def create_invite(body: CreateInvite, at: ServicesDep, _: Operator) -> InviteCreated:
     """A new friend, with a code that lets one node join."""
-    now_us = at.now_us()
+    now_us, base = at.now_us(), at.settings.public_url
     friend_id, code = uuid4(), secrets.token_hex(_CODE_BYTES)
     expires_us = now_us + at.settings.invite_ttl_s * 1_000_000
     at.directory.name_person(friend_id, body.friend_name)
@@ -67,7 +70,10 @@ def create_invite(body: CreateInvite, at: ServicesDep, _: Operator, base: BaseUr
     status_code=201,
     dependencies=[Depends(per_ip("joins_per_ip"))],
     responses=responses(
-        ProblemType.UNAUTHENTICATED, ProblemType.INVITE_REFUSED, ProblemType.RATE_LIMITED, ProblemType.INVALID_FIELDS
+        ProblemType.UNAUTHENTICATED,
+        ProblemType.INVITE_REFUSED,
+        ProblemType.RATE_LIMITED,
+        ProblemType.INVALID_FIELDS,
     ),
 )
 def join(body: JoinNode, response: Response, at: ServicesDep, key: NodeKey, ip: PeerIp) -> NodeJoined:
@@ -95,7 +101,10 @@ def join(body: JoinNode, response: Response, at: ServicesDep, key: NodeKey, ip: 
 @router.post(
     "/nodes/me/heartbeat",
     responses=responses(
-        ProblemType.UNAUTHENTICATED, ProblemType.UNKNOWN_NODE, ProblemType.RATE_LIMITED, ProblemType.INVALID_FIELDS
+        ProblemType.UNAUTHENTICATED,
+        ProblemType.UNKNOWN_NODE,
+        ProblemType.RATE_LIMITED,
+        ProblemType.INVALID_FIELDS,
     ),
 )
 def heartbeat(body: Heartbeat, at: ServicesDep, key: NodeKey, ip: PeerIp) -> HeartbeatAnswer:

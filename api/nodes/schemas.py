@@ -46,7 +46,9 @@ class InviteCreated(BaseModel):
 class JoinNode(BaseModel):
     invite_code: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[\x21-\x7e]+$")]
     name: Name
-    url: NodeUrl | None = Field(None, description="null: the hub uses the address the request came from, and `port`")
+    url: NodeUrl | None = Field(
+        None, description="null: the hub uses the address the request came from, and `port`"
+    )
     port: Port
 
 

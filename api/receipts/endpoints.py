@@ -30,7 +30,10 @@ def _octets(what: str, limit: int) -> dict[str, Any]:
     dependencies=[Depends(per_ip("batches_per_ip"))],
     openapi_extra=_octets("a signed batch (docs/protocol.md)", batch.MAX_BYTES),
     responses=responses(
-        ProblemType.MALFORMED_BODY, ProblemType.UNKNOWN_NODE, ProblemType.NOT_ALLOWED, ProblemType.RATE_LIMITED
+        ProblemType.MALFORMED_BODY,
+        ProblemType.UNKNOWN_NODE,
+        ProblemType.NOT_ALLOWED,
+        ProblemType.RATE_LIMITED,
     ),
 )
 def judge_batch(
@@ -46,7 +49,10 @@ def judge_batch(
     dependencies=[Depends(per_ip("receipts_per_ip"))],
     openapi_extra=_octets("one signed receipt (docs/protocol.md)", receipt.SIGNED_BYTES),
     responses=responses(
-        ProblemType.MALFORMED_BODY, ProblemType.UNKNOWN_NODE, ProblemType.NOT_ALLOWED, ProblemType.RATE_LIMITED
+        ProblemType.MALFORMED_BODY,
+        ProblemType.UNKNOWN_NODE,
+        ProblemType.NOT_ALLOWED,
+        ProblemType.RATE_LIMITED,
     ),
 )
 def judge_receipt(

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Depends
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import BaseUrl, PeerIp, ServicesDep, per_ip
+from api.deps import PeerIp, ServicesDep, per_ip
 from api.problems import Problem, ProblemType, not_found, responses
 from api.sessions.schemas import OpenSession, SessionOpened
 from ledger.aggregates.stream import StreamState
@@ -17,10 +17,13 @@ router = APIRouter(prefix="/api/sessions", tags=["sessions"])
     status_code=201,
     dependencies=[Depends(per_ip("sessions_per_ip"))],
     responses=responses(
-        ProblemType.NOT_FOUND, ProblemType.STREAM_NOT_LIVE, ProblemType.RATE_LIMITED, ProblemType.INVALID_FIELDS
+        ProblemType.NOT_FOUND,
+        ProblemType.STREAM_NOT_LIVE,
+        ProblemType.RATE_LIMITED,
+        ProblemType.INVALID_FIELDS,
     ),
 )
-async def open_session(body: OpenSession, at: ServicesDep, ip: PeerIp, base: BaseUrl) -> SessionOpened:
+async def open_session(body: OpenSession, at: ServicesDep, ip: PeerIp) -> SessionOpened:
     """A playlist of the viewer's own, whose segment URLs carry tickets for this key."""
     stream = await run_in_threadpool(load_stream, at.ledger, body.stream)
     if stream is None:
@@ -30,6 +33,5 @@ async def open_session(body: OpenSession, at: ServicesDep, ip: PeerIp, base: Bas
     session_id = await at.open_signing_session(body.stream, bytes.fromhex(body.viewer_key), ip)
     if session_id is None:
         raise not_found("there is no stream of this name")
-    return SessionOpened(
-        session_id=session_id, playlist_url=f"{base}/live/{body.stream}/{session_id}/index.m3u8"
-    )
+    playlist_url = f"{at.settings.public_url}/live/{body.stream}/{session_id}/index.m3u8"
+    return SessionOpened(session_id=session_id, playlist_url=playlist_url)

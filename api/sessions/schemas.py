@@ -10,7 +10,9 @@ from api.text import Slug
 
 class OpenSession(BaseModel):
     stream: Slug
-    viewer_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="Ed25519 public key of the viewer, hex")]
+    viewer_key: Annotated[
+        str, Field(pattern=r"^[0-9a-f]{64}$", description="Ed25519 public key of the viewer, hex")
+    ]
 
 
 class SessionOpened(BaseModel):

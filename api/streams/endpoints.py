@@ -1,13 +1,12 @@
 """Streams: register, look, rotate the key, fund, price."""
 
 import secrets
-from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Response
 
 from api.auth import Operator, OperatorOrCreator
-from api.deps import BaseUrl, Services, ServicesDep
+from api.deps import Services, ServicesDep
 from api.directory import Role
 from api.problems import Problem, ProblemType, not_found, responses
 from api.streams.schemas import (
@@ -31,18 +30,23 @@ from projections.queries import StreamView
 
 router = APIRouter(prefix="/api/streams", tags=["streams"])
 
-_AUTH = (ProblemType.UNAUTHENTICATED, ProblemType.FORBIDDEN, ProblemType.RATE_LIMITED, ProblemType.INVALID_FIELDS)
+_AUTH = (
+    ProblemType.UNAUTHENTICATED,
+    ProblemType.FORBIDDEN,
+    ProblemType.RATE_LIMITED,
+    ProblemType.INVALID_FIELDS,
+)
 
 
 @router.post("", status_code=201, responses=responses(*_AUTH, ProblemType.STREAM_EXISTS))
 def register_stream(
-    body: RegisterStream, response: Response, at: ServicesDep, _: Operator, base: BaseUrl
+    body: RegisterStream, response: Response, at: ServicesDep, _: Operator
 ) -> StreamRegistered:
     """Registering the same stream for the same owner again answers 200 and shows no secret."""
     known = commands.load_stream(at.ledger, body.slug)
     if known is None:
         try:
-            return _register(body, at, base)
+            return _register(body, at)
         except DomainError:
             known = commands.load_stream(at.ledger, body.slug)  # somebody else was faster
             if known is None:
@@ -51,10 +55,10 @@ def register_stream(
     if body.owner_name != owner_name:
         raise Problem(ProblemType.STREAM_EXISTS, "a stream of this name is registered for another owner")
     response.status_code = 200
-    return _registered(known.id, body.slug, base, at, stream_key=None, creator_token=None)
+    return _registered(known.id, body.slug, at, stream_key=None, creator_token=None)
 
 
-def _register(body: RegisterStream, at: Services, base: str) -> StreamRegistered:
+def _register(body: RegisterStream, at: Services) -> StreamRegistered:
     now_us = at.now_us()
     owner_id = uuid4()
     if body.owner_name:
@@ -63,39 +67,39 @@ def _register(body: RegisterStream, at: Services, base: str) -> StreamRegistered
     stream_id = commands.register_stream(
         at.ledger, slug=body.slug, owner_id=owner_id, stream_key=stream_key, at_us=now_us
     )
-    budgets.set_tariff(at.ledger, stream_id, {}, at_us=now_us)
+    budgets.set_tariff(at.ledger, stream_id, at_us=now_us)
     token = at.directory.create_token(Role.CREATOR, owner_id, body.slug, at_us=now_us)
-    return _registered(stream_id, body.slug, base, at, stream_key=stream_key, creator_token=token)
+    return _registered(stream_id, body.slug, at, stream_key=stream_key, creator_token=token)
 
 
 def _registered(
-    stream_id: UUID, slug: str, base: str, at: Services, *, stream_key: str | None, creator_token: str | None
+    stream_id: UUID, slug: str, at: Services, *, stream_key: str | None, creator_token: str | None
 ) -> StreamRegistered:
-    host = urlsplit(base).hostname or "localhost"
     return StreamRegistered(
         stream_id=stream_id,
         slug=slug,
         stream_key=stream_key,
         creator_token=creator_token,
-        rtmp_server=f"rtmp://{f'[{host}]' if ':' in host else host}:{at.settings.rtmp_port}/live",
-        watch_url=f"{base}/watch/{slug}",
+        rtmp_server=at.settings.rtmp_url,
+        watch_url=f"{at.settings.public_url}/watch/{slug}",
     )
 
 
 @router.get("", responses=responses())
-def list_streams(at: ServicesDep, base: BaseUrl) -> Streams:
-    return Streams(streams=[_out(view, at, base) for view in at.reads.streams()])
+def list_streams(at: ServicesDep) -> Streams:
+    return Streams(streams=[_out(view, at) for view in at.reads.streams()])
 
 
 @router.get("/{slug}", responses=responses(ProblemType.NOT_FOUND, ProblemType.INVALID_FIELDS))
-def show_stream(slug: SlugPath, at: ServicesDep, base: BaseUrl) -> StreamOut:
+def show_stream(slug: SlugPath, at: ServicesDep) -> StreamOut:
     view = at.reads.stream(slug)
     if view is None:
         raise not_found("there is no stream of this name")
-    return _out(view, at, base)
+    return _out(view, at)
 
 
-def _out(view: StreamView, at: Services, base: str) -> StreamOut:
+def _out(view: StreamView, at: Services) -> StreamOut:
+    base = at.settings.public_url
     audience = at.audience(view.slug)
     names = at.directory.node_names(audience.by_node) if audience.by_node else {}
     crew = [
@@ -139,9 +143,7 @@ def deposit(slug: SlugPath, body: Deposit, at: ServicesDep, _: Operator) -> Budg
 @router.post("/{slug}/tariff", responses=responses(*_AUTH, ProblemType.NOT_FOUND, ProblemType.NOT_ALLOWED))
 def change_tariff(slug: SlugPath, body: ChangeTariff, at: ServicesDep, _: Operator) -> TariffChanged:
     stream = _load(slug, at)
-    version = budgets.set_tariff(
-        at.ledger, stream.id, body.model_dump(exclude_none=True), at_us=at.now_us()
-    )
+    version = budgets.set_tariff(at.ledger, stream.id, at_us=at.now_us(), **body.model_dump())
     return TariffChanged(stream_id=stream.id, tariff_version=version)
 
 

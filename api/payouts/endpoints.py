@@ -1,0 +1,119 @@
+"""Payouts: plan, approve, cancel, show. Money is moved by `streamrp2p payout run` alone, never over HTTP."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+
+from api.auth import Operator
+from api.deps import ServicesDep
+from api.payouts.schemas import (
+    CancelPayout,
+    Decided,
+    PayoutLineOut,
+    PayoutOut,
+    PayoutPlan,
+    Payouts,
+    PlannedLine,
+    PlanPayout,
+    WaitingAmount,
+)
+from api.problems import ProblemType, not_found, responses
+from ledger.services import crew
+from ledger.services import payouts as commands
+from projections.queries import PAGE_MAX, PayoutView
+
+router = APIRouter(prefix="/api/payouts", tags=["payouts"])
+
+_AUTH = (
+    ProblemType.UNAUTHENTICATED,
+    ProblemType.FORBIDDEN,
+    ProblemType.RATE_LIMITED,
+    ProblemType.INVALID_FIELDS,
+)
+_DECIDE = responses(*_AUTH, ProblemType.NOT_FOUND, ProblemType.NOT_ALLOWED)
+_TOKEN_NAME_CHARS = 12
+
+
+@router.post("", status_code=201, responses=responses(*_AUTH, ProblemType.NOT_ALLOWED))
+def plan_payout(body: PlanPayout, at: ServicesDep, _: Operator) -> PayoutPlan:
+    """Everybody with enough available and a destination. Nothing is reserved yet; what is left out waits, with why."""
+    threshold_micro = body.threshold_micro or crew.settings(at.ledger).payout_threshold_micro
+    plan = commands.plan(
+        at.ledger,
+        rail=body.rail,
+        threshold_micro=threshold_micro,
+        destinations=at.directory.destination_commitments(),
+        at_us=at.now_us(),
+        dry_run=body.dry_run,
+    )
+    return PayoutPlan(
+        batch_id=plan.batch_id,
+        total_micro=sum(line.amount_micro for line in plan.lines),
+        lines=[
+            PlannedLine(line=line.line, friend_id=line.friend_id, amount_micro=line.amount_micro)
+            for line in plan.lines
+        ],
+        waiting=[
+            WaitingAmount(friend_id=w.friend_id, amount_micro=w.amount_micro, reason=w.reason)
+            for w in plan.waiting
+        ],
+    )
+
+
+@router.post("/{batch_id}/approve", responses=_DECIDE)
+def approve_payout(batch_id: UUID, at: ServicesDep, token: Operator) -> Decided:
+    # Who approved enters the log: the token by its hash, no name.
+    operator = f"token:{token.sha256.hex()[:_TOKEN_NAME_CHARS]}"
+    payout = commands.approve(at.ledger, batch_id, operator=operator, at_us=at.now_us())
+    return Decided(batch_id=batch_id, state=payout.state)
+
+
+@router.post("/{batch_id}/cancel", responses=_DECIDE)
+def cancel_payout(batch_id: UUID, body: CancelPayout, at: ServicesDep, _: Operator) -> Decided:
+    """Only before the first attempt."""
+    payout = commands.cancel(at.ledger, batch_id, reason=body.reason, at_us=at.now_us())
+    return Decided(batch_id=batch_id, state=payout.state)
+
+
+@router.get("", responses=responses(*_AUTH))
+def list_payouts(
+    at: ServicesDep, _: Operator, limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 100
+) -> Payouts:
+    return Payouts(payouts=[_out(view) for view in at.reads.payouts(limit)])
+
+
+@router.get("/{batch_id}", responses=responses(*_AUTH, ProblemType.NOT_FOUND))
+def show_payout(batch_id: UUID, at: ServicesDep, _: Operator) -> PayoutOut:
+    view = at.reads.payout(batch_id)
+    if view is None:
+        raise not_found("there is no such payout")
+    return _out(view)
+
+
+def _out(view: PayoutView) -> PayoutOut:
+    return PayoutOut(
+        batch_id=view.batch_id,
+        rail=view.rail,
+        state=view.state,
+        planned_us=view.planned_us,
+        decided_us=view.decided_us,
+        decided_by=view.decided_by,
+        reason=view.reason,
+        total_micro=view.total_micro,
+        confirmed_micro=view.confirmed_micro,
+        failed_micro=view.failed_micro,
+        line_count=view.line_count,
+        lines=[
+            PayoutLineOut(
+                line=line.line,
+                friend_id=line.friend_id,
+                amount_micro=line.amount_micro,
+                state=line.state,
+                attempts=line.attempts,
+                outcome=line.outcome,
+                reference=line.reference,
+            )
+            for line in view.lines
+        ],
+    )

@@ -1,0 +1,78 @@
+"""What the payout endpoints take and answer."""
+
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.text import AmountMicro
+
+
+class PlanPayout(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    rail: Literal["csv"] = "csv"
+    threshold_micro: AmountMicro | None = Field(None, description="null: the crew's setting")
+    dry_run: bool = False
+
+
+class PlannedLine(BaseModel):
+    line: int
+    friend_id: UUID
+    amount_micro: int
+
+
+class WaitingAmount(BaseModel):
+    friend_id: UUID
+    amount_micro: int
+    reason: str = Field(description="below_threshold, no_destination or next_batch")
+
+
+class PayoutPlan(BaseModel):
+    batch_id: UUID | None = Field(description="null: nobody to pay, or a dry run")
+    total_micro: int
+    lines: list[PlannedLine]
+    waiting: list[WaitingAmount]
+
+
+class Decided(BaseModel):
+    batch_id: UUID
+    state: str
+
+
+class CancelPayout(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    # Into the log, which cannot forget: a word, not a story.
+    reason: Annotated[
+        str, Field(min_length=1, max_length=100, pattern=r"^[\x20-\x7e]+$", examples=["wrong rail"])
+    ]
+
+
+class PayoutLineOut(BaseModel):
+    line: int
+    friend_id: UUID
+    amount_micro: int
+    state: str
+    attempts: int
+    outcome: str
+    reference: str
+
+
+class PayoutOut(BaseModel):
+    batch_id: UUID
+    rail: str
+    state: str = Field(description="planned, approved, cancelled or finished")
+    planned_us: int
+    decided_us: int | None
+    decided_by: str
+    reason: str
+    total_micro: int
+    confirmed_micro: int
+    failed_micro: int
+    line_count: int
+    lines: list[PayoutLineOut] = Field(description="empty in the list of payouts")
+
+
+class Payouts(BaseModel):
+    payouts: list[PayoutOut]

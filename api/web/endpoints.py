@@ -1,0 +1,118 @@
+"""The pages. They are plain HTML with our own modules; nothing is loaded from anybody else.
+
+Invariant: no script, style or frame but our own can run in a page (Content-Security-Policy), and every value in a page
+is escaped by the template engine.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import APIRouter, Request
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.responses import HTMLResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from api.deps import ServicesDep
+from ledger.services import crew
+
+HERE: Final = Path(__file__).parent
+# Nodes are anywhere: segments may come from any http(s) address. The player's media are blobs, its worker is ours.
+CSP: Final = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        "connect-src 'self' http: https:",
+        "media-src 'self' blob: http: https:",
+        "worker-src 'self'",
+        "manifest-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'self'",
+    )
+)
+_STATIC_CACHE: Final = "public, max-age=300"
+
+router = APIRouter(include_in_schema=False)
+_templates: Final = Environment(
+    loader=FileSystemLoader(HERE / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def _page(template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    html = _templates.get_template(template).render(**values)
+    return HTMLResponse(html, status, headers={"Content-Security-Policy": CSP, "Cache-Control": "no-cache"})
+
+
+@router.get("/")
+def home(at: ServicesDep) -> Response:
+    streams = [s for s in at.reads.streams() if s.state in ("LIVE", "OFFLINE", "READY")]
+    streams.sort(key=lambda s: (s.state != "LIVE", s.slug))
+    return _page("home.html", crew_name=at.settings.crew_name, streams=streams)
+
+
+@router.get("/watch/{slug}")
+def watch(slug: str, at: ServicesDep) -> Response:
+    stream = at.reads.stream(slug) if slug.isascii() and slug.isprintable() else None
+    if stream is None:
+        return _page("missing.html", 404, crew_name=at.settings.crew_name)
+    return _page(
+        "watch.html",
+        crew_name=at.settings.crew_name,
+        slug=stream.slug,
+        state=stream.state,
+        playlist_url=f"{at.settings.public_url}/live/{stream.slug}.m3u8",
+    )
+
+
+@router.get("/audit")
+def audit(at: ServicesDep) -> Response:
+    try:
+        checkpoint = (at.log_folder / "checkpoint").read_text("utf-8")
+    except FileNotFoundError:
+        checkpoint = ""
+    lines = checkpoint.splitlines()
+    keys = crew.crew(at.ledger).public_keys("log")
+    return _page(
+        "audit.html",
+        crew_name=at.settings.crew_name,
+        base=at.settings.public_url,
+        checkpoint=checkpoint,
+        size=int(lines[1]) if len(lines) > 1 and lines[1].isdecimal() else 0,
+        log_keys=[k.public_key.hex() for k in keys if not k.retired],
+    )
+
+
+@router.get("/friend")
+def friend(at: ServicesDep) -> Response:
+    return _page("friend.html", crew_name=at.settings.crew_name)
+
+
+class Static(StaticFiles):
+    """Scripts may be used by other sites; the compressed copy made by the build is sent to those who take it."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        if path.endswith(".gz"):
+            return await super().get_response("absent", scope)
+        compressed = HERE / "static" / f"{path}.gz"
+        takes_gzip = "gzip" in Request(scope).headers.get("accept-encoding", "")
+        if takes_gzip and compressed.resolve().is_relative_to(HERE) and compressed.is_file():
+            response = await super().get_response(f"{path}.gz", scope)
+            response.headers["Content-Encoding"] = "gzip"
+            response.headers["Content-Type"] = "text/javascript; charset=utf-8"
+        else:
+            response = await super().get_response(path, scope)
+        response.headers["Cache-Control"] = _STATIC_CACHE
+        response.headers["Vary"] = "Accept-Encoding"
+        response.headers["Access-Control-Allow-Origin"] = "*"
+        return response
+
+
+def static_files() -> Static:
+    return Static(directory=HERE / "static")
