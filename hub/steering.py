@@ -154,6 +154,15 @@ class LedgerSteering:
         since = time.monotonic() - 15
         return sum(v.slug == slug and v.seen_s > since for v in self._sessions.values())
 
+    def carriers(self, slug: str) -> list[UUID]:
+        """The node of each session of the stream that has one and was seen in the last 15 s."""
+        since = time.monotonic() - 15
+        return [
+            v.node_id
+            for v in self._sessions.values()
+            if v.slug == slug and v.seen_s > since and v.node_id is not None
+        ]
+
     # --- nodes
 
     def update_live_nodes(self, nodes: Sequence[LiveNode]) -> None:

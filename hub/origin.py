@@ -1,0 +1,201 @@
+"""The origin process: RTMP in, HLS and HTTP-FLV out, and the API, on one event loop.
+
+Invariant: the event loop never waits for the database; media paths are a bare ASGI app, everything else is FastAPI.
+When the process dies, its publishers reconnect and go on with the same broadcast; its viewers keep their sessions.
+"""
+
+import asyncio
+import random
+import signal
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+from uuid import uuid4
+
+import structlog
+import uvicorn
+
+from api.app import create_app
+from api.deps import ApiSettings, Audience, Services
+from api.directory import Directory
+from api.liveness import Liveness, LivenessUnknown
+from api.ratelimit import RateLimiter
+from api.valkey import connect
+from hub.authority import InPool, LedgerAuthority
+from hub.bootstrap import now_us
+from hub.digests import SegmentDigests
+from hub.keystore import KeyStore
+from hub.logs import configure_logging
+from hub.settings import Settings, load_settings
+from hub.steering import LedgerSteering, LiveNode
+from ledger.aggregates.broadcast import Broadcast
+from ledger.application import Ledger
+from ledger.services.broadcasts import end_broadcast
+from ledger.services.delivery import DeliveryDesk
+from ledger.services.nodes import prefix_commitment
+from ledger.store.database import connect_pool, create_sql_engine
+from projections.queries import Queries, ReadModelUnavailable
+from relay.origin import Origin, OriginSettings
+from relay.ports import Unavailable
+
+log = structlog.get_logger("hub.origin")
+
+POOL_THREADS: Final = 8
+MEDIA_PATHS: Final = ("/live/", "/segments/")
+LIVENESS_EVERY_S: Final = 1.0
+OBSERVE_EVERY_S: Final = 5.0
+REAP_EVERY_S: Final = 5.0
+STOP_PATIENCE_S: Final = 2
+
+
+class OriginProcess:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        url = settings.resolved_database_url()
+        keys = KeyStore.open(settings.data_dir / "keys")
+        self._ledger = Ledger(url)
+        self._tables = connect_pool(url)
+        self._engine = create_sql_engine(url)
+        self._queries = Queries(self._engine)
+        self._threads = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="ledger")
+        in_pool = InPool(self._threads)
+        self._in_pool = in_pool
+        digests = SegmentDigests(self._tables, keys)
+        desk = DeliveryDesk(self._ledger, digest_of=digests.get)
+        self._steering = LedgerSteering(
+            self._ledger, desk, keys, in_pool, now_us=now_us, new_id=uuid4, rng=random.SystemRandom()
+        )
+        authority = LedgerAuthority(
+            self._ledger,
+            digests,
+            in_pool,
+            grace_s=settings.publish_grace_s,
+            now_us=now_us,
+            new_id=uuid4,
+        )
+        self._origin = Origin(
+            authority, self._steering, OriginSettings(publish_grace_s=settings.publish_grace_s), now_us
+        )
+        valkey = connect(settings.resolved_redis_url())
+        self._liveness = Liveness(valkey)
+        self._rtmp_ready = False
+        self._api = create_app(
+            Services(
+                settings=ApiSettings(
+                    crew_name=settings.crew_name,
+                    rtmp_url=settings.rtmp_server,
+                    public_url=settings.base_url,
+                ),
+                ledger=self._ledger,
+                desk=desk,
+                reads=self._queries,
+                directory=Directory(self._tables),
+                liveness=self._liveness,
+                limiter=RateLimiter(settings.resolved_redis_url()),
+                log_folder=settings.data_dir / "log",
+                now_us=now_us,
+                open_signing_session=self._steering.open_signing_session,
+                audience=self._audience,
+                commit_network=lambda ip, unique: prefix_commitment(keys.network_salt, ip, unique=unique),
+                ingest_ready=lambda: self._rtmp_ready,
+            )
+        )
+
+    def _audience(self, slug: str) -> Audience:
+        by_node = self._steering.carriers(slug)
+        return Audience(viewers=self._steering.viewers(slug), by_node=Counter(by_node))
+
+    async def asgi(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(MEDIA_PATHS):
+            await self._origin.asgi(scope, receive, send)
+        else:
+            await self._api(scope, receive, send)
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        await self._origin.start_rtmp(self._settings.rtmp_host, self._settings.rtmp_port)
+        self._rtmp_ready = True
+        server = uvicorn.Server(
+            uvicorn.Config(
+                self.asgi,
+                host=self._settings.http_host,
+                port=self._settings.http_port,
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_graceful_shutdown=STOP_PATIENCE_S,
+            )
+        )
+        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined, method-assign]
+        tasks = [
+            loop.create_task(server.serve()),
+            loop.create_task(_forever(LIVENESS_EVERY_S, self._refresh_nodes)),
+            loop.create_task(_forever(OBSERVE_EVERY_S, self._steering.record_observations)),
+            loop.create_task(_forever(REAP_EVERY_S, self._end_abandoned)),
+        ]
+        waiting = loop.create_task(stop.wait())
+        done, _ = await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        await self._origin.close()
+        await self._steering.record_observations()
+        await asyncio.wait(tasks[:1], timeout=STOP_PATIENCE_S + 1)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._close()
+        for task in done - {waiting}:
+            task.result()  # whatever ended the process comes to light
+
+    def _close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._ledger.close()
+        self._tables.close()
+        self._engine.dispose()
+
+    async def _refresh_nodes(self) -> None:
+        try:
+            alive = await self._in_pool(lambda: self._liveness.alive(now_us=now_us()))
+        except LivenessUnknown:
+            return
+        self._steering.update_live_nodes([LiveNode(p.node_id, p.url, p.viewers) for p in alive.values()])
+
+    async def _end_abandoned(self) -> None:
+        """End broadcasts whose publisher did not come back after this process, or the one before it, lost them."""
+        for stream in await self._in_pool(self._queries.streams):
+            broadcast_id = stream.broadcast_id
+            if stream.state != "LIVE" or broadcast_id is None or self._origin.is_live(broadcast_id):
+                continue
+            broadcast = await self._in_pool(self._ledger.load, Broadcast, broadcast_id)
+            silent_us = now_us() - broadcast.last_event_us
+            if silent_us > (self._settings.publish_grace_s + REAP_EVERY_S) * 1_000_000:
+                log.info("broadcast abandoned", stream=stream.slug)
+                await self._in_pool(
+                    end_broadcast, self._ledger, broadcast_id, reason="publisher gone", at_us=now_us()
+                )
+
+
+async def _forever(seconds: float, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    while True:
+        try:
+            await step()
+        except (Unavailable, ReadModelUnavailable) as error:
+            log.warning("will be tried again", step=step.__name__, error=str(error))
+        await asyncio.sleep(seconds)
+
+
+def main() -> None:
+    settings = load_settings()
+    configure_logging(json=settings.log_json, level=settings.log_level)
+    import uvloop
+
+    uvloop.run(OriginProcess(settings).run())
+
+
+if __name__ == "__main__":
+    main()
