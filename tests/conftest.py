@@ -3,7 +3,7 @@
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -41,6 +41,12 @@ def postgres_url(server_dir: Path) -> Iterator[str]:
         yield server.start()
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def in_database() -> Callable[[str, str], str]:
+    """(url, name) -> the URL of the database of that name on the same server."""
+    return with_database
 
 
 @pytest.fixture(scope="session")

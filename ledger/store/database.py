@@ -12,7 +12,8 @@ import psycopg
 import structlog
 from eventsourcing.postgres import ConnectionPool, PostgresDatastore
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import DictRow, TupleRow, dict_row
+from psycopg.rows import TupleRow, dict_row, tuple_row
+from psycopg_pool import PoolTimeout
 from sqlalchemy import Engine, create_engine
 
 logger = structlog.get_logger()
@@ -150,8 +151,16 @@ class Pool(ConnectionPool[psycopg.Connection[Any]]):
             name=f"streamrp2p-{schema}",
         )
 
+    def getconn(self, timeout: float | None = None) -> psycopg.Connection[Any]:
+        try:
+            return super().getconn(timeout)
+        except PoolTimeout as e:
+            # The pool only tells its callers that they waited in vain; operators need to know why.
+            raise PoolTimeout(
+                f"{e}: {self.last_connect_error}" if self.last_connect_error else str(e)
+            ) from None
+
     def _connect(self, timeout: float | None = None) -> psycopg.Connection[Any]:
-        # The pool only tells its callers that they waited in vain; operators need to know why.
         try:
             connection = super()._connect(timeout)
         except psycopg.Error as e:
@@ -175,7 +184,7 @@ def connect_pool(
     pool = Pool(
         url,
         schema,
-        row_factory=psycopg.rows.tuple_row,
+        row_factory=tuple_row,
         autocommit=autocommit,
         min_size=min_size,
         max_size=max_size,
@@ -236,6 +245,3 @@ class Datastore(PostgresDatastore):
     def close(self) -> None:
         self.closed = True
         super().close()
-
-
-__all__ = ["DatabaseUrlError", "Datastore", "DictRow", "connect", "connect_pool", "create_sql_engine"]

@@ -16,6 +16,7 @@ from eventsourcing.persistence import (
     InterfaceError,
     ListenNotifySubscription,
     Notification,
+    NotSupportedError,
     OperationalError,
     StoredEvent,
     Subscription,
@@ -62,12 +63,14 @@ class DenseRecorder(PostgresApplicationRecorder):
 
     # --- writing ---
 
-    def insert_events(self, stored_events: Sequence[StoredEvent], **_: Any) -> Sequence[int] | None:
+    def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Sequence[int] | None:
         """Append all or none; returns notification ids in the order given (None when there was nothing to do).
 
         Raises IntegrityError when another event stands at one of the (originator, version) pairs, OperationalError or
         InterfaceError when the database could not be reached in time: then it is not known whether they persisted.
         """
+        if kwargs.get("tracking") is not None:
+            raise NotSupportedError("read models do not write to the log")
         if not stored_events:
             return None
         in_doubt = False
@@ -199,7 +202,8 @@ class DenseRecorder(PostgresApplicationRecorder):
                     raise
             sleep(_PAUSE_S)
             # After a restart of the server every idle connection is dead: replace them all at once.
-            self.datastore.pool.check()
+            if not self.datastore.pool.closed:  # not opened yet counts as closed
+                self.datastore.pool.check()
 
 
 class DenseSubscription(ListenNotifySubscription[DenseRecorder]):

@@ -1,0 +1,185 @@
+"""Positions are dense whatever fails; an append is recognised when it was persisted but reported as failed."""
+
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from eventsourcing.persistence import (
+    IntegrityError,
+    NotSupportedError,
+    OperationalError,
+    StoredEvent,
+    Tracking,
+)
+
+from ledger.store.database import Datastore, connect
+from ledger.store.recorder import DenseRecorder
+
+
+def stored(originator_id: UUID, version: int, state: bytes = b"state") -> StoredEvent:
+    return StoredEvent(originator_id, version, "topic", state)
+
+
+def positions(recorder: DenseRecorder) -> list[int]:
+    return [row.position for row in recorder.select_rows(0, 50_000)]
+
+
+class FlakyRecorder(DenseRecorder):
+    """Raises before or after the statement with the next number in `plan` has run."""
+
+    plan: list[str]
+
+    def _fetch(self, statement: Any, params: Sequence[Any]) -> Any:
+        fault = self.plan.pop(0) if self.plan else "none"
+        if fault == "not persisted":
+            raise OperationalError("injected before the statement")
+        rows = super()._fetch(statement, params)
+        if fault == "persisted":
+            raise OperationalError("injected after the commit")
+        return rows
+
+
+@pytest.fixture
+def datastore(database_url: str) -> Iterator[Datastore]:
+    datastore = Datastore(database_url)
+    yield datastore
+    datastore.close()
+
+
+@pytest.fixture
+def recorder(datastore: Datastore) -> DenseRecorder:
+    return DenseRecorder(datastore)
+
+
+@pytest.fixture
+def flaky(datastore: Datastore) -> FlakyRecorder:
+    flaky = FlakyRecorder(datastore, patience_s=1)
+    flaky.plan = []
+    return flaky
+
+
+def test_positions_are_dense_under_concurrent_conflicts_and_rollbacks(
+    database_url: str, recorder: DenseRecorder
+) -> None:
+    shared = [uuid4() for _ in range(3)]
+    written: list[tuple[int, UUID | str, int]] = []
+    conflicts = 0
+    lock = threading.Lock()
+
+    def work(seed: int) -> None:
+        nonlocal conflicts
+        rng = random.Random(seed)
+        with connect(database_url) as connection:
+            for i in range(40):
+                if rng.random() < 0.3:
+                    append = "SELECT append_events(%s::uuid[], %s::bigint[], %s::text[], %s::bytea[])"
+                    connection.execute(append, ([uuid4()], [1], ["topic"], [b"gone"]))
+                    connection.rollback()
+                    continue
+                originator = rng.choice(shared)
+                existing = recorder.select_events(originator, desc=True, limit=1)
+                version = existing[0].originator_version + 1 if existing else 1
+                batch = [stored(originator, version + n) for n in range(rng.randint(1, 3))]
+                batch.append(stored(uuid4(), 1, f"{seed}/{i}".encode()))
+                try:
+                    ids = recorder.insert_events(batch)
+                except IntegrityError:
+                    with lock:
+                        conflicts += 1
+                    continue
+                assert ids is not None
+                with lock:
+                    written.extend(
+                        (id_ - 1, e.originator_id, e.originator_version)
+                        for id_, e in zip(ids, batch, strict=True)
+                    )
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    notifications = recorder.select_notifications(1, 50_000)
+    assert [n.id - 1 for n in notifications] == list(range(len(written)))
+    assert sorted(written) == [(n.id - 1, n.originator_id, n.originator_version) for n in notifications]
+    assert conflicts > 0
+
+
+def test_a_persisted_append_that_was_reported_as_failed_counts_once(flaky: FlakyRecorder) -> None:
+    flaky.insert_events([stored(uuid4(), 1)])
+    a, b = uuid4(), uuid4()
+    flaky.plan = ["persisted"]
+    assert flaky.insert_events([stored(a, 1), stored(b, 1), stored(a, 2)]) == [2, 3, 4]
+    assert positions(flaky) == [0, 1, 2, 3]
+
+
+def test_the_proof_of_a_persisted_append_may_fail_too(flaky: FlakyRecorder) -> None:
+    flaky.plan = ["persisted", "none", "not persisted", "none", "persisted"]
+    assert flaky.insert_events([stored(uuid4(), 1)]) == [1]
+    assert positions(flaky) == [0]
+
+
+def test_an_append_that_was_not_persisted_is_tried_again(flaky: FlakyRecorder) -> None:
+    flaky.plan = ["not persisted", "not persisted"]
+    assert flaky.insert_events([stored(uuid4(), 1)]) == [1]
+    assert positions(flaky) == [0]
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        lambda a, b: [stored(a, 1, b"other"), stored(b, 1)],
+        lambda a, b: [stored(a, 1)],
+        lambda a, b: [stored(a, 1), stored(uuid4(), 1), stored(b, 1)],
+        lambda a, b: [stored(b, 1), stored(a, 1)],
+        lambda a, b: [StoredEvent(a, 1, "other topic", b"state"), stored(b, 1)],
+    ],
+    ids=["other bytes", "only a part", "not side by side", "other order", "other topic"],
+)
+def test_anything_else_found_in_its_place_is_a_conflict(
+    flaky: FlakyRecorder, recorder: DenseRecorder, theirs: Any
+) -> None:
+    a, b = uuid4(), uuid4()
+    recorder.insert_events(theirs(a, b))
+    before = recorder.select_rows(0, 10)
+    flaky.plan = ["not persisted"]
+    with pytest.raises(IntegrityError):
+        flaky.insert_events([stored(a, 1), stored(b, 1)])
+    assert recorder.select_rows(0, 10) == before
+
+
+def test_the_same_bytes_again_without_doubt_are_a_conflict(recorder: DenseRecorder) -> None:
+    event = stored(uuid4(), 1)
+    recorder.insert_events([event])
+    with pytest.raises(IntegrityError):
+        recorder.insert_events([event])
+
+
+def test_a_connection_that_dies_under_the_append_is_replaced(
+    postgres_url: str, datastore: Datastore, recorder: DenseRecorder
+) -> None:
+    recorder.insert_events([stored(uuid4(), 1)])
+    with psycopg.connect(postgres_url, autocommit=True) as superuser:
+        killed = superuser.execute(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+            " WHERE application_name = 'streamrp2p'"
+        ).fetchone()
+        assert killed is not None
+        assert killed[0] >= 1
+    assert recorder.insert_events([stored(uuid4(), 1)]) == [2]
+
+
+def test_a_database_that_stays_away_is_reported_in_bounded_time(flaky: FlakyRecorder) -> None:
+    flaky.plan = ["not persisted"] * 1000
+    with pytest.raises(OperationalError):
+        flaky.insert_events([stored(uuid4(), 1)])
+    assert len(flaky.plan) > 900
+
+
+def test_tracking_is_refused_rather_than_dropped(recorder: DenseRecorder) -> None:
+    with pytest.raises(NotSupportedError):
+        recorder.insert_events([stored(uuid4(), 1)], tracking=Tracking("up", 1))
