@@ -51,6 +51,7 @@ class EmbeddedPostgres(EmbeddedServer):
     folder: ClassVar[str] = "pgdata"
     socket_name: ClassVar[str] = ".s.PGSQL.5432.lock"
     stop_signals: ClassVar[tuple[signal.Signals, ...]] = (signal.SIGINT, signal.SIGQUIT)  # fast, immediate
+    stop_patience_s: ClassVar[tuple[float, ...]] = (3.0, 1.0)
     start_timeout_s: ClassVar[float] = 120.0  # recovery after a crash replays up to max_wal_size
 
     def __init__(self, data_dir: Path, *, throwaway: bool = False) -> None:

@@ -37,6 +37,7 @@ class EmbeddedServer(ABC):
     folder: ClassVar[str]  # of the data, in the home; also the server's working directory
     socket_name: ClassVar[str]
     stop_signals: ClassVar[tuple[signal.Signals, ...]]  # from polite to rude; SIGKILL is always last
+    stop_patience_s: ClassVar[tuple[float, ...]]  # after each of them
     start_timeout_s: ClassVar[float]
 
     def __init__(self, data_dir: Path, *, throwaway: bool = False) -> None:
@@ -47,6 +48,10 @@ class EmbeddedServer(ABC):
         self._home: Path | None = None
         self._sockets: Path | None = None
         self._account: Account | None = None
+
+    @property
+    def name(self) -> str:
+        return self.program
 
     @property
     @abstractmethod
@@ -124,8 +129,18 @@ class EmbeddedServer(ABC):
             )
         return self._answers()
 
+    def poll(self) -> int | None:
+        """None while the process lives, else its exit code (-1: never launched)."""
+        return -1 if self.process is None else self.process.poll()
+
+    def kill(self) -> None:
+        """End the process at once (Postgres recovers when launched again). The home stays ours."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
     def stop(self) -> None:
-        """Stop it, from polite to rude, within about 6 s; let go of the home. Safe to call twice."""
+        """Stop it, from polite to rude, within 5 s; let go of the home. Safe to call twice."""
         if self.process is not None:
             self._stop_process(self.process)
             self.process = None
@@ -172,7 +187,7 @@ class EmbeddedServer(ABC):
 
     def _stop_process(self, process: subprocess.Popen[bytes]) -> None:
         for number, patience_s in zip(
-            (*self.stop_signals, signal.SIGKILL), (4.0, 1.5, 1.5, 5.0), strict=False
+            (*self.stop_signals, signal.SIGKILL), (*self.stop_patience_s, 5.0), strict=True
         ):
             process.send_signal(number)  # does nothing once the process has ended
             try:

@@ -29,6 +29,7 @@ class EmbeddedValkey(EmbeddedServer):
     folder: ClassVar[str] = "run"
     socket_name: ClassVar[str] = "valkey.sock"
     stop_signals: ClassVar[tuple[signal.Signals, ...]] = (signal.SIGTERM,)
+    stop_patience_s: ClassVar[tuple[float, ...]] = (1.0,)
     start_timeout_s: ClassVar[float] = 20.0
 
     @property

@@ -1,0 +1,126 @@
+"""`streamrp2p up`: the whole hub in the foreground, until Ctrl-C.
+
+Invariant: nothing is printed about how to use the hub before all of it is ready; secrets of the first run are shown
+once, on the terminal, and never in a log.
+"""
+
+import http.client
+import json
+import os
+import sys
+from pathlib import Path
+
+import structlog
+import typer
+
+from hub.embedded.home import take_lock
+from hub.logs import configure_logging
+from hub.ports import require_free_port
+from hub.settings import Settings, load_settings, unknown_variables
+from hub.supervisor import Program, Supervisor, read_output
+
+SETUP_TIMEOUT_S = 300.0  # a migration of a large database is part of it
+_log = structlog.get_logger("hub.up")
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@app.command()
+def up() -> None:
+    """Run the hub: database, RTMP, HLS, API and pages. Settings: STREAMRP2P_* variables, see docs/operators.md."""
+    settings = load_settings()
+    configure_logging(json=settings.log_json, level=settings.log_level)
+    for line in unknown_variables():
+        _log.warning(line)
+    settings.prepare_data_dir()
+    lock = take_lock(settings.data_dir, "the hub")
+    try:
+        require_free_port(settings.rtmp_host, settings.rtmp_port, use="RTMP", setting="STREAMRP2P_RTMP_PORT")
+        require_free_port(settings.http_host, settings.http_port, use="HTTP", setting="STREAMRP2P_HTTP_PORT")
+        with Supervisor() as supervisor:
+            _run(settings, supervisor)
+    finally:
+        settings.runtime_path.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _run(settings: Settings, supervisor: Supervisor) -> None:
+    if not _start_servers(settings, supervisor):
+        return
+    try:
+        setup = read_output([sys.executable, "-m", "hub.setup"], timeout_s=SETUP_TIMEOUT_S)
+    except Exception:
+        if supervisor.stopping:  # Ctrl-C reached the step, too
+            return
+        raise
+    told = json.loads(setup)
+    here = {"STREAMRP2P_DATA_DIR": str(settings.data_dir.absolute())}
+    origin = Program("origin", [sys.executable, "-m", "hub.origin"], lambda: _http_answers(settings), here)
+    worker = Program("worker", [sys.executable, "-m", "hub.worker"], environment=here)
+    if supervisor.start(origin) and supervisor.start(worker):
+        typer.echo(welcome(settings, told))
+        sys.stdout.flush()
+        supervisor.run()
+
+
+def _start_servers(settings: Settings, supervisor: Supervisor) -> bool:
+    """Postgres and Valkey, where no external one is set; then everybody can find them."""
+    servers = {"pid": str(os.getpid())}
+    if settings.database_url is None:
+        from hub.embedded.postgres import EmbeddedPostgres  # with an external one, not even imported
+
+        postgres = EmbeddedPostgres(settings.data_dir / "postgres")
+        if not supervisor.start(postgres):
+            return False
+        servers["database_url"] = postgres.url
+    if settings.redis_url is None:
+        from hub.embedded.valkey import EmbeddedValkey
+
+        valkey = EmbeddedValkey(settings.data_dir / "valkey")
+        if not supervisor.start(valkey):
+            return False
+        servers["redis_url"] = valkey.url
+    write_private(settings.runtime_path, json.dumps(servers))
+    return not supervisor.stopping
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace `path` in one step; readable by its owner alone."""
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    new.replace(path)
+
+
+def _http_answers(settings: Settings) -> bool:
+    host = "127.0.0.1" if settings.http_host == "0.0.0.0" else settings.http_host  # noqa: S104
+    connection = http.client.HTTPConnection("::1" if host == "::" else host, settings.http_port, timeout=1)
+    try:
+        connection.request("GET", "/api/health")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def welcome(settings: Settings, told: dict[str, str | None]) -> str:
+    """What to do next, for each person. `told` is hub.bootstrap.FirstRun."""
+    slug = told["stream_slug"]
+    base = settings.base_url
+    shown_once = "(shown once: keep it)"
+    lines = ["", "StreamrP2P is up.", "", "  Creator: in OBS, Settings > Stream, Service: Custom"]
+    lines.append(f"    Server      {settings.rtmp_server}")
+    if told["stream_key"]:
+        lines.append(f"    Stream Key  {told['stream_key']}   {shown_once}")
+    else:
+        lines.append("    Stream Key  as shown at the first run")
+    lines += ["", "  Viewers", f"    browser     {base}/watch/{slug}"]
+    lines.append(f"    VLC         {base}/live/{slug}.m3u8")
+    if told["invite_code"]:
+        lines += ["", "  A friend joins with"]
+        lines.append(f"    streamrp2p node join {base} {told['invite_code']}")
+    if told["operator_token"]:
+        lines += ["", "  Operator's API token " + shown_once, f"    {told['operator_token']}"]
+    return "\n".join([*lines, "", "Stop with Ctrl-C.", ""])

@@ -1,0 +1,201 @@
+"""Every setting of the hub, in one place (docs/operators.md describes the same list, tests/test_docs.py compares).
+
+Invariant: a hub that starts has valid settings; one that does not says which variable is wrong, what it was given
+(never a password) and what is expected. Settings come from `STREAMRP2P_*` variables and from nowhere else.
+"""
+
+import difflib
+import json
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "STREAMRP2P_"
+_CHECKOUT = Path(__file__).resolve().parent.parent
+_USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
+
+
+class SettingsError(Exception):
+    """One or more settings are wrong, or the hub they point to is not running."""
+
+    exit_code = 2
+
+
+class HubNotRunning(Exception):
+    """The embedded database is asked for and no hub runs on this data directory. Transient: start it, try again."""
+
+    exit_code = 10
+
+
+def _default_data_dir() -> Path:
+    if (_CHECKOUT / "pyproject.toml").is_file():
+        return _CHECKOUT / ".data"
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "streamrp2p"
+
+
+def _scheme(*schemes: str) -> AfterValidator:
+    def check(value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in schemes or not (parts.netloc or parts.path):
+            raise ValueError(f"must start with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        return value.rstrip("/") if parts.scheme.startswith("http") else value
+
+    return AfterValidator(check)
+
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Settings(BaseSettings):
+    """Descriptions are written for the operator who got the value wrong: they end the error message."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    data_dir: Path = Field(
+        default_factory=_default_data_dir, description="folder for the database, keys and log"
+    )
+    database_url: Annotated[str, _scheme("postgresql", "postgres")] | None = Field(
+        None,
+        repr=False,
+        description="postgresql://user:password@host/database; not set: the embedded Postgres",
+    )
+    redis_url: Annotated[str, _scheme("redis", "rediss", "unix")] | None = Field(
+        None, repr=False, description="redis://host:6379/0; not set: the embedded Valkey"
+    )
+    rtmp_host: str = Field("0.0.0.0", min_length=1, description="address RTMP listens on")  # noqa: S104
+    rtmp_port: Port = Field(1935, description="port for OBS, 1 to 65535")
+    http_host: str = Field("0.0.0.0", min_length=1, description="address HTTP listens on")  # noqa: S104
+    http_port: Port = Field(8000, description="port for pages, API and media, 1 to 65535")
+    public_url: Annotated[str, _scheme("http", "https")] | None = Field(
+        None, description="what viewers and friends reach this hub by, such as https://live.example.org"
+    )
+    crew_name: str = Field(
+        "crew", min_length=1, max_length=80, description="name of the crew, 1 to 80 characters"
+    )
+    unit: str = Field(
+        "EUR",
+        pattern=r"^[A-Z][A-Z0-9]{1,11}$",
+        description="unit of account: 2 to 12 capitals or digits, such as EUR",
+    )
+    epoch_length_s: int = Field(3600, ge=60, le=86_400, description="settlement window, 60 to 86400 seconds")
+    hold_s: int = Field(
+        259_200, ge=0, le=31_536_000, description="how long earnings stay pending, in seconds"
+    )
+    publish_grace_s: int = Field(
+        15, ge=0, le=300, description="seconds a creator may take to reconnect, 0 to 300"
+    )
+    checkpoint_interval_s: int = Field(
+        10, ge=1, le=60, description="seconds between log checkpoints, 1 to 60"
+    )
+    log_json: bool = Field(False, description="true: log lines as JSON; false: for people")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug, info, warning or error"
+    )
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.rtmp_port == self.http_port:
+            raise ValueError(f"RTMP and HTTP cannot share port {self.rtmp_port}")
+        return self
+
+    @property
+    def runtime_path(self) -> Path:
+        """Written by the supervisor: where the servers of the running hub are."""
+        return self.data_dir / "runtime.json"
+
+    @property
+    def base_url(self) -> str:
+        """`public_url`, or a guess that is right inside the local network. Without a trailing slash."""
+        return self.public_url or f"http://{self.public_host}:{self.http_port}"
+
+    @property
+    def public_host(self) -> str:
+        """The host name or address others reach this machine by."""
+        if self.public_url:
+            return urlsplit(self.public_url).hostname or "localhost"
+        return _own_address() if self.http_host in ("0.0.0.0", "::") else self.http_host  # noqa: S104
+
+    @property
+    def rtmp_server(self) -> str:
+        """What a creator types into OBS as the server."""
+        port = "" if self.rtmp_port == 1935 else f":{self.rtmp_port}"
+        return f"rtmp://{self.public_host}{port}/live"
+
+    def resolved_database_url(self) -> str:
+        """The external database, or the embedded one of the running hub. Raises HubNotRunning."""
+        return self.database_url or self._of_running_hub("database_url", "DATABASE_URL")
+
+    def resolved_redis_url(self) -> str:
+        """The external Redis, or the embedded Valkey of the running hub. Raises HubNotRunning."""
+        return self.redis_url or self._of_running_hub("redis_url", "REDIS_URL")
+
+    def _of_running_hub(self, key: str, variable: str) -> str:
+        try:
+            runtime = json.loads(self.runtime_path.read_bytes())
+            os.kill(int(runtime["pid"]), 0)
+            return str(runtime[key])
+        except PermissionError as error:
+            raise HubNotRunning(
+                f"the hub in {self.data_dir} belongs to another user: run this command as the user who started it"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise HubNotRunning(
+                f"no hub is running on {self.data_dir}: start it with 'streamrp2p up', or set {PREFIX}{variable}"
+            ) from error
+
+    def prepare_data_dir(self) -> None:
+        """Create the data directory, closed to other accounts. Root's lets the embedded servers' account walk through
+        to its own folder, and list nothing."""
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        self.data_dir.chmod(0o711 if os.geteuid() == 0 else 0o700)
+
+
+def load_settings() -> Settings:
+    """Settings from the environment. Raises SettingsError that names every wrong variable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [_explain(dict(problem)) for problem in error.errors(include_url=False)]
+        count = "1 setting is" if len(lines) == 1 else f"{len(lines)} settings are"
+        raise SettingsError("\n".join([f"{count} wrong:", *lines])) from None
+
+
+def unknown_variables() -> list[str]:
+    """A line for each `STREAMRP2P_*` variable that looks like a misspelt setting."""
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    lines = []
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            if near:
+                lines.append(f"{name} is not a setting; did you mean {near[0]}?")
+    return lines
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not problem["loc"]:
+        return f"  {PREFIX}RTMP_PORT, {PREFIX}HTTP_PORT: {message}"
+    field = str(problem["loc"][0])
+    variable = PREFIX + field.upper()
+    given = _USERINFO.sub("***@", os.environ.get(variable, ""))[:200]
+    return f"  {variable}={given}: {message} (expected: {Settings.model_fields[field].description})"
+
+
+def _own_address() -> str:
+    """This machine's address in its network; connecting a datagram socket sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # TEST-NET-1, RFC 5737
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "localhost"

@@ -1,0 +1,39 @@
+"""What has to be true of the database before the hub serves: schema at head, first run complete.
+
+A process of its own (`python -m hub.setup`), so that the supervisor stays small and single-threaded. Prints the
+FirstRun as one JSON object on stdout, for the supervisor alone: it may hold secrets.
+"""
+
+import dataclasses
+import json
+import sys
+
+from api.directory import Directory
+from hub.bootstrap import FirstRun, first_run
+from hub.logs import configure_logging
+from hub.settings import Settings, load_settings
+from ledger.application import Ledger
+from ledger.store.database import connect_pool
+from ledger.store.migrate import migrate
+
+
+def set_up(settings: Settings) -> FirstRun:
+    """Migrate and complete the first run. Idempotent."""
+    database_url = settings.resolved_database_url()
+    migrate(database_url)
+    ledger = Ledger(database_url)
+    try:
+        with connect_pool(database_url) as pool:
+            return first_run(settings, ledger, Directory(pool))
+    finally:
+        ledger.close()
+
+
+def main() -> None:
+    settings = load_settings()
+    configure_logging(json=settings.log_json, level=settings.log_level)
+    json.dump(dataclasses.asdict(set_up(settings)), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
