@@ -1,0 +1,321 @@
+"""What the read API answers, on a real ledger with real aggregates."""
+
+import contextlib
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from histories import MOVES, OPENING, History, Log, Move, named
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rows import forget, rows_of
+from sqlalchemy import Engine
+
+from ledger.aggregates.book import Book
+from ledger.aggregates.node import Node
+from ledger.application import Ledger, Unavailable
+from ledger.events import Event, Transfer, UnknownEventError
+from ledger.ids import BOOK_ID, node_id, stream_id
+from ledger.store.database import create_sql_engine
+from projections.balances import Balances
+from projections.catalog import PROJECTIONS
+from projections.queries import Queries, ReadModelUnavailable
+from projections.rebuild import rebuild
+from projections.runner import Runner
+
+
+@pytest.fixture
+def own_engine(database_url: str) -> Iterator[Engine]:
+    engine = create_sql_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+def queries_after(moves: list[Move], engine: Engine) -> tuple[History, Queries]:
+    history = History()
+    log = Log(history.play([*OPENING, *moves]))
+    for projection in PROJECTIONS:
+        forget(engine, projection)
+    Runner(log, engine).catch_up()
+    return history, Queries(engine)
+
+
+def transfers_of(event: Event) -> list[Transfer]:
+    one = getattr(event, "transfer", None)
+    return [one] if one is not None else list(getattr(event, "transfers", ()))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(moves=st.lists(st.tuples(st.sampled_from(sorted(MOVES)), st.integers(0, 200)), max_size=40))
+def test_balances_are_the_book_and_an_independent_fold_and_sum_to_zero(
+    engine: Engine, moves: list[Move]
+) -> None:
+    history = History()
+    log = Log(history.play([*OPENING, *moves]))
+    forget(engine, Balances)
+    Runner(log, engine, projections=[Balances]).catch_up()
+    folded: dict[str, int] = defaultdict(int)
+    for event in history.events:
+        for transfer in transfers_of(event):
+            for account, amount in [(p.account, p.amount_micro) for p in transfer.postings]:
+                folded[account] += amount
+    balances = {b.account: b.amount_micro for b in Queries(engine).balances()}
+    assert balances == folded
+    assert balances == history.book.accounts
+    assert sum(balances.values()) == 0
+
+
+def test_a_statement_adds_up_to_the_friends_accounts_and_pages_through(engine: Engine) -> None:
+    moves = [("serve", n) for n in range(12)] + [
+        ("settle", 0),
+        ("release", 0),
+        ("plan_payout", 1),
+        ("pay", 3),
+    ]
+    history, queries = queries_after([("deposit", 199), *moves], engine)
+    for friend in {n.friend_id for n in history.nodes}:
+        lines = queries.statement(friend, limit=1000)
+        total = defaultdict(int)
+        for line in lines:
+            total[line.kind] += line.amount_micro
+        held = {
+            pot: history.book.balance(f"friend:{friend}:{pot}")
+            for pot in ("pending", "available", "in_flight", "paid")
+        }
+        assert total["earned"] == sum(held.values())
+        assert total["released"] == total["earned"] - held["pending"]
+        assert total["payout_confirmed"] == held["paid"]
+        assert [(x.position, x.line) for x in lines] == sorted(
+            ((x.position, x.line) for x in lines), reverse=True
+        )
+        paged, before = [], None
+        while page := queries.statement(friend, limit=2, before=before):
+            paged += page
+            before = (page[-1].position, page[-1].line)
+        assert paged == lines
+
+
+def test_a_node_shows_its_friend_its_state_and_what_it_delivered(engine: Engine) -> None:
+    history, queries = queries_after([("probe", 0)] * 2 + [("presence", 0), ("refuse", 0)], engine)
+    node = history.nodes[0]
+    view = queries.node(node.id)
+    assert view is not None
+    assert (view.friend_id, view.state, view.probes_ok, view.probes_bad) == (node.friend_id, "online", 2, 0)
+    assert view.verdicts["unknown_ticket"] == 1
+    assert view.receipts_accepted == view.verdicts["accepted"]
+    assert view.receipts_refused == sum(view.verdicts.values()) - view.receipts_accepted
+    assert view.last_position == len(history.events) - 1
+    assert view.health < queries_after([("probe", 0)] * 2, engine)[1].node(node.id).health
+    assert queries.node(uuid4()) is None
+
+
+@pytest.mark.parametrize(("number", "state"), [(8, "suspended"), (20, "retired")])
+def test_a_suspended_or_retired_node_is_shown_as_such_whether_online_or_not(
+    engine: Engine, number: int, state: str
+) -> None:
+    history, queries = queries_after([("presence", 0), ("presence", number)], engine)
+    view = queries.node(history.nodes[0].id)
+    assert view is not None
+    assert view.state == state
+    assert view.state_reason
+
+
+def test_a_stream_shows_its_broadcast_while_live_and_its_totals_for_good(engine: Engine) -> None:
+    history, queries = queries_after([("watch", 0), ("interrupt", 1)], engine)
+    live = queries.stream("alpha")
+    assert live is not None
+    assert (live.state, live.interrupted, live.broadcast_id) == ("LIVE", True, history.broadcasts[0].id)
+    assert (live.segments, live.published_bytes, live.last_sequence) == (3, 3 * 1002, 2)
+    assert (live.sessions, live.broadcasts, live.ended_us) == (1, 1, None)
+
+    _, queries = queries_after([("watch", 0), ("go_offline", 0)], engine)
+    over = queries.stream("alpha")
+    assert over is not None
+    assert (over.state, over.interrupted, over.broadcast_id) == ("OFFLINE", False, None)
+    assert over.ended_us is not None
+    assert over.segments == 3
+    assert queries.stream("nobody") is None
+    assert [s.slug for s in queries.streams()] == ["alpha"]
+
+
+@pytest.mark.parametrize(("number", "outcome"), [(0, "confirmed"), (4, "failed"), (8, "unknown")])
+def test_a_payout_shows_each_line_with_what_the_rail_said(engine: Engine, number: int, outcome: str) -> None:
+    # The opening paid line 1 of 2, with an unknown outcome; now it is reconciled.
+    history, queries = queries_after([("pay", number)], engine)
+    (newest,) = queries.payouts()
+    payout = queries.payout(newest.batch_id)
+    assert payout is not None
+    assert (newest.lines, newest.line_count) == ((), 2)
+    first, second = payout.lines
+    assert (first.state, first.outcome, first.attempts) == (outcome, outcome, 2)
+    assert (first.reference, first.attempt_key) == ("bank 7", "key 2")
+    assert (second.state, second.outcome, second.attempts) == ("planned", "", 0)
+    assert payout.state == "approved"
+    assert payout.confirmed_micro == (first.amount_micro if outcome == "confirmed" else 0)
+    assert payout.failed_micro == (first.amount_micro if outcome == "failed" else 0)
+    assert payout.total_micro == first.amount_micro + second.amount_micro
+    assert history.book.balance(f"friend:{first.friend_id}:in_flight") == (
+        first.amount_micro if outcome == "unknown" else 0
+    )
+    assert queries.payout(uuid4()) is None
+
+
+def test_a_payout_is_finished_when_every_line_is_confirmed_or_failed(engine: Engine) -> None:
+    _, queries = queries_after([("pay", 0), ("pay", 1)], engine)
+    (payout,) = queries.payouts()
+    assert payout.state == "finished"
+
+
+def test_refusals_say_what_was_refused_and_why(engine: Engine) -> None:
+    history, queries = queries_after([("refuse", 1), ("serve", 8)], engine)  # 8: capped, own account
+    refused = queries.refusals()
+    assert all(r.verdict != "accepted" for r in refused)
+    capped = [r for r in refused if r.verdict == "capped"]
+    assert [(r.cap, r.stream_id, r.node_id) for r in capped] == [
+        ("own_account", stream_id("alpha"), history.nodes[0].id)
+    ]
+    unknown = [r for r in refused if r.verdict == "unknown_ticket"]
+    assert [(r.stream_id, r.receipts) for r in unknown] == [(None, 1)]
+    judged = [j for e in history.events for j in getattr(e, "judged", ())]
+    assert sum(v.receipts for v in queries.verdicts()) == len(judged)
+    assert sum(v.credited_bytes for v in queries.verdicts()) == sum(j.credited_bytes for j in judged)
+    assert queries.verdicts(node=uuid4()) == []
+
+
+# --- with the real ledger and a runner in its own thread -------------------------------------------------------------
+
+
+@pytest.fixture
+def running(ledger: Ledger, own_engine: Engine) -> Iterator[Runner]:
+    runner = Runner(ledger, own_engine)
+    runner.prepare()
+    stop = threading.Event()
+    thread = threading.Thread(target=runner.run, args=(stop,))
+    thread.start()
+    yield runner
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def deposit(ledger: Ledger, stream: UUID, reference: str) -> int:
+    book = ledger.load_or_new(Book, BOOK_ID)
+    book.deposit(stream, amount_micro=1_000, reference=reference, at_us=1)
+    return ledger.save(book)[-1]
+
+
+def test_you_read_your_own_writes(ledger: Ledger, own_engine: Engine, running: Runner) -> None:
+    queries = Queries(own_engine)
+    for n in range(1, 6):
+        position = deposit(ledger, named("stream", 0), f"r{n}")
+        assert running.wait(position, 5)
+        balance = queries.balance("external")
+        assert balance is not None
+        assert (balance.amount_micro, balance.last_position) == (-1_000 * n, position)
+    assert not queries.wait(position + 1, 0.05)
+    lags = queries.lag(ledger, now_us=time.time_ns() // 1000)
+    assert {(x.name, x.events, x.behind_us) for x in lags} == {(p.name, 0, 0) for p in PROJECTIONS}
+
+
+def test_lag_is_counted_in_events_and_in_the_age_of_the_oldest_not_applied(
+    ledger: Ledger, own_engine: Engine
+) -> None:
+    runner = Runner(ledger, own_engine)
+    runner.prepare()
+    node = Node(node_id(bytes(32)))
+    node.join(
+        public_key=bytes(32), friend_id=uuid4(), invite_id=uuid4(), prefix_commitment=bytes(16), at_us=1_000
+    )
+    node.go_online(at_us=5_000)
+    ledger.save(node)
+    assert {(x.events, x.behind_us) for x in runner.lag(now_us=9_000)} == {(2, 8_000)}
+    runner.catch_up()
+    assert {(x.events, x.behind_us) for x in runner.lag(now_us=9_000)} == {(0, 0)}
+
+
+def test_a_rebuild_beside_a_running_runner_ends_with_the_same_rows(
+    ledger: Ledger, own_engine: Engine, running: Runner
+) -> None:
+    stop = threading.Event()
+    written: list[int] = []
+
+    def write() -> None:
+        while not stop.is_set():
+            written.append(deposit(ledger, named("stream", len(written) % 3), f"d{len(written)}"))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(5):
+            rebuild(ledger, own_engine, PROJECTIONS, batch_events=7)
+    finally:
+        stop.set()
+        writer.join()
+    assert running.wait(written[-1], 10)
+    live = rows_of(own_engine, PROJECTIONS)
+    rebuild(ledger, own_engine, PROJECTIONS)
+    assert rows_of(own_engine, PROJECTIONS) == live
+    assert Queries(own_engine).balance("external").amount_micro == -1_000 * len(written)
+
+
+def test_readers_never_meet_an_empty_or_missing_table_during_a_rebuild(
+    ledger: Ledger, own_engine: Engine
+) -> None:
+    deposit(ledger, named("stream", 0), "only")
+    Runner(ledger, own_engine).catch_up()
+    queries, stop = Queries(own_engine), threading.Event()
+    seen: set[int | None] = set()
+
+    def look() -> None:
+        while not stop.is_set():
+            balance = queries.balance("external")
+            seen.add(balance.amount_micro if balance else None)
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for _ in range(10):
+        rebuild(ledger, own_engine, PROJECTIONS)
+    stop.set()
+    reader.join()
+    assert seen == {-1_000}
+
+
+def test_an_event_this_program_cannot_read_stops_the_runner_before_it(
+    ledger: Ledger, database_url: str, own_engine: Engine
+) -> None:
+    deposit(ledger, named("stream", 0), "before")
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "SELECT * FROM crew_main.append_events(%s::uuid[], %s::bigint[], %s::text[], %s::bytea[])",
+            ([uuid4()], [1], ["future.thing.v9"], [b"\x80"]),
+        )
+    runner = Runner(ledger, own_engine)
+    with pytest.raises(UnknownEventError, match=r"position 1.*future\.thing\.v9"):
+        runner.run(threading.Event())
+    assert Queries(own_engine).positions() == {p.name: 1 for p in PROJECTIONS}
+
+
+def test_the_runner_sits_out_lost_connections(
+    ledger: Ledger, database_url: str, own_engine: Engine, running: Runner
+) -> None:
+    for n in range(3):
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        position = None
+        while position is None:
+            with contextlib.suppress(Unavailable):
+                position = deposit(ledger, named("stream", 0), f"after {n}")
+        assert running.wait(position, 10)
+    assert Queries(own_engine).balance("external").amount_micro == -3_000
+
+
+def test_questions_before_the_first_build_are_refused_as_transient(own_engine: Engine) -> None:
+    with pytest.raises(ReadModelUnavailable):
+        Queries(own_engine).balances()
