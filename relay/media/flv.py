@@ -1,0 +1,105 @@
+"""FLV tag bodies, as RTMP carries them, and FLV files, as HTTP-FLV serves them (Adobe FLV 10.1, annex E).
+
+Invariant: only H.264 and AAC get through; everything else is refused with words that tell the creator what to set.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+
+from relay.media.errors import BadMedia, UnsupportedMedia
+
+AUDIO, VIDEO, SCRIPT = 8, 9, 18
+_VIDEO_CODECS: Final = {2: "Sorenson H.263", 3: "Screen video", 4: "VP6", 5: "VP6", 12: "HEVC", 13: "AV1"}
+_FOURCC: Final = {
+    b"hvc1": "HEVC",
+    b"av01": "AV1",
+    b"vp08": "VP8",
+    b"vp09": "VP9",
+    b"avc1": "multitrack H.264",
+}
+_AUDIO_CODECS: Final = {
+    0: "PCM",
+    1: "ADPCM",
+    2: "MP3",
+    3: "PCM",
+    7: "G.711",
+    8: "G.711",
+    9: "Enhanced RTMP",
+    11: "Speex",
+}
+_AVC, _AAC = 7, 10
+
+
+class Part(Enum):
+    HEADER = auto()  # the codec's configuration
+    FRAME = auto()
+    NOTHING = auto()  # end of sequence, or an informational tag
+
+
+@dataclass(frozen=True, slots=True)
+class VideoTag:
+    part: Part
+    key: bool
+    composition_ms: int  # pts - dts, may be negative
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AudioTag:
+    part: Part
+    data: bytes
+
+
+def parse_video(body: bytes) -> VideoTag:
+    """Raises UnsupportedMedia for anything but H.264, BadMedia for a tag that is cut short."""
+    first = body[0]
+    if first & 0x80:  # Enhanced RTMP
+        name = _FOURCC.get(body[1:5], "an unknown codec")
+        raise UnsupportedMedia(f"the video is {name}; set the encoder to H.264 (x264)")
+    codec, frame_type = first & 0x0F, first >> 4
+    if codec != _AVC:
+        raise UnsupportedMedia(
+            f"the video is {_VIDEO_CODECS.get(codec, f'codec {codec}')}; set the encoder to H.264"
+        )
+    if frame_type == 5:
+        return VideoTag(Part.NOTHING, key=False, composition_ms=0, data=b"")
+    if len(body) < 5:
+        raise BadMedia("a video tag is cut short")
+    kind = body[1]
+    if kind > 2:
+        raise BadMedia(f"unknown kind {kind} of H.264 tag")
+    offset = int.from_bytes(body[2:5], "big", signed=True)
+    part = (Part.HEADER, Part.FRAME, Part.NOTHING)[kind]
+    return VideoTag(part, key=frame_type == 1, composition_ms=offset, data=body[5:])
+
+
+def parse_audio(body: bytes) -> AudioTag:
+    """Raises UnsupportedMedia for anything but AAC, BadMedia for a tag that is cut short."""
+    codec = body[0] >> 4
+    if codec != _AAC:
+        raise UnsupportedMedia(
+            f"the audio is {_AUDIO_CODECS.get(codec, f'codec {codec}')}; set the encoder to AAC"
+        )
+    if len(body) < 2 or body[1] > 1:
+        raise BadMedia("an audio tag is malformed")
+    if body[1] == 0:
+        return AudioTag(Part.HEADER, body[2:])
+    return AudioTag(Part.FRAME if len(body) > 2 else Part.NOTHING, body[2:])
+
+
+def file_header(*, audio: bool) -> bytes:
+    """The 9-byte FLV header and the zero size before the first tag."""
+    return b"FLV\x01" + bytes((0x05 if audio else 0x01,)) + b"\0\0\0\x09" + bytes(4)
+
+
+def tag(kind: int, timestamp_ms: int, body: bytes) -> bytes:
+    """One FLV tag with its size after it. The timestamp wraps at 2**32 ms (49.7 days)."""
+    size, stamp = len(body), timestamp_ms & 0xFFFFFFFF
+    head = (
+        bytes((kind,))
+        + size.to_bytes(3, "big")
+        + (stamp & 0xFFFFFF).to_bytes(3, "big")
+        + bytes((stamp >> 24,))
+    )
+    return b"".join((head, b"\0\0\0", body, (size + 11).to_bytes(4, "big")))
