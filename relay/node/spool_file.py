@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
+from ledger.receipt import BITMAP_BITS, SignedReceipt
 from ledger.receipt import SIGNED_BYTES as RECEIPT_BYTES
-from ledger.receipt import SignedReceipt
 from ledger.ticket import SIGNED_BYTES as TICKET_BYTES
 from ledger.ticket import SignedTicket, WireError
 
@@ -47,7 +47,16 @@ def body_hash(receipt: SignedReceipt) -> bytes:
 
 def covers(new: SignedReceipt, old: SignedReceipt) -> bool:
     """Whether `new` claims every segment that `old` claims (receipts of the same ticket)."""
-    return set(old.receipt.sequences()) <= set(new.receipt.sequences())
+    shift = old.receipt.base_sequence - new.receipt.base_sequence
+    has = int.from_bytes(new.receipt.bitmap, "little")
+    wants = int.from_bytes(old.receipt.bitmap, "little")
+    if abs(shift) >= BITMAP_BITS:
+        return wants == 0
+    if shift < 0:
+        has <<= -shift
+    else:
+        wants <<= shift
+    return not wants & ~has
 
 
 @dataclass(slots=True)
