@@ -164,8 +164,9 @@ class Pool(ConnectionPool[psycopg.Connection[Any]]):
         try:
             connection = super()._connect(timeout)
         except psycopg.Error as e:
+            if self.last_connect_error is None:  # once an outage
+                logger.warning("database connection failed", error=str(e).strip())
             self.last_connect_error = str(e).strip()
-            logger.warning("database connection failed", error=self.last_connect_error)
             raise
         self.last_connect_error = None
         return connection

@@ -41,16 +41,21 @@ class Listener:
             self._woken.close()
 
     def _run(self) -> None:
+        interrupted = False
         while not self._closing.is_set():
             try:
                 with self._connect() as connection:
                     connection.execute(self._listen)
+                    if interrupted:
+                        logger.info("listening for new events again")
+                        interrupted = False
                     self._on_notify()
                     self._forward(connection)
             except psycopg.Error as e:
-                if not self._closing.is_set():
+                if not interrupted and not self._closing.is_set():
                     logger.warning("listening for new events was interrupted", error=str(e).strip())
-                    self._closing.wait(_RECONNECT_PAUSE_S)
+                    interrupted = True
+                self._closing.wait(_RECONNECT_PAUSE_S)
 
     def _forward(self, connection: psycopg.Connection[Any]) -> None:
         with selectors.DefaultSelector() as selector:
