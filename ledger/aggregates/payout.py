@@ -47,6 +47,7 @@ class Line:
     reference: str = ""
 
 
+IN_FLIGHT: Final = frozenset({LineState.ATTEMPTED, LineState.UNKNOWN})
 _SETTLED: Final = frozenset({LineState.CONFIRMED, LineState.FAILED})
 # What an answer may make of a line. FAILED -> CONFIRMED is a rail that took back what it had said.
 _MAY_BECOME: Final = {

@@ -14,8 +14,8 @@ import structlog
 
 from ledger.aggregates.base import DomainError
 from ledger.aggregates.book import Book
-from ledger.aggregates.payout import MAX_LINES, Line, LineState, Payout, payout_id
-from ledger.application import Ledger, NotFound
+from ledger.aggregates.payout import IN_FLIGHT, MAX_LINES, Line, LineState, Payout, payout_id
+from ledger.application import Conflict, Ledger, NotFound
 from ledger.events import PayoutLine
 from ledger.ids import BOOK_ID
 from ledger.rails import Answer, Outcome, Payment, Rail
@@ -215,13 +215,12 @@ def _prepare(
     ledger: Ledger, batch_id: UUID, number: int, destinations: Mapping[UUID, Destination], at_us: int
 ) -> tuple[Line, str]:
     """Reserve and record the attempt, in one save. Returns the line and what to do with it."""
-    payout = ledger.load(Payout, batch_id)
+    payout, book = _load_both(ledger, batch_id, number)
     line = payout.lines[number]
     if line.state is LineState.ATTEMPTED:
         return line, "look_up"
     if line.state is not LineState.PLANNED:
         return line, "none"
-    book = ledger.load_or_new(Book, BOOK_ID)
     fault = _fault(book, line, destinations)
     if fault:
         payout.resolve(number, Answer(Outcome.FAILED, fault), at_us=at_us)
@@ -245,9 +244,9 @@ def _record(
     """The answer and the movement that follows from it, in one save. What says nothing new changes nothing."""
 
     def attempt() -> LineResult:
-        payout = ledger.load(Payout, batch_id)
+        payout, book = _load_both(ledger, batch_id, number)
         line = payout.lines[number]
-        in_flight = line.state in (LineState.ATTEMPTED, LineState.UNKNOWN)
+        in_flight = line.state in IN_FLIGHT
         taken_back = line.state is LineState.FAILED and answer.outcome is Outcome.CONFIRMED
         unchanged = line.state.value == answer.outcome.value or answer.outcome is Outcome.ABSENT
         if unchanged or not (in_flight or taken_back):
@@ -256,7 +255,6 @@ def _record(
             payout.resolve(number, answer, at_us=at_us)
             ledger.save(payout)
             return _result(number, payout.lines[number], action)
-        book = ledger.load_or_new(Book, BOOK_ID)
         if taken_back and not _reserve_again(book, batch_id, number, line, at_us):
             log.error("paid twice by the rail", batch=str(batch_id), line=number, rail=payout.rail)
             return _result(number, line, action, OVERPAID)
@@ -326,6 +324,17 @@ def _load_for(ledger: Ledger, rail: Rail, batch_id: UUID) -> Payout:
     if payout.rail != rail.name:
         raise DomainError(f"the payout is planned for {payout.rail}, not for {rail.name}")
     return payout
+
+
+def _load_both(ledger: Ledger, batch_id: UUID, number: int) -> tuple[Payout, Book]:
+    """Payout and book as of one moment, as far as the line goes.
+
+    Raises Conflict when another run saved both between the two loads: decide again.
+    """
+    payout, book = ledger.load(Payout, batch_id), ledger.load_or_new(Book, BOOK_ID)
+    if (payout.lines[number].state in IN_FLIGHT) != ((batch_id, number) in book.reservations):
+        raise Conflict("another run is at work on this payout line")
+    return payout, book
 
 
 def _committed(line: Line, destinations: Mapping[UUID, Destination]) -> Destination | None:

@@ -1,0 +1,390 @@
+"""Payouts on a real ledger and a real file, killed at every save and at every call of the rail."""
+
+import csv
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from ledger.aggregates.base import DomainError
+from ledger.aggregates.book import Book
+from ledger.aggregates.payout import Payout, payout_id
+from ledger.application import Ledger, Unavailable
+from ledger.ids import BOOK_ID
+from ledger.rails import Answer, Outcome, Payment
+from ledger.rails.csv_file import CsvRail
+from ledger.services import crew, payouts
+from ledger.services.destinations import Destination
+from ledger.settlement import Credit, Tariff, pages, settle
+
+STREAM = UUID(int=1)
+FRIENDS = [UUID(int=20 + i) for i in range(3)]
+DESTINATIONS = {f: Destination(f'DE{i} "Öz", {i}', bytes([i]) * 16) for i, f in enumerate(FRIENDS)}
+COMMITMENTS = {f: d.commitment for f, d in DESTINATIONS.items()}
+AT = 10**15
+
+
+class Killed(BaseException):
+    """The process dies here: nothing catches this."""
+
+
+def earn(ledger: Ledger, epoch: int = 0) -> None:
+    """Every friend has 3.166666 or so available from each epoch."""
+    book = ledger.load_or_new(Book, BOOK_ID)
+    book.deposit(STREAM, amount_micro=10**7, reference=f"d{epoch}", at_us=AT)
+    tariff = Tariff(
+        version=0, rate_micro_per_gb=10**7, fee_bp=500, floor_bp=0, plain_bp=0, plain_income_cap_bp=0
+    )
+    credits = [
+        Credit(
+            stream_id=STREAM,
+            node_id=UUID(int=100 + i),
+            friend_id=f,
+            plain=False,
+            late=False,
+            units=1,
+            credited_bytes=10**9,
+        )
+        for i, f in enumerate(FRIENDS)
+    ]
+    book.settle_epoch(
+        epoch,
+        log_to=book.settled_to,
+        pages=pages(settle(credits, {STREAM: tariff}, {STREAM: 10**7})),
+        at_us=AT,
+    )
+    book.release_hold(epoch, at_us=AT)
+    ledger.save(book)
+
+
+@pytest.fixture
+def funded(ledger: Ledger) -> Ledger:
+    crew.found_crew(ledger, name="crew", unit="EUR", epoch_length_s=3_600, at_us=AT)
+    earn(ledger)
+    return ledger
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "payouts" / "batch.csv"
+
+
+def planned(ledger: Ledger, *, threshold: int = 1, epoch_at: int = AT) -> UUID:
+    plan = payouts.plan(
+        ledger, rail="csv", threshold_micro=threshold, destinations=COMMITMENTS, at_us=epoch_at
+    )
+    assert plan.batch_id is not None
+    payouts.approve(ledger, plan.batch_id, operator="op", at_us=epoch_at)
+    return plan.batch_id
+
+
+def run(ledger: Ledger, rail: Any, batch_id: UUID) -> list[payouts.LineResult]:
+    return payouts.run(ledger, rail, batch_id, destinations=DESTINATIONS, at_us=AT)
+
+
+def balances(ledger: Ledger, state: str) -> list[int]:
+    book = ledger.load(Book, BOOK_ID)
+    return [book.balance(f"friend:{f}:{state}") for f in FRIENDS]
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as f:
+        return list(csv.DictReader(f))
+
+
+def assert_each_paid_once(ledger: Ledger, file: Path, batch_id: UUID, amounts: list[int]) -> None:
+    written = rows(file)
+    assert sorted(r["friend_id"] for r in written) == sorted(str(f) for f in FRIENDS)
+    assert {r["friend_id"]: int(r["amount_micro"]) for r in written} == {
+        str(f): a for f, a in zip(FRIENDS, amounts, strict=True)
+    }
+    assert balances(ledger, "paid") == amounts
+    assert balances(ledger, "available") == balances(ledger, "in_flight") == [0, 0, 0]
+    assert ledger.load(Payout, batch_id).state == "finished"
+    assert not ledger.load(Book, BOOK_ID).reservations
+
+
+def test_a_batch_pays_everybody_what_is_available(funded: Ledger, file: Path) -> None:
+    amounts = balances(funded, "available")
+    batch_id = planned(funded)
+    assert [r.state for r in run(funded, CsvRail(file), batch_id)] == ["confirmed"] * 3
+    assert_each_paid_once(funded, file, batch_id, amounts)
+    first = rows(file)[0]
+    assert (first["amount"], first["unit"], first["key"]) == ("3.166667", "EUR", f"{batch_id}:1")
+    assert [r["destination"] for r in rows(file)] == [DESTINATIONS[f].text for f in FRIENDS]
+    assert [r.action for r in run(funded, CsvRail(file), batch_id)] == ["none"] * 3
+    assert_each_paid_once(funded, file, batch_id, amounts)
+
+
+# --- killed anywhere
+
+
+class Trap:
+    """Kills at the n-th dangerous instruction: before or after each save, before or after each call of the rail."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def step(self, error: type[BaseException]) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise error("here")
+
+
+class TrappedRail:
+    def __init__(self, rail: CsvRail, trap: Trap, error: type[BaseException]) -> None:
+        self.rail, self.trap, self.error = rail, trap, error
+        self.name = rail.name
+
+    def submit(self, payment: Payment) -> Answer:
+        self.trap.step(self.error)
+        answer = self.rail.submit(payment)
+        self.trap.step(self.error)
+        return answer
+
+    def look_up(self, key: str) -> Answer:
+        self.trap.step(self.error)
+        return self.rail.look_up(key)
+
+
+@pytest.mark.parametrize("error", [Killed, Unavailable])
+def test_killed_at_any_instruction_everybody_is_still_paid_exactly_once(
+    funded: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    save = funded.save
+    survived = False
+    for at in range(1, 40):
+        file = tmp_path / f"{at}.csv"
+        amounts = balances(funded, "available")
+        before = balances(funded, "paid")
+        batch_id = planned(funded)
+        trap = Trap(at)
+
+        def trapped(*aggregates: Any, trap: Trap = trap) -> list[int]:
+            trap.step(error)  # not persisted
+            positions = save(*aggregates)
+            trap.step(error)  # persisted, but reported as failed
+            return positions
+
+        monkeypatch.setattr(funded, "save", trapped)
+        try:
+            run(funded, TrappedRail(CsvRail(file), trap, error), batch_id)
+            survived = True
+        except error:
+            pass
+        # Half the way it dies a second time, one step further than it came before.
+        second = Trap(3)
+        with suppress(error):
+            run(funded, TrappedRail(CsvRail(file), second, error), batch_id)
+        monkeypatch.setattr(funded, "save", save)
+        run(funded, CsvRail(file), batch_id)
+        assert {r["friend_id"]: int(r["amount_micro"]) for r in rows(file)} == {
+            str(f): a for f, a in zip(FRIENDS, amounts, strict=True)
+        }
+        assert len(rows(file)) == 3
+        assert balances(funded, "paid") == [b + a for b, a in zip(before, amounts, strict=True)]
+        assert balances(funded, "in_flight") == [0, 0, 0]
+        if survived:
+            break
+        earn(funded, at)
+    assert survived
+    assert at == 3 * 6 + 1  # six dangerous instructions a line, all of them tried
+
+
+def test_two_runs_at_once_pay_once(funded: Ledger, file: Path, database_url: str) -> None:
+    amounts = balances(funded, "available")
+    batch_id = planned(funded)
+    ledgers = [Ledger(database_url) for _ in range(4)]
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda x: run(x, CsvRail(file), batch_id), ledgers))
+    finally:
+        for other in ledgers:
+            other.close()
+    assert_each_paid_once(funded, file, batch_id, amounts)
+
+
+# --- rails that do not know, and rails that lie
+
+
+class Says:
+    """Answers as told for one friend, whatever the file rail under it did (or was not asked to do)."""
+
+    def __init__(self, file: Path, outcome: Outcome, *, pays: bool) -> None:
+        self.rail, self.outcome, self.pays = CsvRail(file), outcome, pays
+        self.name = "csv"
+
+    def submit(self, payment: Payment) -> Answer:
+        if payment.friend_id != FRIENDS[1]:
+            return self.rail.submit(payment)
+        if self.pays:
+            self.rail.submit(payment)
+        return Answer(self.outcome, "told")
+
+    def look_up(self, key: str) -> Answer:
+        return self.rail.look_up(key)
+
+
+def states(results: list[payouts.LineResult]) -> list[str]:
+    return [r.state for r in results]
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_unknown_stays_in_flight_until_the_rail_has_been_asked(
+    funded: Ledger, file: Path, pays: bool
+) -> None:
+    amounts = balances(funded, "available")
+    batch_id = planned(funded)
+    rail = Says(file, Outcome.UNKNOWN, pays=pays)
+    for _ in range(2):  # never tried again by itself
+        assert states(run(funded, rail, batch_id)) == ["confirmed", "unknown", "confirmed"]
+    assert balances(funded, "in_flight") == [0, amounts[1], 0]
+    asked = payouts.reconcile(funded, rail, batch_id, at_us=AT)
+    assert states(asked)[1] == ("confirmed" if pays else "attempted")
+    run(funded, CsvRail(file), batch_id)
+    assert_each_paid_once(funded, file, batch_id, amounts)
+
+
+def test_failed_money_is_available_again_and_paid_by_the_next_batch(funded: Ledger, file: Path) -> None:
+    amounts = balances(funded, "available")
+    first = planned(funded)
+    run(funded, Says(file, Outcome.FAILED, pays=False), first)
+    assert balances(funded, "available") == [0, amounts[1], 0]
+    assert states(payouts.reconcile(funded, CsvRail(file), first, at_us=AT))[1] == "failed"
+    second = planned(funded)
+    run(funded, CsvRail(file), second)
+    assert_each_paid_once(funded, file, second, amounts)
+
+
+def test_a_rail_that_said_failed_and_paid_is_found_by_reconciling(funded: Ledger, file: Path) -> None:
+    amounts = balances(funded, "available")
+    batch_id = planned(funded)
+    rail = Says(file, Outcome.FAILED, pays=True)
+    assert states(run(funded, rail, batch_id))[1] == "failed"
+    assert states(payouts.reconcile(funded, rail, batch_id, at_us=AT, dry_run=True))[1] == "confirmed"
+    assert balances(funded, "available") == [0, amounts[1], 0]
+    assert states(payouts.reconcile(funded, rail, batch_id, at_us=AT))[1] == "confirmed"
+    assert payouts.plan(funded, rail="csv", threshold_micro=1, destinations=COMMITMENTS, at_us=AT).lines == ()
+    assert_each_paid_once(funded, file, batch_id, amounts)
+
+
+def test_money_that_a_lying_rail_made_leave_twice_is_reported(funded: Ledger, tmp_path: Path) -> None:
+    first = planned(funded)
+    rail = Says(tmp_path / "1.csv", Outcome.FAILED, pays=True)
+    run(funded, rail, first)
+    run(funded, CsvRail(tmp_path / "2.csv"), planned(funded))
+    before = dict(funded.load(Book, BOOK_ID).accounts)
+    assert states(payouts.reconcile(funded, rail, first, at_us=AT))[1] == payouts.OVERPAID
+    assert funded.load(Book, BOOK_ID).accounts == before
+
+
+# --- planning
+
+
+def test_what_is_below_the_threshold_or_without_destination_waits(funded: Ledger) -> None:
+    amounts = balances(funded, "available")
+    some = {FRIENDS[0]: COMMITMENTS[FRIENDS[0]]}
+    plan = payouts.plan(funded, rail="csv", threshold_micro=amounts[0], destinations=some, at_us=AT)
+    assert [(x.friend_id, x.amount_micro) for x in plan.lines] == [(FRIENDS[0], amounts[0])]
+    assert [(w.friend_id, w.amount_micro, w.reason) for w in plan.waiting] == [
+        (FRIENDS[1], amounts[1], "no_destination" if amounts[1] >= amounts[0] else "below_threshold"),
+        (FRIENDS[2], amounts[2], "no_destination" if amounts[2] >= amounts[0] else "below_threshold"),
+    ]
+    assert balances(funded, "available") == amounts  # nothing is reserved by a plan
+
+
+def test_a_plan_is_refused_while_an_open_batch_would_pay_the_same_friend(funded: Ledger) -> None:
+    batch_id = planned(funded)
+    with pytest.raises(DomainError, match="run or cancel it first"):
+        planned(funded)
+    payouts.cancel(funded, batch_id, reason="wrong threshold", at_us=AT)
+    assert planned(funded) == payout_id(2)
+    assert [p.state for p in payouts.batches(funded)] == ["cancelled", "approved"]
+
+
+def test_a_line_that_is_stuck_in_flight_does_not_hold_up_new_earnings(funded: Ledger, file: Path) -> None:
+    run(funded, Says(file, Outcome.UNKNOWN, pays=False), planned(funded))
+    earn(funded, 1)
+    assert len(funded.load(Payout, planned(funded)).lines) == 3
+
+
+def test_plans_made_at_once_make_one_batch(funded: Ledger, database_url: str) -> None:
+    def try_plan(ledger: Ledger) -> UUID | None:
+        try:
+            return planned(ledger)
+        except DomainError:
+            return None
+
+    ledgers = [Ledger(database_url) for _ in range(4)]
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            made = list(pool.map(try_plan, ledgers))
+    finally:
+        for other in ledgers:
+            other.close()
+    assert sorted(m is None for m in made) == [False, True, True, True]
+    assert len(payouts.batches(funded)) == 1
+
+
+def test_an_unapproved_a_cancelled_or_another_rails_batch_is_not_run(funded: Ledger, file: Path) -> None:
+    plan = payouts.plan(funded, rail="csv", threshold_micro=1, destinations=COMMITMENTS, at_us=AT)
+    assert plan.batch_id is not None
+    with pytest.raises(DomainError, match="approved"):
+        run(funded, CsvRail(file), plan.batch_id)
+    other = CsvRail(file)
+    with pytest.raises(DomainError, match="planned for csv"):
+        payouts.run(funded, Named(other, "evm"), plan.batch_id, destinations=DESTINATIONS, at_us=AT)
+    payouts.cancel(funded, plan.batch_id, reason="no", at_us=AT)
+    with pytest.raises(DomainError, match="cancelled"):
+        payouts.approve(funded, plan.batch_id, operator="op", at_us=AT)
+    assert not file.exists()
+
+
+class Named:
+    def __init__(self, rail: CsvRail, name: str) -> None:
+        self.submit, self.look_up, self.name = rail.submit, rail.look_up, name
+
+
+def test_a_payout_that_has_begun_cannot_be_cancelled(funded: Ledger, file: Path) -> None:
+    batch_id = planned(funded)
+    run(funded, Says(file, Outcome.UNKNOWN, pays=False), batch_id)
+    with pytest.raises(DomainError, match="has begun"):
+        payouts.cancel(funded, batch_id, reason="late", at_us=AT)
+
+
+def test_a_destination_changed_after_planning_is_not_paid(funded: Ledger, file: Path) -> None:
+    amounts = balances(funded, "available")
+    batch_id = planned(funded)
+    moved = {**DESTINATIONS, FRIENDS[1]: Destination("elsewhere", bytes(16))}
+    results = payouts.run(funded, CsvRail(file), batch_id, destinations=moved, at_us=AT)
+    assert states(results) == ["confirmed", "failed", "confirmed"]
+    assert balances(funded, "available") == [0, amounts[1], 0]
+    assert len(rows(file)) == 2
+
+
+def test_a_dry_run_changes_nothing(funded: Ledger, file: Path) -> None:
+    def size_after(action: Any) -> int:
+        action()
+        return funded.size()
+
+    before = funded.size()
+    arguments: dict[str, Any] = {"rail": "csv", "threshold_micro": 1, "destinations": COMMITMENTS}
+    dry = payouts.plan(funded, **arguments, at_us=AT, dry_run=True)
+    assert (dry.batch_id, len(dry.lines), funded.size()) == (None, 3, before)
+    plan = payouts.plan(funded, **arguments, at_us=AT)
+    assert plan.lines == dry.lines
+    batch_id = plan.batch_id
+    assert batch_id is not None
+    before = funded.size()
+    options: dict[str, Any] = {"at_us": AT, "dry_run": True}
+    assert size_after(lambda: payouts.approve(funded, batch_id, operator="op", **options)) == before
+    assert size_after(lambda: payouts.cancel(funded, batch_id, reason="x", **options)) == before
+    payouts.approve(funded, batch_id, operator="op", at_us=AT)
+    before = funded.size()
+    shown = payouts.run(funded, CsvRail(file), batch_id, destinations=DESTINATIONS, **options)
+    assert [(r.state, r.action) for r in shown] == [("planned", "submit")] * 3
+    assert size_after(lambda: payouts.reconcile(funded, CsvRail(file), batch_id, **options)) == before
+    assert not file.exists()
