@@ -36,6 +36,7 @@ _EXIT_BY_NAME: Final = {
     "Unavailable": 10,
     "Conflict": 10,
 }  # ledger.application, not imported here
+_COMPLETION = frozenset({"install_completion", "show_completion"})  # of the whole program, not of a command
 _FOLDER = Path(__file__).parent / "commands"
 
 
@@ -59,6 +60,7 @@ class LazyGroup(TyperGroup):
             app.command(cmd_name)(getattr(module, cmd_name))
         command = typer.main.get_command(app)
         command.name = cmd_name
+        command.params = [one for one in command.params if one.name not in _COMPLETION]
         return command
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
