@@ -1,0 +1,105 @@
+"""`streamrp2p audit`: replay a published log and check every figure (docs/auditors.md).
+
+Invariant: exit code 0 only when every check was made and held; 5 names the first thing that does not hold. Needs no
+hub, no database and no account.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ledger.audit import Report
+from ledger.audit import audit as run_audit
+from ledger.money import decimal_text
+from ledger.note import NoteError
+from ledger.tlog.files import write_atomic
+
+EXIT_FAILED = 5
+
+
+def audit(
+    place: str = typer.Argument(metavar="URL|FOLDER", help="Where the log is published."),
+    since: Path | None = typer.Option(None, help="File with the checkpoint you kept last time."),
+    keep: Path | None = typer.Option(None, help="Write the new checkpoint here when the audit passes."),
+    vkey: str | None = typer.Option(None, help="The log's verifier key, as its operator gave it to you."),
+    jobs: int = typer.Option(os.cpu_count() or 1, min=1, max=256, help="Threads that verify signatures."),
+    as_json: bool = typer.Option(False, "--json", help="Print the report as JSON."),
+) -> None:
+    """Replay a published log and check every figure. Exit code 5 when something does not hold."""
+    kept = _read_kept(since) if since is not None else None
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.completed:,} of {task.total:,} events"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("audit", total=0)
+        try:
+            report = run_audit(
+                place,
+                since=kept,
+                vkey=vkey,
+                jobs=jobs,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        except NoteError as error:
+            raise typer.BadParameter(str(error)) from error
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        _show(report)
+    if report.problem is not None:
+        raise typer.Exit(EXIT_FAILED)
+    if keep is not None:
+        write_atomic(keep, report.checkpoint.encode())
+
+
+def _read_kept(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError as error:
+        raise typer.BadParameter(f"there is no file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error}") from error
+
+
+def _show(report: Report) -> None:
+    console = Console()
+    table = Table(show_header=False, box=None, pad_edge=False)
+    counts = report.counts
+    rows = {
+        "log": report.origin,
+        "checkpoint": f"{report.size:,} events, root {report.root}",
+        "key": f"{report.vkey}{'' if report.pinned else '  (the log says so itself: pin it with --vkey)'}",
+        "consistent with": ""
+        if report.consistent_with is None
+        else f"{report.consistent_with:,} events, as you kept",
+        "events": f"{counts.events:,}",
+        "signatures": f"{counts.signatures:,}",
+        "tickets": f"{counts.tickets:,}",
+        "receipts": f"{counts.receipts:,} in {counts.batches:,} batches, {counts.accepted:,} accepted",
+        "delivered": f"{counts.credited_bytes:,} bytes",
+        "settlements": f"{counts.epochs:,} epochs, {counts.transfers:,} transfers",
+        "state leaves": f"{counts.state_leaves:,}",
+        "paid out": f"{decimal_text(report.paid_micro)} in {counts.payout_lines:,} payments",
+    }
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value)
+    console.print(table, soft_wrap=True)
+    problem = report.problem
+    if problem is None:
+        console.print("[bold green]Everything holds.[/]")
+        return
+    where = [f"position {problem.position}"] if problem.position is not None else []
+    where += [f"file {problem.file}"] if problem.file is not None else []
+    console.print(f"[bold red]Does not hold[/] ({', '.join(where) or 'the whole log'}): ", end="")
+    console.print(problem.reason, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,67 @@
+"""`streamrp2p log`: the published log, readable.
+
+Invariant: what is shown is exactly what stands in the published entries; bytes are shown as hex. Nothing is verified
+here: that is what `streamrp2p audit` and `streamrp2p proof` are for.
+"""
+
+import json
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import typer
+
+from hub.settings import load_settings
+from ledger.events import Event, decode, tag_of
+from ledger.tlog.reader import LogReader, NotPublished, read_note
+from ledger.tlog.source import open_source
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def _group() -> None:
+    """The transparency log: what it says, event by event."""
+
+
+@app.command()
+def show(
+    position: int | None = typer.Argument(None, min=0, help="One event. Not given: all of them."),
+    kind: str | None = typer.Option(None, "--type", help="Only events whose type begins so, such as book."),
+    place: str | None = typer.Option(
+        None, "--from", metavar="URL|FOLDER", help="Where the log is published. Not given: this hub's folder."
+    ),
+) -> None:
+    """Print events as JSON lines."""
+    with open_source(place or load_settings().data_dir / "log") as source:
+        _, checkpoint = read_note(source)
+        if position is not None and position >= checkpoint.size:
+            raise NotPublished(f"the published log ends before position {position}")
+        start, end = (0, checkpoint.size) if position is None else (position, position + 1)
+        for at, data in LogReader(source, checkpoint.size).entries(start, end):
+            event = decode(data)
+            if kind is None or tag_of(event).startswith(kind):
+                typer.echo(json.dumps({"position": at, **readable(event)}, ensure_ascii=False))
+
+
+def readable(event: Event) -> dict[str, Any]:
+    """An event with field names throughout, bytes as hex and ids as text, for JSON."""
+    return {"type": tag_of(event)} | {
+        name: _readable(value) for name, value in msgspec.structs.asdict(event).items()
+    }
+
+
+def _readable(value: Any) -> Any:
+    match value:
+        case bytes():
+            return value.hex()
+        case UUID():
+            return str(value)
+        case tuple() | list():
+            return [_readable(v) for v in value]
+        case dict():
+            return {k: _readable(v) for k, v in value.items()}
+        case msgspec.Struct():
+            return _readable(msgspec.structs.asdict(value))
+        case _:
+            return value
