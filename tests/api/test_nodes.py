@@ -1,0 +1,174 @@
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from api_world import World, new_key
+from fastapi.testclient import TestClient
+
+from api.directory import Role
+from api.liveness import TTL_S
+from ledger.aggregates.node import Node
+from ledger.ids import node_id
+from ledger.keys import KeyPair
+from ledger.services.nodes import suspend
+
+
+def invite(client: TestClient, world: World, name: str = "Berta") -> dict[str, Any]:
+    response = client.post("/api/invites", json={"friend_name": name}, headers=world.operator)
+    assert response.status_code == 201, response.text
+    return response.json()
+
+
+def join(client: TestClient, world: World, key: KeyPair, code: str, **fields: Any) -> Any:
+    body = {"invite_code": code, "name": "attic", "url": None, "port": 9000} | fields
+    return client.post("/api/nodes", **world.signed(key, "POST", "/api/nodes", body))
+
+
+def beat(client: TestClient, world: World, key: KeyPair, **fields: Any) -> Any:
+    body = {"url": None, "port": 9000, "viewers": 2, "uploaded_bytes": 10} | fields
+    return client.post("/api/nodes/me/heartbeat", **world.signed(key, "POST", "/api/nodes/me/heartbeat", body))
+
+
+@pytest.fixture
+def key() -> KeyPair:
+    return new_key()
+
+
+def test_an_invite_lets_one_node_join_and_joining_again_gives_the_same_answer(
+    client: TestClient, world: World, key: KeyPair
+) -> None:
+    made = invite(client, world)
+    assert made["code"] in made["command"]
+    first = join(client, world, key, made["code"])
+    assert first.status_code == 201
+    assert first.json()["friend_id"] == made["friend_id"]
+    assert len(first.json()["ticket_keys"][0]) == 64
+    again = join(client, world, key, made["code"])
+    assert (again.status_code, again.json()) == (200, first.json())
+    other = join(client, world, new_key(), made["code"])
+    assert other.status_code == 409
+    assert other.json()["type"] == "/problems/invite-refused"
+
+
+def test_an_invite_expires(client: TestClient, world: World, key: KeyPair) -> None:
+    code = invite(client, world)["code"]
+    world.now_us += 8 * 86_400 * 1_000_000
+    assert join(client, world, key, code).json()["type"] == "/problems/invite-refused"
+
+
+def test_a_heartbeat_makes_the_node_alive_at_the_address_it_came_from(
+    client: TestClient, world: World, key: KeyPair
+) -> None:
+    join(client, world, key, invite(client, world)["code"])
+    answer = beat(client, world, key)
+    assert answer.status_code == 200
+    assert answer.json()["status"] == "active"
+    assert answer.json()["earned"] == {"pending_micro": 0, "available_micro": 0, "paid_micro": 0}
+    nid = node_id(key.public_key)
+    pulse = world.liveness.alive(now_us=world.now_us)[nid]
+    assert (pulse.url, pulse.viewers) == ("http://203.0.113.7:9000", 2)
+    world.now_us += (TTL_S + 1) * 1_000_000
+    assert world.liveness.alive(now_us=world.now_us) == {}
+
+
+def test_a_node_says_its_own_url(client: TestClient, world: World, key: KeyPair) -> None:
+    join(client, world, key, invite(client, world)["code"])
+    beat(client, world, key, url="https://attic.example.org/")
+    assert world.liveness.last(node_id(key.public_key)).url == "https://attic.example.org"
+    for bad in ("ftp://x", "http://u:p@x", "http://x/?a=1", "http://", "javascript:alert(1)", "http://x\n#", "http://[x"):
+        assert beat(client, world, key, url=bad).status_code == 422, bad
+
+
+def test_no_address_of_a_node_is_shown_or_logged(client: TestClient, world: World, key: KeyPair) -> None:
+    join(client, world, key, invite(client, world)["code"])
+    beat(client, world, key, url="https://attic.example.org")
+    world.project()
+    shown = client.get("/api/nodes")
+    assert shown.json()["nodes"][0]["name"] == "attic"
+    assert shown.json()["nodes"][0]["viewers"] == 2
+    assert "example.org" not in shown.text
+    assert "203.0.113" not in shown.text
+    nid = node_id(key.public_key)
+    assert client.get(f"/api/nodes/{nid}").json()["node_id"] == str(nid)
+    assert client.get(f"/api/nodes/{uuid4()}").status_code == 404
+    log = b"".join(r.data for r in world.ledger.read(0, 1_000))
+    assert b"example.org" not in log
+    assert b"203.0.113" not in log
+    assert b"attic" not in log
+
+
+def test_a_node_that_moves_to_another_network_is_recorded_as_moved(
+    client: TestClient, world: World, key: KeyPair
+) -> None:
+    join(client, world, key, invite(client, world)["code"])
+    nid = node_id(key.public_key)
+    before = world.ledger.load(Node, nid).network
+    beat(client, world, key)
+    assert world.ledger.load(Node, nid).network == before
+    with TestClient(world.app, client=("198.51.100.1", 1)) as elsewhere:
+        beat(elsewhere, world, key)
+    assert world.ledger.load(Node, nid).network != before
+
+
+def test_a_suspended_node_hears_so_and_gets_no_viewers(client: TestClient, world: World, key: KeyPair) -> None:
+    join(client, world, key, invite(client, world)["code"])
+    beat(client, world, key)
+    suspend(world.ledger, node_id(key.public_key), reason="wrong bytes", at_us=world.now_us)
+    assert beat(client, world, key).json()["status"] == "suspended"
+    assert world.liveness.alive(now_us=world.now_us) == {}
+
+
+def test_a_request_that_the_node_did_not_sign_is_refused(client: TestClient, world: World, key: KeyPair) -> None:
+    join(client, world, key, invite(client, world)["code"])
+    body = {"url": None, "port": 9000, "viewers": 1, "uploaded_bytes": 0}
+    path = "/api/nodes/me/heartbeat"
+    signed = world.signed(key, "POST", path, body)
+    tampered = signed | {"content": signed["content"].replace(b"9000", b"9001")}
+    elsewhere = world.signed(key, "POST", "/api/nodes", body)
+    assert client.post(path + "?x=1", **signed).status_code == 401
+    for request in (tampered, elsewhere, {"json": body}, {"json": body, "headers": world.operator}):
+        response = client.post(path, **request)
+        assert response.status_code == 401
+        assert response.json()["type"] == "/problems/unauthenticated"
+    world.now_us += 301 * 1_000_000
+    late = client.post(path, **signed)
+    assert late.status_code == 401
+    assert "clock" in late.json()["detail"]
+
+
+def test_a_node_that_never_joined_is_unknown(client: TestClient, world: World, key: KeyPair) -> None:
+    response = beat(client, world, key)
+    assert response.status_code == 403
+    assert response.json()["type"] == "/problems/unknown-node"
+
+
+def test_a_friend_reads_their_own_statement(client: TestClient, world: World, key: KeyPair) -> None:
+    made = invite(client, world)
+    join(client, world, key, made["code"])
+    beat(client, world, key)
+    world.project()
+    token = {"Authorization": f"Bearer {made['friend_token']}"}
+    shown = client.get("/api/friends/me/statement", headers=token).json()
+    assert shown["name"] == "Berta"
+    assert shown["friend_id"] == made["friend_id"]
+    assert shown["helping_now"] == 2
+    assert (shown["lines"], shown["next"], shown["unit"]) == ([], None, "EUR")
+    assert client.get("/api/friends/me/statement", headers=world.operator).status_code == 403
+    assert client.get("/api/friends/me/statement", params={"before": "x"}, headers=token).status_code == 422
+
+
+def test_a_revoked_token_opens_nothing(client: TestClient, world: World) -> None:
+    friend = UUID(int=7)
+    token = world.token(Role.FRIEND, friend)
+    assert client.get("/api/friends/me/statement", headers=token).status_code == 200
+    assert world.directory.revoke_tokens(Role.FRIEND, friend, at_us=1) == 1
+    assert client.get("/api/friends/me/statement", headers=token).status_code == 401
+
+
+def test_liveness_goes_on_without_valkey(client: TestClient, world: World, key: KeyPair) -> None:
+    join(client, world, key, invite(client, world)["code"])
+    world.valkey.close()
+    world.valkey.connection_pool.reset()
+    world.valkey.connection_pool.connection_kwargs["path"] = "/nowhere/valkey.sock"
+    assert beat(client, world, key).status_code == 200
+    assert node_id(key.public_key) in world.liveness.alive(now_us=world.now_us)
