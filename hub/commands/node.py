@@ -29,7 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _T = TypeVar("_T")
-_EXIT_BY_STATUS: Final = {401: 3, 403: 3, 404: 4, 410: 4}
+_EXIT_BY_STATUS: Final = {401: 3, 403: 3, 404: 4, 409: 3, 422: 2}
 MAX_STATUS_BYTES: Final = 256 * 1024
 
 DataDir = Annotated[
@@ -174,8 +174,10 @@ def _trimmed(url: str | None) -> str | None:
 def _why_not_joined(error: HubError) -> str:
     if error.status == 0:
         return f"cannot reach the hub: {error}. Check the address, then try again"
-    if error.status in (404, 410):
+    if error.status == 409:
         return f"the invite code does not work: {error}. Ask the creator for a new one"
+    if error.status == 404:
+        return f"there is no hub at this address: {error}"
     return f"the hub did not let this node join: {error}"
 
 

@@ -5,7 +5,7 @@ again: whoever steers it does so there.
 """
 
 from relay.viewers.player import MAX_PLAYLIST_BYTES, MAX_SEGMENT_BYTES, FetchError, Player, ViewerError
-from relay.viewers.playlist import Listed, MediaPlaylist, PlaylistError, parse_master
+from relay.viewers.playlist import Listed, MediaPlaylist, PlaylistError, parse_master, ticket_of
 
 
 class PlainViewer(Player):
@@ -45,8 +45,8 @@ class PlainViewer(Player):
         except FetchError:
             self.stats.fallbacks += 1
             return None
-        if self._is_hub(listed.url):
-            self.stats.from_hub += 1
-        else:
+        if ticket_of(listed.url):
             self.stats.from_node += 1
+        else:
+            self.stats.from_hub += 1
         return data

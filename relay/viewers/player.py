@@ -191,9 +191,6 @@ class Player:
 
     # --- HTTP
 
-    def _is_hub(self, url: str) -> bool:
-        return urlsplit(url).netloc == urlsplit(self.hub_url).netloc
-
     async def _get(self, url: str, limit: int, *, patience_s: float = HUB_PATIENCE_S) -> bytes:
         """A whole body of at most `limit` bytes within `patience_s`. Raises FetchError."""
         try:

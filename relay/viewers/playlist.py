@@ -5,7 +5,7 @@ Invariant: any text gives a list of segments in ascending sequence or PlaylistEr
 
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urljoin
+from urllib.parse import parse_qs, urljoin, urlsplit
 
 MAX_SEGMENTS: Final = 10_000
 
@@ -26,6 +26,11 @@ class MediaPlaylist:
     segments: tuple[Listed, ...]
     target_s: float
     ended: bool
+
+
+def ticket_of(url: str) -> str:
+    """The ticket a segment URL carries: a node's. "" when the URL is the hub's own."""
+    return parse_qs(urlsplit(url).query).get("t", [""])[0]
 
 
 def _lines(text: str) -> list[str]:

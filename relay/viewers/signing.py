@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Coroutine
 from typing import Any, Final
-from urllib.parse import parse_qs, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 from uuid import UUID
 
 import httpx2
@@ -19,7 +19,7 @@ import msgspec
 from ledger.keys import KeyPair
 from ledger.ticket import WireError
 from relay.viewers.player import MAX_SEGMENT_BYTES, FetchError, Player, ViewerError
-from relay.viewers.playlist import Listed, MediaPlaylist
+from relay.viewers.playlist import Listed, MediaPlaylist, ticket_of
 from relay.viewers.tally import Tallies, Tally
 
 NODE_REST_S: Final = 10.0  # a node that failed is not asked again for so long
@@ -80,7 +80,7 @@ class SigningViewer(Player):
             raise
 
     async def _segment(self, listed: Listed) -> bytes | None:
-        node_url, ticket = _node_of(listed.url)
+        node_url, ticket = _node_of(listed.url), ticket_of(listed.url)
         if ticket and self._resting.get(node_url, 0.0) <= time.monotonic():
             try:
                 data = await self._get(listed.url, MAX_SEGMENT_BYTES, patience_s=self._node_patience_s)
@@ -161,9 +161,8 @@ class SigningViewer(Player):
         return True
 
 
-def _node_of(url: str) -> tuple[str, str]:
-    """The node's URL and the ticket, from a segment URL; the ticket is "" when the hub itself is meant."""
+def _node_of(url: str) -> str:
+    """The node's URL, from a segment URL of it."""
     parts = urlsplit(url)
-    tickets = parse_qs(parts.query).get("t", [""])
     root, _, _ = parts.path.partition("/segments/")
-    return f"{parts.scheme}://{parts.netloc}{root}", tickets[0]
+    return f"{parts.scheme}://{parts.netloc}{root}"

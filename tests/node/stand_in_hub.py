@@ -212,9 +212,9 @@ class StandInHub:
     def _join(self, key: bytes, asked: Any, keys: list[str], answer: Any) -> Any:
         known = key in self.nodes
         if not known and asked["invite_code"] == "expired":
-            raise _Answer(410, "this invite has expired")
+            raise _Answer(409, "this invite has expired")
         if not known and asked["invite_code"] != CODE:
-            raise _Answer(404, "no such invite")
+            raise _Answer(409, "no such invite")
         self.nodes.setdefault(key, asked)
         told = {
             "node_id": str(node_id(key)),

@@ -32,7 +32,7 @@ def test_joining_twice_gives_the_same_answer_and_keeps_the_key(hub, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "exit_code", "said"), [("wrong", 4, "no such invite"), ("expired", 4, "expired")]
+    ("code", "exit_code", "said"), [("wrong", 3, "no such invite"), ("expired", 3, "expired")]
 )
 def test_a_code_that_does_not_work_is_explained(hub, tmp_path, code, exit_code, said):
     done = run("join", hub.url, code, "--data-dir", str(tmp_path))
