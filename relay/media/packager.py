@@ -6,7 +6,7 @@ raises UnsupportedMedia or BadMedia once, with words for the creator, and nothin
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -21,7 +21,10 @@ from relay.media.ts import CLOCK, Frame, TsMuxer
 _TICKS_PER_MS: Final = CLOCK // 1000
 AUDIO_ONLY_MS: Final = 5_000  # sound for this long without any picture: audio only
 AUDIO_WAIT_MS: Final = 1_000  # a picture for this long without sound: video only
-AUDIO_DRIFT: Final = CLOCK * 45 // 1000  # sample count and timestamps may differ by this before the latter win
+AUDIO_DRIFT: Final = (
+    CLOCK * 45 // 1000
+)  # sample count and timestamps may differ by this before the latter win
+MAX_COMPOSITION_MS: Final = 5_000
 MAX_DAMAGED: Final = 50  # frames between two good segments
 
 
@@ -58,8 +61,8 @@ class Cut:
 class TagSink(Protocol):
     """Where rebased FLV tags go."""
 
-    def header(self, kind: int, body: bytes) -> None:
-        """A codec configuration, in force from here on."""
+    def header(self, kind: int, body: bytes, at_ms: int) -> None:
+        """A codec configuration, in force from `at_ms` on."""
         ...
 
     def frame(self, tag: bytes, *, key: bool) -> None: ...
@@ -94,8 +97,10 @@ class Packager:
         self._bytes = 0
         self._start = 0  # dts of the segment's first frame
         self._last_video = 0
-        self._interval = STEP = CLOCK // 30  # noqa: N806, F841
-        self._waiting_since: int | None = None  # out time, ms, of the first frame dropped for want of a key frame
+        self._interval = CLOCK // 30
+        self._waiting_since: int | None = (
+            None  # out time, ms, of the first frame dropped for want of a key frame
+        )
         self._sound_since: int | None = None
         self._discontinuity = False
         self._program = (0, 0)  # (Unix microseconds, dts) of the last anchor
@@ -103,3 +108,202 @@ class Packager:
         self._audio_last = -1
         self._damaged = 0
         timeline.restart()
+
+    # --- in ------------------------------------------------------------------------------------------------------
+
+    def metadata(self, values: Mapping[str, object]) -> None:
+        """onMetaData: whether sound is to be expected."""
+        has = values.get("hasAudio")
+        self._expects_audio = bool(has) if isinstance(has, bool) else "audiocodecid" in values
+
+    def video(self, timestamp: int, body: bytes) -> None:
+        """One FLV video tag. Raises UnsupportedMedia or BadMedia."""
+        tag = flv.parse_video(body)
+        if tag.part is Part.HEADER:
+            self._video_config(tag.data, body)
+        elif tag.part is Part.FRAME:
+            self._video_frame(timestamp, tag, body)
+
+    def audio(self, timestamp: int, body: bytes) -> None:
+        """One FLV audio tag. Raises UnsupportedMedia or BadMedia."""
+        tag = flv.parse_audio(body)
+        if tag.part is Part.HEADER:
+            self._audio_config(tag.data, body)
+        elif tag.part is Part.FRAME:
+            self._audio_frame(timestamp, tag.data, body)
+
+    def finish(self) -> None:
+        """The publisher is gone: what is there becomes the last segment."""
+        self._cut(self._last_video + self._interval)
+
+    # --- configurations --------------------------------------------------------------------------------------------
+
+    def _video_config(self, data: bytes, body: bytes) -> None:
+        config = h264.parse_config(data)
+        if config == self._video:
+            return  # encoders repeat it
+        self._video, self._video_header = config, body
+        self._changed_config()
+
+    def _audio_config(self, data: bytes, body: bytes) -> None:
+        config = aac.parse_config(data)
+        if config == self._audio or (self._format is not None and self._format.audio is None):
+            return
+        self._audio, self._audio_header = config, body
+        self._audio_count = 0
+        self._audio_last = -1
+        self._changed_config()
+
+    def _changed_config(self) -> None:
+        if self._format is not None:
+            self._break()
+
+    # --- frames --------------------------------------------------------------------------------------------------
+
+    def _place(self, timestamp: int, *, video: bool) -> int:
+        out, jumped = self._timeline.place(timestamp, video=video)
+        if jumped:
+            self._break()
+        return out
+
+    def _break(self) -> None:
+        """The flow of time ends here: what is there becomes a segment, the next key frame starts anew."""
+        if self._frames:
+            self._cut(self._last_video + self._interval)
+        self._discontinuity = self._format is not None
+        self._audio_count = 0
+        self._waiting_since = None
+
+    def _video_frame(self, timestamp: int, tag: flv.VideoTag, body: bytes) -> None:
+        if self._video is None:
+            raise BadMedia("the video has no H.264 sequence header; restart the encoder")
+        out = self._place(timestamp, video=True)
+        dts = out * _TICKS_PER_MS
+        try:
+            data = h264.annexb(self._video, tag.data, key=tag.key)
+        except BadMedia:
+            self._damage()
+            return
+        if self._frames:
+            elapsed = dts - self._start
+            if tag.key and elapsed >= self._settings.segment_target_ms * _TICKS_PER_MS:
+                self._cut(dts)
+            else:
+                self._check_caps(dts)
+        if not self._frames:
+            if not (tag.key and self._begin(out, dts)):
+                self._wait_for_key(out)
+                return
+        elif dts > self._last_video:
+            self._interval = min(dts - self._last_video, CLOCK)
+        self._last_video = dts
+        shown_later = min(max(tag.composition_ms, 0), MAX_COMPOSITION_MS) * _TICKS_PER_MS
+        self._frames.append(Frame(True, tag.key, dts, dts + shown_later, data))
+        self._bytes += len(data)
+        self._tags.frame(flv.tag(flv.VIDEO, out, body), key=tag.key)
+
+    def _audio_frame(self, timestamp: int, data: bytes, body: bytes) -> None:
+        if self._audio is None:
+            if self._format is not None:
+                return  # began as video only
+            raise BadMedia("the audio has no AAC sequence header; restart the encoder")
+        out = self._place(timestamp, video=False)
+        if self._video is None:
+            if self._sound_since is None:
+                self._sound_since = out
+            if out - self._sound_since > AUDIO_ONLY_MS:
+                raise UnsupportedMedia("this stream has sound only; add a picture in the encoder")
+        if not self._frames or (self._format is not None and self._format.audio is None):
+            return
+        try:
+            framed = aac.adts(self._audio, data)
+        except BadMedia:
+            self._damage()
+            return
+        dts = self._audio_time(out * _TICKS_PER_MS, self._audio)
+        self._frames.append(Frame(False, True, dts, dts, framed))
+        self._bytes += len(framed)
+        self._check_caps(dts)
+        self._tags.frame(flv.tag(flv.AUDIO, out, body), key=False)
+
+    def _audio_time(self, stamped: int, config: AacConfig) -> int:
+        """Timestamps have whole milliseconds and AAC frames do not: count samples, and follow only real changes."""
+        expected = (
+            self._audio_anchor + self._audio_count * aac.SAMPLES_PER_FRAME * CLOCK // config.sample_rate
+        )
+        if not self._audio_count or abs(stamped - expected) > AUDIO_DRIFT:
+            self._audio_anchor = expected = max(stamped, self._audio_last + 1)
+            self._audio_count = 0
+        self._audio_count += 1
+        self._audio_last = expected
+        return expected
+
+    def _damage(self) -> None:
+        self._damaged += 1
+        if self._damaged > MAX_DAMAGED:
+            raise BadMedia("too many frames are damaged; restart the encoder")
+        self._break()
+
+    # --- segments ------------------------------------------------------------------------------------------------
+
+    def _begin(self, out: int, dts: int) -> bool:
+        """A key frame where no segment is open. False while it is not known whether there will be sound."""
+        if self._video is None:
+            return False
+        if self._format is None and self._audio is None and self._expects_audio is not False:
+            waited = out - self._waiting_since if self._waiting_since is not None else 0
+            if waited < AUDIO_WAIT_MS:
+                return False
+        first = self._format is None
+        format_ = Format(self._video, self._audio)
+        if format_ != self._format:
+            self._format = format_
+            self._tags.header(flv.VIDEO, self._video_header, out)
+            if self._audio is not None:
+                self._tags.header(flv.AUDIO, self._audio_header, out)
+        if first:
+            self._on_start(format_)
+        if first or self._discontinuity:
+            self._program = (self._now_us(), dts)
+        self._start = dts
+        self._waiting_since = None
+        return True
+
+    def _wait_for_key(self, out: int) -> None:
+        if self._waiting_since is None:
+            self._waiting_since = out
+        elif out - self._waiting_since > self._settings.segment_max_ms:
+            raise self._no_key_frames()
+
+    def _check_caps(self, dts: int) -> None:
+        too_long = dts - self._start > self._settings.segment_max_ms * _TICKS_PER_MS
+        if too_long or self._bytes > self._settings.segment_max_bytes:
+            raise self._no_key_frames()
+
+    def _no_key_frames(self) -> UnsupportedMedia:
+        self._frames = []
+        return UnsupportedMedia(
+            f"no key frame for {self._settings.segment_max_ms // 1000} s, or far too much data between two; "
+            "set the key frame interval to 2 s"
+        )
+
+    def _cut(self, end: int) -> None:
+        if not self._frames or self._format is None:
+            return
+        frames, self._frames, self._bytes = self._frames, [], 0
+        try:
+            data = self._muxer.mux(frames, self._format.video, self._format.audio)
+        except BadMedia:
+            self._damage()
+            return
+        at_us, at = self._program
+        cut = Cut(
+            data=data,
+            sha256=hashlib.sha256(data).digest(),
+            duration_us=(end - self._start) * 1000 // _TICKS_PER_MS,
+            program_us=at_us + (self._start - at) * 1000 // _TICKS_PER_MS,
+            discontinuity=self._discontinuity,
+        )
+        self._discontinuity = False
+        self._damaged = 0
+        self._on_cut(cut, self._format)

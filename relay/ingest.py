@@ -1,0 +1,262 @@
+"""The RTMP port: connections from encoders, their keys, their time limits.
+
+Invariant: no byte of media is parsed before `check_key` said yes; every connection ends: by the encoder, by a limit,
+or with a reason that was sent to it. The key is never logged.
+"""
+
+import asyncio
+import os
+from typing import Final
+
+import structlog
+
+from relay.media.errors import BadMedia, UnsupportedMedia
+from relay.origin.live import Catalogue, Live
+from relay.origin.settings import OriginSettings
+from relay.ports import PublishAuthority, Unavailable
+from relay.rtmp import (
+    Audio,
+    Event,
+    Metadata,
+    PublishRequested,
+    ServerConnection,
+    Unpublished,
+    Video,
+    Violation,
+)
+
+log = structlog.get_logger()
+MAX_KEY_CHARS: Final = 200
+_NONCE_BYTES: Final = 1528
+_TICK_S: Final = 0.5
+_LINGER_S: Final = 1.0
+
+
+class _Encoder(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, server: "IngestServer") -> None:
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._rtmp = ServerConnection(os.urandom(_NONCE_BYTES))
+        self._transport: asyncio.Transport | None = None
+        self._live: Live | None = None
+        self._since = self._last_media = self._loop.time()
+        self._decision: asyncio.Task[None] | None = None
+        self._closed = False  # the last word is said
+        self.received_bytes = 0
+
+    # --- asyncio.Protocol --------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if not self._server.admit(self):
+            log.warning("rtmp_refused", reason="too many connections")
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self.received_bytes += len(data)
+        self._server.received_bytes += len(data)
+        if self._closed:
+            return  # the encoder has not noticed yet
+        self._handle(self._rtmp.receive(data))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.forget(self)
+        if self._decision is not None:
+            self._decision.cancel()
+        self._leave(
+            clean=False, reason="the connection was lost" if exc is None else f"connection lost: {exc}"
+        )
+        self._transport = None
+
+    # --- relay.origin.live.Publisher ---------------------------------------------------------------------------------
+
+    @property
+    def silent_s(self) -> float:
+        return self._loop.time() - self._last_media
+
+    def expel(self, reason: str) -> None:
+        self._live = None
+        self._close(reason)
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    def _handle(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, (Audio, Video)):
+                self._media(event)
+            elif isinstance(event, PublishRequested):
+                assert self._transport is not None
+                self._transport.pause_reading()  # nothing more until the key is known to be right
+                self._decision = self._loop.create_task(self._decide(event.stream_key))
+            elif isinstance(event, Metadata):
+                if self._live is not None and self._live.packager is not None:
+                    self._live.packager.metadata(event.values)
+            elif isinstance(event, Unpublished):
+                self._leave(clean=True, reason="stopped by the encoder")
+                self._close(None)
+            elif isinstance(event, Violation):
+                self._close(event.reason)
+        self._flush()
+
+    def _media(self, event: Audio | Video) -> None:
+        live = self._live
+        if live is None or live.packager is None:
+            return  # expelled while the rest of a read is handled
+        self._last_media = self._loop.time()
+        try:
+            if isinstance(event, Video):
+                live.packager.video(event.timestamp, event.payload)
+            else:
+                live.packager.audio(event.timestamp, event.payload)
+        except (UnsupportedMedia, BadMedia) as e:
+            self._leave(clean=True, reason=str(e))
+            self._close(str(e))
+
+    async def _decide(self, stream_key: str) -> None:
+        """Accept or refuse. Runs while reading is paused."""
+        refused: str | None
+        if not stream_key or len(stream_key) > MAX_KEY_CHARS:
+            refused = "the stream key is missing" if not stream_key else "the stream key is wrong"
+        else:
+            refused = await self._check(stream_key)
+        if self._transport is None or self._transport.is_closing():
+            self._leave(clean=False, reason="the connection was lost")
+            return
+        if refused is not None:
+            log.info("publish_refused", reason=refused)
+            self._rtmp.refuse_publish(refused)
+            self._close(None)
+            return
+        self._last_media = self._loop.time()
+        self._rtmp.accept_publish()
+        self._transport.resume_reading()
+        self._handle(self._rtmp.receive(b""))
+
+    async def _check(self, stream_key: str) -> str | None:
+        try:
+            grant = await self._server.authority.check_key(stream_key)
+        except Unavailable:
+            return "the hub cannot check the stream key at the moment; try again"
+        except Exception:  # an encoder must get an answer whatever went wrong behind the port
+            log.exception("check_key_failed")
+            return "the hub cannot check the stream key at the moment; try again"
+        if grant is None:
+            return "the stream key is wrong"
+        if self._transport is None:
+            return "the connection was lost"
+        taken = self._server.catalogue.publish(grant, self)
+        if isinstance(taken, str):
+            return taken
+        self._live = taken
+        log.info("publisher_joined", slug=grant.slug)
+        return None
+
+    # --- ends ------------------------------------------------------------------------------------------------------
+
+    def check_limits(self) -> None:
+        """Called twice a second by the server."""
+        now, settings = self._loop.time(), self._server.settings
+        if self._live is not None:
+            if now - self._last_media > settings.idle_timeout_s:
+                reason = f"no media for {settings.idle_timeout_s:g} s"
+                self._leave(clean=False, reason=reason)
+                self._close(reason)
+        elif not self._rtmp.handshake_done and now - self._since > settings.handshake_timeout_s:
+            self._close("no handshake in time")
+        elif now - self._since > settings.publish_timeout_s:
+            self._close("nothing was published in time")
+
+    def _leave(self, *, clean: bool, reason: str) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.leave(self, clean=clean, reason=reason)
+
+    def _close(self, reason: str | None) -> None:
+        """Tell the encoder why (None: it knows), then close."""
+        transport = self._transport
+        if transport is None or transport.is_closing() or self._closed:
+            return
+        self._closed = True
+        if reason is not None:
+            log.info("rtmp_closed", reason=reason)
+            self._rtmp.fail_publish(reason)
+            self._leave(clean=False, reason=reason)
+        self._flush()
+        if reason is None or not transport.can_write_eof():
+            transport.close()
+            return
+        # An encoder in full flow: closing over unread data would reset the connection and the reason would be lost.
+        transport.write_eof()
+        self._loop.call_later(_LINGER_S, transport.close)
+
+    def abort(self) -> None:
+        """Drop the connection without waiting for what is unsent."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _flush(self) -> None:
+        data = self._rtmp.data_to_send()
+        if data and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+
+class IngestServer:
+    def __init__(self, authority: PublishAuthority, catalogue: Catalogue, settings: OriginSettings) -> None:
+        self.authority = authority
+        self.catalogue = catalogue
+        self.settings = settings
+        self.received_bytes = 0
+        self._encoders: set[_Encoder] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._servers: list[asyncio.Server] = []
+        self._ticker: asyncio.Task[None] | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; port 0 takes a free one. Returns the port. Raises OSError when it is taken."""
+        server = await asyncio.get_running_loop().create_server(lambda: _Encoder(self), host, port)
+        self._servers.append(server)
+        if self._ticker is None:
+            self._ticker = asyncio.get_running_loop().create_task(self._tick(), name="rtmp limits")
+        return int(server.sockets[0].getsockname()[1])
+
+    @property
+    def connections(self) -> int:
+        return len(self._encoders)
+
+    def admit(self, encoder: _Encoder) -> bool:
+        if len(self._encoders) >= self.settings.max_connections:
+            return False
+        self._encoders.add(encoder)
+        self._empty.clear()
+        return True
+
+    def forget(self, encoder: _Encoder) -> None:
+        self._encoders.discard(encoder)
+        if not self._encoders:
+            self._empty.set()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            for encoder in list(self._encoders):
+                encoder.check_limits()
+
+    def stop_listening(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    async def close(self) -> None:
+        """Stop listening and drop every connection."""
+        self.stop_listening()
+        if self._ticker is not None:
+            self._ticker.cancel()
+            await asyncio.wait([self._ticker])
+            self._ticker = None
+        for encoder in list(self._encoders):
+            encoder.abort()
+        await self._empty.wait()

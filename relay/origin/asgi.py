@@ -1,0 +1,276 @@
+"""The paths of media over HTTP, as a bare ASGI application (docs/architecture.md lists them).
+
+Invariant: a media playlist names only segments that are recorded and still kept, and each of its URIs points either at
+the hub or at a node whose ticket covers that very segment. Steering that is slow or away costs nobody the playlist:
+the hub then serves the segments itself.
+"""
+
+import asyncio
+import base64
+import re
+from collections.abc import Callable
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from ledger.request import RequestAuthError, verify_request
+from relay.origin import playlist
+from relay.origin.answers import CORS, METHODS, NO_STORE, Receive, Scope, Send, answer, header, problem
+from relay.origin.live import Catalogue, Live
+from relay.origin.settings import OriginSettings
+from relay.origin.store import RenditionStore, Stored
+from relay.origin.viewers import Viewers
+from relay.ports import Assignment, Steering, Unavailable
+
+log = structlog.get_logger()
+_SLUG: Final = r"([a-z0-9][a-z0-9-]{1,38})"
+_UUID: Final = r"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
+_MASTER: Final = re.compile(rf"/live/{_SLUG}\.m3u8")
+_FLV: Final = re.compile(rf"/live/{_SLUG}\.flv")
+_MEDIA: Final = re.compile(rf"/live/{_SLUG}/{_UUID}/index\.m3u8")
+_SEGMENT: Final = re.compile(rf"/live/{_SLUG}/{_UUID}/(\d{{1,18}})\.ts")
+_PULL: Final = re.compile(rf"/segments/{_UUID}/(\d{{1,18}})\.ts")
+_TS: Final = b"video/mp2t"
+_SEGMENT_CACHE: Final = (b"cache-control", b"public, max-age=60, immutable")
+_RETRY: Final = (b"retry-after", b"2")
+
+
+class MediaApp:
+    """`now_us`: wall clock, Unix microseconds (only to check the time of signed requests)."""
+
+    def __init__(
+        self, catalogue: Catalogue, steering: Steering, settings: OriginSettings, now_us: Callable[[], int]
+    ) -> None:
+        self._catalogue = catalogue
+        self._steering = steering
+        self._settings = settings
+        self._now_us = now_us
+        self.viewers = Viewers(settings.viewer_seen_s)
+        self.sent_bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        path, method = scope["path"], scope["method"]
+        if method == "OPTIONS":
+            allowed = ((b"access-control-allow-methods", METHODS), (b"access-control-allow-headers", b"*"))
+            await answer(
+                scope, send, 204, b"text/plain", b"", (*allowed, (b"access-control-max-age", b"86400"))
+            )
+        elif method not in ("GET", "HEAD"):
+            await problem(
+                scope, send, 405, "Method not allowed", "media is read only", ((b"allow", METHODS),)
+            )
+        elif match := _SEGMENT.fullmatch(path):
+            await self._segment(scope, send, match[1], UUID(match[2]), int(match[3]))
+        elif match := _MEDIA.fullmatch(path):
+            await self._media(scope, send, match[1], UUID(match[2]))
+        elif match := _PULL.fullmatch(path):
+            await self._pull(scope, send, UUID(match[1]), int(match[2]))
+        elif match := _MASTER.fullmatch(path):
+            await self._master(scope, send, match[1])
+        elif match := _FLV.fullmatch(path):
+            await self._flv(scope, receive, send, match[1])
+        else:
+            await problem(scope, send, 404, "Not found", "there is no media at this address")
+
+    # --- playlists ---------------------------------------------------------------------------------------------------
+
+    async def _ready(self, slug: str) -> RenditionStore | None:
+        """The stream's rendition once it lists something, waiting a little for a stream that is starting."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.playlist_wait_s
+        while (live := self._catalogue.lives.get(slug)) is not None:
+            store = live.rendition
+            if store is not None and store.listed and (store.ended is False or not live.on_air):
+                return store
+            left = deadline - loop.time()
+            if left <= 0 or not live.on_air:
+                return None
+            if store is None or store.ended:
+                await self._catalogue.wait_changed(left)
+            else:
+                await store.wait(lambda s=store: bool(s.listed) or s.ended, left)  # type: ignore[misc]
+        return None
+
+    async def _not_live(self, scope: Scope, send: Send, slug: str) -> None:
+        live = self._catalogue.lives.get(slug)
+        if live is not None and live.on_air:
+            detail = f"the stream {slug!r} is about to start; try again in a moment"
+        else:
+            detail = f"no stream {slug!r} is live at the moment"
+        await problem(scope, send, 404, "Not live", detail, (_RETRY,))
+
+    async def _master(self, scope: Scope, send: Send, slug: str) -> None:
+        store = await self._ready(slug)
+        if store is None or store.ended:
+            await self._not_live(scope, send, slug)
+            return
+        try:
+            session = await self._steering.open_session(slug, scope["client"][0] if scope["client"] else "")
+        except Unavailable:
+            detail = "the hub cannot open a session at the moment; try again"
+            await problem(scope, send, 503, "Try again", detail, (_RETRY,))
+            return
+        if session is None:
+            await self._not_live(scope, send, slug)
+            return
+        body = playlist.master(store, slug, session)
+        await answer(scope, send, 200, playlist.CONTENT_TYPE, body, (NO_STORE,))
+
+    async def _media(self, scope: Scope, send: Send, slug: str, session: UUID) -> None:
+        if not await self._session_is_for(scope, send, slug, session):
+            return
+        store = await self._ready(slug)
+        if store is None:
+            await self._not_live(scope, send, slug)
+            return
+        self.viewers.saw(slug, session, asyncio.get_running_loop().time())
+        assignment = None if store.ended else await self._assignment(session, store)
+        uri = self._uri(slug, session, store, assignment)
+        body = playlist.media(store, uri)
+        if scope["method"] == "GET":
+            self._steering.observe_poll(session, [stored.segment.sequence for stored in store.listed])
+        await answer(scope, send, 200, playlist.CONTENT_TYPE, body, (NO_STORE,))
+
+    async def _assignment(self, session: UUID, store: RenditionStore) -> Assignment | None:
+        head = store.listed[-1].segment.sequence
+        try:
+            async with asyncio.timeout(self._settings.steering_timeout_s):
+                return await self._steering.assignment(session, store.rendition_id, head)
+        except (Unavailable, TimeoutError) as e:
+            log.warning("steering_unavailable", error=type(e).__name__)
+            return None
+
+    def _uri(
+        self, slug: str, session: UUID, store: RenditionStore, assignment: Assignment | None
+    ) -> Callable[[int], str]:
+        hub = f"/live/{slug}/{session}/"
+        if assignment is None:
+            return lambda sequence: f"{hub}{sequence}.ts"
+        ticket, steering = assignment.ticket.ticket, self._steering
+        base = f"{assignment.node_url}/segments/{store.rendition_id}/"
+        query = f".ts?t={assignment.ticket.encode_url()}"
+
+        def uri(sequence: int) -> str:
+            if ticket.covers(sequence) and not steering.pointed_at_hub(session, sequence):
+                return f"{base}{sequence}{query}"
+            return f"{hub}{sequence}.ts"
+
+        return uri
+
+    async def _session_is_for(self, scope: Scope, send: Send, slug: str, session: UUID) -> bool:
+        """Whether the session is alive and belongs to the stream; answers the request when not."""
+        try:
+            if await self._steering.session_slug(session) == slug:
+                return True
+        except Unavailable:
+            await problem(
+                scope, send, 503, "Try again", "the hub cannot look up sessions at the moment", (_RETRY,)
+            )
+            return False
+        detail = "this playback session is over; open the stream's address again"
+        await problem(scope, send, 404, "No such session", detail)
+        return False
+
+    # --- segments ----------------------------------------------------------------------------------------------------
+
+    async def _segment(self, scope: Scope, send: Send, slug: str, session: UUID, sequence: int) -> None:
+        if not await self._session_is_for(scope, send, slug, session):
+            return
+        live = self._catalogue.lives.get(slug)
+        store = live.rendition if live is not None else None
+        stored = None
+        if store is not None:
+            stored = await store.wait_for_segment(sequence, self._settings.segment_wait_s)
+        if stored is None:
+            await problem(scope, send, 404, "No such segment", "it is over, or not there yet")
+            return
+        self.viewers.saw(slug, session, asyncio.get_running_loop().time())
+        if scope["method"] == "GET":
+            self._steering.observe_fetch(session, sequence)
+        await self._send_segment(scope, send, stored)
+
+    async def _pull(self, scope: Scope, send: Send, rendition: UUID, sequence: int) -> None:
+        """A node fetches a segment to serve it on (signed with its key)."""
+        target = bytes(scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
+        if scope["query_string"]:
+            target += "?" + scope["query_string"].decode("latin-1")
+        authorization = header(scope, b"authorization")
+        text = authorization.decode("latin-1") if authorization is not None else None
+        try:
+            key = verify_request(text, scope["method"], target, b"", now_s=self._now_us() // 1_000_000)
+            allowed = await self._steering.node_may_fetch(key)
+        except RequestAuthError as e:
+            await problem(scope, send, 401, "Not signed", str(e), ((b"www-authenticate", b"Node"),))
+            return
+        except Unavailable:
+            await problem(
+                scope, send, 503, "Try again", "the hub cannot check nodes at the moment", (_RETRY,)
+            )
+            return
+        if not allowed:
+            await problem(
+                scope, send, 403, "Not allowed", "this node has not joined, or is suspended or retired"
+            )
+            return
+        store = self._catalogue.renditions.get(rendition)
+        stored = None
+        if store is not None:
+            stored = await store.wait_for_segment(sequence, self._settings.segment_wait_s)
+        if stored is None:
+            await problem(scope, send, 404, "No such segment", "it is over, or not there yet")
+            return
+        await self._send_segment(scope, send, stored)
+
+    async def _send_segment(self, scope: Scope, send: Send, stored: Stored) -> None:
+        digest = b"sha-256=:" + base64.b64encode(stored.segment.sha256) + b":"  # RFC 9530
+        headers = ((b"etag", stored.etag), (b"repr-digest", digest), _SEGMENT_CACHE)
+        known = header(scope, b"if-none-match")
+        if known is not None and stored.etag in known:
+            await send({"type": "http.response.start", "status": 304, "headers": [*CORS, *headers]})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        if scope["method"] == "GET":
+            self.sent_bytes += len(stored.data)
+        await answer(scope, send, 200, _TS, stored.data, headers)
+
+    # --- HTTP-FLV ----------------------------------------------------------------------------------------------------
+
+    async def _flv(self, scope: Scope, receive: Receive, send: Send, slug: str) -> None:
+        live = self._catalogue.lives.get(slug)
+        if live is not None and live.on_air and not live.fanout.started:
+            await self._ready(slug)
+        if live is None or not live.on_air or not live.fanout.started:
+            await self._not_live(scope, send, slug)
+            return
+        headers = [(b"content-type", b"video/x-flv"), *CORS, NO_STORE]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await self._stream_flv(live, receive, send)
+
+    async def _stream_flv(self, live: Live, receive: Receive, send: Send) -> None:
+        viewer = live.fanout.join()
+
+        async def watch() -> None:
+            # send() goes on "succeeding" after the client is gone: only receive() tells
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            viewer.close()
+            viewer.drop()
+
+        watcher = asyncio.get_running_loop().create_task(watch())
+        try:
+            while (data := await viewer.next()) is not None:
+                self.sent_bytes += len(data)
+                async with asyncio.timeout(self._settings.viewer_stall_s):
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        except TimeoutError:
+            log.info("flv_viewer_stalled", slug=live.slug)
+        finally:
+            live.fanout.leave(viewer)
+            watcher.cancel()

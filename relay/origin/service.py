@@ -1,0 +1,73 @@
+"""The origin as one object: start the RTMP port, mount the ASGI application, close."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from relay.ingest import IngestServer
+from relay.origin.asgi import MediaApp
+from relay.origin.live import Catalogue
+from relay.origin.settings import OriginSettings
+from relay.ports import PublishAuthority, Steering
+
+
+def wall_clock_us() -> int:
+    """Unix microseconds."""
+    return time.time_ns() // 1000
+
+
+@dataclass(frozen=True, slots=True)
+class LiveStats:
+    slug: str
+    publishing: bool  # False: within the grace period
+    viewers: int  # HLS sessions seen in the last `viewer_seen_s`, and HTTP-FLV connections
+    held_bytes: int  # of segments in memory
+
+
+@dataclass(frozen=True, slots=True)
+class OriginStats:
+    live: tuple[LiveStats, ...]
+    encoders: int  # RTMP connections
+    received_bytes: int  # over RTMP, since the start
+    sent_bytes: int  # segments and HTTP-FLV handed to the HTTP server, since the start; no proof of delivery
+
+
+class Origin:
+    """Use inside one running event loop. `now_us`: wall clock in Unix microseconds."""
+
+    def __init__(
+        self,
+        authority: PublishAuthority,
+        steering: Steering,
+        settings: OriginSettings | None = None,
+        now_us: Callable[[], int] = wall_clock_us,
+    ) -> None:
+        chosen = settings if settings is not None else OriginSettings()
+        self._catalogue = Catalogue(authority, chosen, now_us)
+        self._ingest = IngestServer(authority, self._catalogue, chosen)
+        self.asgi = MediaApp(self._catalogue, steering, chosen, now_us)
+
+    async def start_rtmp(self, host: str, port: int) -> int:
+        """Listen for encoders; port 0 takes a free one. Returns the port. Raises OSError when it is taken."""
+        return await self._ingest.start(host, port)
+
+    async def close(self, timeout_s: float = 10.0) -> None:
+        """End every broadcast, give the ledger `timeout_s` to record it, close all connections."""
+        self._ingest.stop_listening()
+        await self._catalogue.close(timeout_s)
+        await self._ingest.close()
+
+    def stats(self) -> OriginStats:
+        seen = self.asgi.viewers.counts(asyncio.get_running_loop().time())
+        live = tuple(
+            LiveStats(
+                slug=one.slug,
+                publishing=one.publisher is not None,
+                viewers=seen.get(one.slug, 0) + len(one.fanout.viewers),
+                held_bytes=one.rendition.held_bytes if one.rendition is not None else 0,
+            )
+            for one in self._catalogue.lives.values()
+            if one.on_air
+        )
+        return OriginStats(live, self._ingest.connections, self._ingest.received_bytes, self.asgi.sent_bytes)

@@ -1,0 +1,32 @@
+"""Every number the ingest and the origin go by. Bytes and counts are bounds: memory stays flat under any push."""
+
+from dataclasses import dataclass, field
+
+from relay.media.packager import PackagerSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OriginSettings:
+    packager: PackagerSettings = field(default_factory=PackagerSettings)
+    # publishing
+    max_connections: int = 256
+    handshake_timeout_s: float = 5.0
+    publish_timeout_s: float = 10.0  # from connecting to an accepted stream key
+    idle_timeout_s: float = 15.0  # without a complete audio or video message
+    takeover_silence_s: float = 5.0  # a second publisher of a key wins only over one silent for longer
+    publish_grace_s: float = 15.0
+    pending_bytes: int = 64 << 20  # segments that wait for the ledger, per stream
+    # HLS
+    listed_segments: int = 6
+    retain_s: float = 60.0
+    retain_bytes: int = 64 << 20  # per rendition
+    playlist_wait_s: float = 5.0  # for the first segment of a stream that is starting
+    segment_wait_s: float = 5.0  # for a segment that is about to appear
+    steering_timeout_s: float = 1.0  # then the hub serves the segments itself
+    # HTTP-FLV
+    flv_batch_s: float = 0.1  # tags are joined for this long; 0 sends each at once
+    gop_cache_bytes: int = 16 << 20
+    viewer_queue_bytes: int = 4 << 20
+    viewer_stall_s: float = 30.0  # a viewer that takes nothing for this long is let go
+    # statistics
+    viewer_seen_s: float = 15.0
