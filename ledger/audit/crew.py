@@ -62,10 +62,10 @@ class Dated(Generic[V]):
         self.now = value
 
     def in_force(self, at_us: int) -> Iterator[V]:
-        """The present value, then those that were in force shortly before `at_us`, newest first."""
+        """The present value, then those that were in force around `at_us`, newest first."""
         yield self.now
         for changed_us, value in reversed(self._past):
-            if changed_us > at_us - RACE_US:
+            if abs(changed_us - at_us) < RACE_US:
                 yield value
 
 

@@ -33,7 +33,11 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Make new names in `folder` durable. Windows has no such call: there a rename is durable on its own time."""
+    directory: int | None = getattr(os, "O_DIRECTORY", None)
+    if directory is None:
+        return
+    fd = os.open(folder, os.O_RDONLY | directory)
     try:
         os.fsync(fd)
     finally:

@@ -18,7 +18,6 @@ from ledger.tlog.tiles import (
     TILE_BYTES,
     WIDTH,
     Tile,
-    TileError,
     decode_bundle,
     decode_tile,
     tile_of,
