@@ -72,14 +72,18 @@ class Verdicts(base.Projection):
         self._count(NO_STREAM, event.originator_id, event.judged, position)
 
     def _count(self, stream_id: UUID, node_id: UUID, judged: tuple[e.Judged, ...], position: int) -> None:
+        # A batch has up to 200 receipts and a verdict or two: added up here, the row is touched once for each.
+        alike: dict[tuple[str, str], list[e.Judged]] = {}
         for j in judged:
+            alike.setdefault((j.verdict, j.cap), []).append(j)
+        for (verdict, cap), of_kind in alike.items():
             self._counts.change(
                 stream_id,
                 node_id,
-                j.verdict,
-                j.cap,
-                receipts=1,
-                units=j.units,
-                credited_bytes=j.credited_bytes,
+                verdict,
+                cap,
+                receipts=len(of_kind),
+                units=sum(j.units for j in of_kind),
+                credited_bytes=sum(j.credited_bytes for j in of_kind),
                 last_position=position,
             )

@@ -4,7 +4,9 @@ import contextlib
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
 from uuid import UUID, uuid4
 
 import psycopg
@@ -15,17 +17,21 @@ from hypothesis import strategies as st
 from rows import forget, rows_of
 from sqlalchemy import Engine
 
+from hub.embedded.postgres import EmbeddedPostgres
 from ledger.aggregates.book import Book
 from ledger.aggregates.node import Node
 from ledger.application import Ledger, Unavailable
 from ledger.events import Event, Transfer, UnknownEventError
 from ledger.ids import BOOK_ID, node_id, stream_id
 from ledger.store.database import create_sql_engine
+from ledger.store.migrate import migrate
 from projections.balances import Balances
 from projections.catalog import PROJECTIONS
 from projections.queries import Queries, ReadModelUnavailable
 from projections.rebuild import rebuild
 from projections.runner import Runner
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -299,21 +305,38 @@ def test_an_event_this_program_cannot_read_stops_the_runner_before_it(
     assert Queries(own_engine).positions() == {p.name: 1 for p in PROJECTIONS}
 
 
-def test_the_runner_sits_out_lost_connections(
-    ledger: Ledger, database_url: str, own_engine: Engine, running: Runner
-) -> None:
-    for n in range(3):
-        with psycopg.connect(database_url, autocommit=True) as connection:
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
-        position = None
-        while position is None:
-            with contextlib.suppress(Unavailable):
-                position = deposit(ledger, named("stream", 0), f"after {n}")
-        assert running.wait(position, 10)
-    assert Queries(own_engine).balance("external").amount_micro == -3_000
+def test_the_runner_sits_out_a_restart_of_postgres(server_dir: Path) -> None:
+    server = EmbeddedPostgres(server_dir / "restarted")
+    url = server.start()
+    migrate(url)
+    ledger, engine, stop = Ledger(url), create_sql_engine(url), threading.Event()
+    runner = Runner(ledger, engine)
+    thread = threading.Thread(target=runner.run, args=(stop,))
+    try:
+        first = deposit(ledger, named("stream", 0), "before")
+        thread.start()
+        until_true(lambda: runner.wait(first, 10))
+        server.stop()
+        with pytest.raises(ReadModelUnavailable):
+            Queries(engine).balances()
+        assert server.start() == url
+        second = until_true(lambda: deposit(ledger, named("stream", 0), "after"))
+        assert until_true(lambda: runner.wait(second, 10))
+        assert [b.amount_micro for b in Queries(engine).balances()] == [2_000, -2_000]
+    finally:
+        stop.set()
+        thread.join(10)
+        ledger.close()
+        engine.dispose()
+        server.stop()
+
+
+def until_true(ask: Callable[[], T]) -> T:
+    """The first true answer, whatever was not available before."""
+    while True:
+        with contextlib.suppress(Unavailable, ReadModelUnavailable):
+            if answer := ask():
+                return answer
 
 
 def test_questions_before_the_first_build_are_refused_as_transient(own_engine: Engine) -> None:
