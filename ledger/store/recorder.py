@@ -26,6 +26,7 @@ from psycopg.rows import TupleRow, tuple_row
 from psycopg.sql import SQL, Composed, Identifier
 
 from ledger.store.database import Datastore
+from ledger.store.group import GroupCommit
 from ledger.store.listener import Listener
 
 PATIENCE_S: Final = 5.0  # how long a call tries to reach the database before it gives up
@@ -48,6 +49,7 @@ class DenseRecorder(PostgresApplicationRecorder):
         self.datastore: Datastore = datastore
         self.patience_s = patience_s
         self.channel_name = f"{datastore.schema}.events"
+        self._group = GroupCommit(self._append)
         self.sql_create_statements = []  # the table belongs to the migrations
         schema = Identifier(datastore.schema)
         self._append_sql = SQL(
@@ -78,7 +80,7 @@ class DenseRecorder(PostgresApplicationRecorder):
         def attempt() -> int:
             nonlocal in_doubt
             try:
-                return self._append(stored_events)
+                return self._group.append(stored_events)
             except (OperationalError, InterfaceError):
                 in_doubt = True
                 raise

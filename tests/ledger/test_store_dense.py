@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID, uuid4
@@ -17,6 +18,7 @@ from eventsourcing.persistence import (
 )
 
 from ledger.store.database import Datastore, connect
+from ledger.store.group import GroupCommit
 from ledger.store.recorder import DenseRecorder
 
 
@@ -183,3 +185,64 @@ def test_a_database_that_stays_away_is_reported_in_bounded_time(flaky: FlakyReco
 def test_tracking_is_refused_rather_than_dropped(recorder: DenseRecorder) -> None:
     with pytest.raises(NotSupportedError):
         recorder.insert_events([stored(uuid4(), 1)], tracking=Tracking("up", 1))
+
+
+def test_appends_that_wait_share_a_transaction_and_a_conflict_fails_nobody_else(
+    recorder: DenseRecorder,
+) -> None:
+    taken = stored(uuid4(), 1)
+    recorder.insert_events([taken])
+    commits: list[int] = []
+    first_runs, go = threading.Event(), threading.Event()
+
+    def commit(events: Sequence[StoredEvent]) -> int:
+        commits.append(len(events))
+        first_runs.set()
+        assert go.wait(10)
+        return recorder._append(events)
+
+    group = GroupCommit(commit)
+    outcomes: dict[int, object] = {}
+
+    def append(number: int, events: list[StoredEvent]) -> None:
+        try:
+            outcomes[number] = group.append(events)
+        except IntegrityError as e:
+            outcomes[number] = type(e)
+
+    def start(number: int, events: list[StoredEvent]) -> threading.Thread:
+        thread = threading.Thread(target=append, args=(number, events))
+        thread.start()
+        return thread
+
+    def wait_for_queue(size: int) -> None:
+        while len(group._queue) < size:
+            time.sleep(0.001)
+
+    threads = [start(0, [stored(uuid4(), 1)])]
+    assert first_runs.wait(10)
+    for number in range(1, 4):  # they queue up behind the first
+        threads.append(start(number, [stored(uuid4(), 1), stored(uuid4(), 1)]))
+        wait_for_queue(number)
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert outcomes == {0: 1, 1: 2, 2: 4, 3: 6}
+    assert commits == [1, 6]
+
+    go.clear()
+    first_runs.clear()
+    threads = [start(4, [stored(uuid4(), 1)])]
+    assert first_runs.wait(10)
+    for number, events in (
+        (5, [stored(uuid4(), 1)]),
+        (6, [stored(uuid4(), 1), taken]),
+        (7, [stored(uuid4(), 1)]),
+    ):
+        threads.append(start(number, events))
+        wait_for_queue(number - 4)
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert [outcomes[n] for n in range(4, 8)] == [8, 9, IntegrityError, 10]
+    assert positions(recorder) == list(range(11))
