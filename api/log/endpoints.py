@@ -28,7 +28,7 @@ _ANEW: Final = "no-cache"
 
 @router.get("/{path:path}", responses=responses(), response_class=Response)
 def published(
-    path: str, at: ServicesDep, if_none_match: Annotated[str | None, Header(max_length=1000)] = None
+    path: str, at: ServicesDep, if_none_match: Annotated[str | None, Header()] = None
 ) -> Response:
     """`checkpoint`, `tile/<level>/<index>[.p/<width>]`, `tile/entries/<index>[.p/<width>]`."""
     match = _TILE.fullmatch(path)

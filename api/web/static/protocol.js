@@ -84,6 +84,19 @@ export function noncePrefixed(nonce, segment) {
   return concat(nonce, segment);
 }
 
+// ledger/ids.py: the id of a node is a UUID version 5 (RFC 9562 section 5.5) of its public key in this namespace.
+const NAMESPACE = "5e1f0d1e7a535c0e9f43737265616d72";
+
+/** The id by which the hub's API knows the node with this 32-byte public key. */
+export async function nodeId(publicKey) {
+  const namespace = Uint8Array.from(NAMESPACE.match(/../g), (byte) => parseInt(byte, 16));
+  const name = new TextEncoder().encode(`node:${hex(publicKey)}`);
+  const id = new Uint8Array(await crypto.subtle.digest("SHA-1", concat(namespace, name))).slice(0, 16);
+  id[6] = (id[6] & 0x0f) | 0x50;
+  id[8] = (id[8] & 0x3f) | 0x80;
+  return hex(id).replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
+}
+
 /** The 141 bytes of a receipt's body. `digests` is a Map from sequence to the 32-byte digest of that segment. */
 export async function receiptBody({ hash, counter, baseSequence, digests }) {
   const body = new Uint8Array(RECEIPT_BODY_BYTES);

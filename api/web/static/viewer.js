@@ -10,7 +10,7 @@
 
 import Hls from "./vendor/hls.light.min.mjs";
 import { fragmentLoader, NodeHealth, nodeSegment } from "./loader.js";
-import { hex, parseTicket } from "./protocol.js";
+import { hex, nodeId, parseTicket } from "./protocol.js";
 import { makeViewerKey, ReceiptBook } from "./receipts.js";
 
 const HUB = new URL("..", import.meta.url); // this file is {hub}/static/viewer.js
@@ -41,9 +41,9 @@ export class Viewer extends EventTarget {
 
   /**
    * What to show. `phase`: "idle" | "connecting" | "waiting" (not live) | "playing". `signing`: receipts are made.
-   * `nodeKey`: hex public key of the node that brought the last segment, null when the hub did.
+   * `nodeId`: the node that brought the last segment, null when the hub did.
    */
-  state = { phase: "idle", signing: false, nodeKey: null, fromNodes: 0, fromHub: 0, rescued: 0, receipts: 0 };
+  state = { phase: "idle", signing: false, nodeId: null, fromNodes: 0, fromHub: 0, rescued: 0, receipts: 0 };
 
   constructor(video, { slug, hub = HUB }) {
     super();
@@ -101,7 +101,8 @@ export class Viewer extends EventTarget {
       body: JSON.stringify({ stream: this.#slug, viewer_key: hex(this.#key.publicKey) }),
     });
     if (!response.ok) throw new Error(`no session: HTTP ${response.status}`);
-    return new URL((await response.json()).playlist_url, this.#hub).href;
+    // By this page's own way to the hub, whatever name the hub knows itself by.
+    return new URL(new URL((await response.json()).playlist_url).pathname, this.#hub).href;
   }
 
   #play(playlist) {
@@ -114,11 +115,12 @@ export class Viewer extends EventTarget {
     const loader = fragmentLoader(this.#health, {
       node: (segment, data) => {
         this.#book?.arrived(segment.ticket, segment.nodeUrl, segment.sequence, data);
-        this.#set({ nodeKey: nodeKeyOf(segment.ticket), fromNodes: this.state.fromNodes + 1 });
+        this.#set({ fromNodes: this.state.fromNodes + 1 });
+        void nodeIdOf(segment.ticket).then((nodeId) => this.#set({ nodeId }));
       },
       hub: (_sequence, afterFailure) => {
         const rescued = this.state.rescued + (afterFailure ? 1 : 0);
-        this.#set({ nodeKey: null, fromHub: this.state.fromHub + 1, rescued });
+        this.#set({ nodeId: null, fromHub: this.state.fromHub + 1, rescued });
       },
       failed: () => void this.#book?.sendToHub(),
     });
@@ -129,7 +131,7 @@ export class Viewer extends EventTarget {
     });
     this.#hls = hls;
     hls.on(Hls.Events.FRAG_LOADED, (_event, { frag }) => {
-      if (!nodeSegment(frag.url)) this.#set({ nodeKey: null, fromHub: this.state.fromHub + 1 });
+      if (!nodeSegment(frag.url)) this.#set({ nodeId: null, fromHub: this.state.fromHub + 1 });
     });
     hls.on(Hls.Events.ERROR, (_event, data) => {
       if (!data.fatal || this.#hls !== hls) return;
@@ -160,7 +162,7 @@ export class Viewer extends EventTarget {
 
   #later() {
     this.#close();
-    this.#set({ phase: "waiting", nodeKey: null });
+    this.#set({ phase: "waiting", nodeId: null });
     clearTimeout(this.#retry);
     // Spread out: the viewers of a stream lose it in the same second.
     this.#retry = setTimeout(() => void this.#open(), this.#retryMs * (0.5 + Math.random()));
@@ -186,9 +188,9 @@ export class Viewer extends EventTarget {
   }
 }
 
-function nodeKeyOf(ticketText) {
+async function nodeIdOf(ticketText) {
   try {
-    return hex(parseTicket(ticketText).nodeKey);
+    return await nodeId(parseTicket(ticketText).nodeKey);
   } catch {
     return null;
   }

@@ -15,26 +15,26 @@ const show = (id, text) => {
 };
 
 function render() {
-  const { phase, signing, nodeKey, fromNodes, receipts } = viewer.state;
+  const { phase, signing, nodeId, fromNodes, receipts } = viewer.state;
   const live = stream.state === "LIVE";
   document.body.dataset.phase = phase;
   document.body.dataset.live = String(live);
   show("state", live ? "Live" : stream.state === "OFFLINE" ? "Offline" : "Not started yet");
-  const carrier = stream.crew.find((node) => node.public_key === nodeKey);
-  show("carrier", nodeKey ? (carrier?.name ?? "a friend") : phase === "playing" ? "the hub itself" : "…");
+  const carrier = stream.crew.find((node) => node.node_id === nodeId);
+  show("carrier", nodeId ? (carrier?.name ?? "a friend") : phase === "playing" ? "the hub itself" : "…");
   show("viewers", String(stream.viewers));
   show("segments", String(fromNodes));
   show("receipts", signing || phase !== "playing" ? String(receipts) : "–");
   document.getElementById("waiting").hidden = phase === "playing" || live;
   document.getElementById("unmute").hidden = phase !== "playing" || !video.muted;
-  renderCrew(nodeKey);
+  renderCrew(nodeId);
 }
 
-function renderCrew(nodeKey) {
+function renderCrew(nodeId) {
   document.getElementById("crew").hidden = stream.crew.length === 0;
   const items = stream.crew.map((node) => {
     const item = document.createElement("li");
-    item.classList.toggle("mine", node.public_key === nodeKey);
+    item.classList.toggle("mine", node.node_id === nodeId);
     const name = document.createElement("span");
     name.textContent = node.name;
     const helping = document.createElement("span");
@@ -73,6 +73,7 @@ document.getElementById("copy").addEventListener("click", async (event) => {
   setTimeout(() => (button.textContent = "Copy"), 1_500);
 });
 
+document.getElementById("vlc").textContent = new URL(`/live/${slug}.m3u8`, location.href).href;
 render();
 void poll();
 void viewer.start();
