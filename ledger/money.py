@@ -23,8 +23,8 @@ def budget_account(stream_id: UUID) -> str:
     return f"budget:{stream_id}"
 
 
-def friend_account(friend_id: UUID, state: str) -> str:
-    """`state` is pending, available, in_flight or paid."""
+def friend_account(friend_id: UUID | str, state: str) -> str:
+    """`friend_id` may be given as the id's text; `state` is pending, available, in_flight or paid."""
     return f"friend:{friend_id}:{state}"
 
 

@@ -35,10 +35,10 @@ RELEASES_PER_PAGE: Final = 200  # transfers of about 150 bytes in an event of at
 
 @dataclass(slots=True)
 class Hold:
-    """Earnings of one epoch that wait: friend -> micro-units."""
+    """Earnings of one epoch that wait: friend (the id's text) -> micro-units."""
 
     settled_us: int
-    amounts: dict[UUID, int] = field(default_factory=dict)
+    amounts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,7 +360,7 @@ def _move(reason: str, source: str, target: str, amount_micro: int) -> Transfer:
     return Transfer(reason, (Posting(source, -amount_micro), Posting(target, amount_micro)))
 
 
-def _friend_move(reason: str, friend_id: UUID, source: str, target: str, amount_micro: int) -> Transfer:
+def _friend_move(reason: str, friend_id: UUID | str, source: str, target: str, amount_micro: int) -> Transfer:
     source, target = money.friend_account(friend_id, source), money.friend_account(friend_id, target)
     return _move(reason, source, target, amount_micro)
 
@@ -380,21 +380,25 @@ def _friend_of(transfer: Transfer) -> UUID:
         raise DomainError("a payout line moves the money of one friend") from None
 
 
-def _earned(lines: Iterable[SettlementLine], transfers: Iterable[Transfer]) -> dict[UUID, int]:
-    """Friend -> earned on this page. Raises DomainError unless lines and transfers say the same.
+def _earned(lines: Iterable[SettlementLine], transfers: Iterable[Transfer]) -> dict[str, int]:
+    """Friend (the id's text) -> earned on this page. Raises DomainError unless lines and transfers say the same.
 
     Money may only go from a budget to its streams' friends (pending, as the lines say) and to the fees.
     """
-    said: dict[tuple[UUID, UUID], int] = defaultdict(int)
+    # Keyed by plain integers: a book is folded from thousands of pages, and hashing a UUID is slow.
+    said: dict[tuple[int, int], int] = defaultdict(int)
     for line in lines:
         if line.amount_micro < 0:
             raise DomainError("a settlement line is never negative")
-        said[line.stream_id, line.friend_id] += line.amount_micro
-    expected: dict[tuple[str, str], int] = {
-        (money.budget_account(stream), money.friend_account(friend, "pending")): amount
-        for (stream, friend), amount in said.items()
-        if amount
-    }
+        said[line.stream_id.int, line.friend_id.int] += line.amount_micro
+    earned: dict[str, int] = defaultdict(int)
+    expected: dict[tuple[str, str], int] = {}
+    for (stream, friend), amount in said.items():
+        if amount:
+            friend_id = str(UUID(int=friend))
+            earned[friend_id] += amount
+            source = money.budget_account(UUID(int=stream))
+            expected[source, money.friend_account(friend_id, "pending")] = amount
     done: dict[tuple[str, str], int] = defaultdict(int)
     for transfer in transfers:
         source, target = (p.account for p in transfer.postings) if len(transfer.postings) == 2 else ("", "")
@@ -406,10 +410,6 @@ def _earned(lines: Iterable[SettlementLine], transfers: Iterable[Transfer]) -> d
             done[source, target] += amount
     if done != expected:
         raise DomainError("the lines of a settlement and its transfers differ")
-    earned: dict[UUID, int] = defaultdict(int)
-    for (_, friend_id), amount in said.items():
-        if amount:
-            earned[friend_id] += amount
     return earned
 
 

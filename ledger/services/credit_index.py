@@ -33,7 +33,8 @@ from ledger.events import (
     TicketIssued,
 )
 from ledger.money import part_of
-from ledger.receipt import BITMAP_BITS, SIGNED_BYTES, SignedReceipt
+from ledger.receipt import BITMAP_BITS, SIGNED_BYTES, Receipt
+from ledger.receipt import BODY_BYTES as RECEIPT_BYTES
 from ledger.settings import Settings
 from ledger.settlement import Credit
 from ledger.ticket import BODY_BYTES, DOMAIN, Ticket, ViewerClass
@@ -48,26 +49,21 @@ class BrokenLogError(ValueError):
 
 @dataclass(slots=True)
 class _Ticket:
-    stream_id: UUID
-    node_id: UUID
-    friend_id: UUID
     session_id: UUID
     rendition_id: UUID
     plain: bool
     first: int
     last: int
-    day: int
     settle_by_us: int
+    pool: "_PoolKey"
     polled: int = 0  # bit i: segment first + i was listed to the player
     fetched: int = 0  # bit i: the hub saw it fetched
 
-    @property
-    def pool(self) -> "_PoolKey":
-        return _PoolKey(self.stream_id, self.node_id, self.friend_id, self.day)
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _PoolKey:
+    """One object per key, compared by identity: hashing three UUIDs for each receipt would be most of the fold."""
+
     stream_id: UUID
     node_id: UUID
     friend_id: UUID
@@ -130,6 +126,7 @@ class CreditIndex:
         self._runs: list[tuple[int, int]] = []  # (position, epoch) wherever the epoch of events changes
         self._facts: deque[_Fact] = deque()  # not settled yet
         self._pools: dict[_PoolKey, _Pool] = {}
+        self._pool_keys: dict[tuple[UUID, UUID, int], _PoolKey] = {}  # by stream, node, day
 
     # --- folding
 
@@ -167,17 +164,16 @@ class CreditIndex:
         friend_id = self._friends.get(event.node_id)
         if friend_id is None:
             raise BrokenLogError(f"position {position}: a ticket for a node that never joined")
+        day = event.at_us // DAY_US
+        pool = _PoolKey(ticket.stream_id, event.node_id, friend_id, day)
         known = _Ticket(
-            stream_id=ticket.stream_id,
-            node_id=event.node_id,
-            friend_id=friend_id,
             session_id=ticket.session_id,
             rendition_id=ticket.rendition_id,
             plain=ticket.viewer_class is ViewerClass.PLAIN,
             first=ticket.first_sequence,
             last=ticket.last_sequence,
-            day=event.at_us // DAY_US,
             settle_by_us=ticket.settle_by_s * 1_000_000,
+            pool=self._pool_keys.setdefault((ticket.stream_id, event.node_id, day), pool),
         )
         self._tickets[hashlib.sha256(DOMAIN + body).digest()] = known
         if known.plain:
@@ -187,13 +183,13 @@ class CreditIndex:
         for i, judged in enumerate(event.judged):
             if judged.verdict != Verdict.ACCEPTED:
                 continue
-            signed = SignedReceipt.decode(event.receipts[i * SIGNED_BYTES : (i + 1) * SIGNED_BYTES])
-            ticket = self._tickets.get(signed.receipt.ticket_hash)
+            receipt = Receipt.decode_body(event.receipts[i * SIGNED_BYTES : i * SIGNED_BYTES + RECEIPT_BYTES])
+            ticket = self._tickets.get(receipt.ticket_hash)
             if ticket is None:
                 raise BrokenLogError(
                     f"position {position}: receipt {i} credits a ticket that was never issued"
                 )
-            newest = max(signed.receipt.sequences(), default=ticket.first)
+            newest = receipt.base_sequence + int.from_bytes(receipt.bitmap, "little").bit_length() - 1
             claim = _Claim(
                 pool=ticket.pool,
                 plain=ticket.plain,
@@ -257,8 +253,9 @@ class CreditIndex:
                     self._plain_tickets[ticket.session_id] = left
                 else:
                     self._plain_tickets.pop(ticket.session_id, None)
-        live = {t.pool for tickets in self._plain_tickets.values() for t in tickets}
+        live = {t.pool for t in self._tickets.values()}
         live.update(f.what.pool for f in self._facts)
+        self._pool_keys = {k: pool for k, pool in self._pool_keys.items() if pool in live}
         self._pools = {key: pool for key, pool in self._pools.items() if key in live}
 
     # --- asking
@@ -287,14 +284,17 @@ class CreditIndex:
         return epoch, self.position
 
     def credits(self, epoch: int, log_to: int) -> list[Credit]:
-        """What a settlement of `epoch` that reads the log up to `log_to` has to pay. Changes nothing."""
+        """What a settlement of `epoch` that reads the log up to `log_to` has to pay. Changes nothing.
+
+        There is one for each node, stream, kind and day of issue; `settle` adds them up.
+        """
         return self._close(epoch, log_to)[0]
 
     def _close(self, epoch: int, log_to: int) -> tuple[list[Credit], dict[_PoolKey, _Pool]]:
         found: dict[tuple[_PoolKey, bool, bool], list[int]] = defaultdict(lambda: [0, 0])
 
         def add(claim: _Claim) -> None:
-            total = found[replace(claim.pool, day=0), claim.plain, claim.published_epoch < epoch]
+            total = found[claim.pool, claim.plain, claim.published_epoch < epoch]
             total[0] += claim.units
             total[1] += claim.credited_bytes
 
