@@ -9,6 +9,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import product
 from typing import Final
 from uuid import UUID
@@ -224,7 +225,7 @@ class Deliveries:
             self._tickets.get(signed.receipt.ticket_hash), "a receipt for a ticket that was never issued"
         )
         require(known.broadcast_id == broadcast_id, "a receipt for a ticket of another broadcast")
-        return Ticket.decode_body(known.body)
+        return _decoded(known.body)
 
     def _judge_again(
         self,
@@ -334,6 +335,12 @@ class Deliveries:
             self._complete.add(name)
             leaves = [data for _, data in sorted(batch.receipts.items())]
             require(merkle.root(leaves) == root, "the receipts are not those the node signed for")
+
+
+@lru_cache(65_536)
+def _decoded(body: bytes) -> Ticket:
+    """Receipts of a ticket come many times, and close together."""
+    return Ticket.decode_body(body)
 
 
 def _parsed(data: bytes) -> SignedReceipt:
