@@ -125,6 +125,7 @@ class OriginProcess:
                 self.asgi,
                 host=self._settings.http_host,
                 port=self._settings.http_port,
+                interface="asgi3",
                 lifespan="off",
                 access_log=False,
                 log_config=None,
@@ -132,8 +133,8 @@ class OriginProcess:
                 timeout_graceful_shutdown=STOP_PATIENCE_S,
             )
         )
-        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined, method-assign]
-        tasks = [
+        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+        tasks: list[asyncio.Task[Any]] = [
             loop.create_task(server.serve()),
             loop.create_task(_forever(LIVENESS_EVERY_S, self._refresh_nodes)),
             loop.create_task(_forever(OBSERVE_EVERY_S, self._steering.record_observations)),
@@ -167,9 +168,10 @@ class OriginProcess:
 
     async def _end_abandoned(self) -> None:
         """End broadcasts whose publisher did not come back after this process, or the one before it, lost them."""
+        on_air = {live.slug for live in self._origin.stats().live}
         for stream in await self._in_pool(self._queries.streams):
             broadcast_id = stream.broadcast_id
-            if stream.state != "LIVE" or broadcast_id is None or self._origin.is_live(broadcast_id):
+            if stream.state != "LIVE" or broadcast_id is None or stream.slug in on_air:
                 continue
             broadcast = await self._in_pool(self._ledger.load, Broadcast, broadcast_id)
             silent_us = now_us() - broadcast.last_event_us

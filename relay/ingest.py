@@ -6,7 +6,7 @@ or with a reason that was sent to it. The key is never logged.
 
 import asyncio
 import os
-from typing import Final
+from typing import Final, cast
 
 import structlog
 
@@ -49,11 +49,10 @@ class _Encoder(asyncio.Protocol):
     # --- asyncio.Protocol --------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass of asyncio's
         if not self._server.admit(self):
             log.warning("rtmp_refused", reason="too many connections")
-            transport.abort()
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         self.received_bytes += len(data)
@@ -189,7 +188,11 @@ class _Encoder(asyncio.Protocol):
             transport.close()
             return
         # An encoder in full flow: closing over unread data would reset the connection and the reason would be lost.
-        transport.write_eof()
+        try:
+            transport.write_eof()
+        except OSError:  # the encoder has just gone; nobody is there to read the reason
+            transport.abort()
+            return
         self._loop.call_later(_LINGER_S, transport.close)
 
     def abort(self) -> None:
