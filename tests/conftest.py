@@ -4,6 +4,7 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -66,13 +67,32 @@ def migrated_template(postgres_url: str) -> str:
     return TEMPLATE
 
 
+@pytest.fixture(scope="session")
+def fresh_databases(postgres_url: str, migrated_template: str) -> Iterator[Callable[[], str]]:
+    """() -> the name of a new migrated database. One is always made ahead, while a test runs."""
+
+    def create() -> str:
+        name = f"test_{next(_numbers)}"
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
+        return name
+
+    with ThreadPoolExecutor(1) as executor:
+        ahead = [executor.submit(create)]
+
+        def take() -> str:
+            ahead.append(executor.submit(create))
+            return ahead.pop(0).result()
+
+        yield take
+
+
 @pytest.fixture
-def database_url(postgres_url: str, migrated_template: str) -> Iterator[str]:
+def database_url(postgres_url: str, fresh_databases: Callable[[], str]) -> Iterator[str]:
     """A fresh database with the schema crew_main, the superuser's URL."""
-    name = f"test_{next(_numbers)}"
+    name = fresh_databases()
+    yield with_database(postgres_url, name)
     with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
-        yield with_database(postgres_url, name)
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
