@@ -180,6 +180,7 @@ class CreditIndex:
             self._plain_tickets[known.session_id].append(known)
 
     def _apply_served(self, position: int, epoch: int, event: SegmentsServed) -> None:
+        facts = []  # all of the event's or none
         for i, judged in enumerate(event.judged):
             if judged.verdict != Verdict.ACCEPTED:
                 continue
@@ -197,7 +198,8 @@ class CreditIndex:
                 units=judged.units,
                 credited_bytes=judged.credited_bytes,
             )
-            self._facts.append(_Fact(position, epoch, claim))
+            facts.append(_Fact(position, epoch, claim))
+        self._facts.extend(facts)
 
     def _apply_observed(self, position: int, epoch: int, event: SessionObserved) -> None:
         """Each sequence counts once, for the newest ticket of the session that covers it."""
