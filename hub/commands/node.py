@@ -4,9 +4,11 @@ Invariant: what is printed on stdout is data (or, with --json, one JSON object);
 """
 
 import asyncio
+import logging
 import signal
 import socket
 import sys
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
@@ -126,8 +128,6 @@ def status_command(data_dir: DataDir = None, as_json: Json = False) -> None:
     if running is None:
         raise NodeError("the node is not running: start it with `streamrp2p node run`", 10)
     key = _guard(lambda: load_or_create_key(folder))
-    import time
-
     signed = sign_request(key, "GET", "/health", b"", now_s=int(time.time()))
     try:
         with httpx2.Client(timeout=5.0, trust_env=False) as http:
@@ -144,6 +144,8 @@ def status_command(data_dir: DataDir = None, as_json: Json = False) -> None:
 def _folder(data_dir: Path | None) -> Path:
     settings = load_settings()
     configure_logging(json=settings.log_json, level=settings.log_level)
+    for name in ("httpx2", "httpcore2"):  # they log every request
+        logging.getLogger(name).setLevel(logging.WARNING)
     return (data_dir or settings.data_dir) / "node"
 
 

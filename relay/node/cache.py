@@ -16,6 +16,8 @@ from uuid import UUID
 
 import structlog
 
+from relay.node.hub_client import HubError
+
 log = structlog.get_logger()
 
 MAX_PULLS: Final = 16
@@ -71,19 +73,31 @@ class SegmentCache:
         if kept is not None:
             self._kept.move_to_end(name)
             return kept
-        pull = self._pulls.get(name)
-        if pull is None:
-            if len(self._pulls) >= MAX_WAITING_PULLS:
-                raise Busy
-            pull = self._pulls[name] = asyncio.create_task(self._pull(name))
-            pull.add_done_callback(lambda task: self._pulled(name, task))
-        return await asyncio.shield(pull)  # one viewer going away does not stop the pull for the others
+        joined = name in self._pulls
+        try:
+            return await asyncio.shield(
+                self._pulling(name)
+            )  # one viewer going away does not stop it for the others
+        except HubError as e:
+            if not (joined and e.status == 404):
+                raise
+        # The pull had begun before this request, perhaps before the segment was published.
+        return await asyncio.shield(self._pulling(name))
 
     async def close(self) -> None:
         pulls = list(self._pulls.values())
         for pull in pulls:
             pull.cancel()
         await asyncio.gather(*pulls, return_exceptions=True)
+
+    def _pulling(self, name: tuple[UUID, int]) -> asyncio.Task[Cached]:
+        pull = self._pulls.get(name)
+        if pull is None:
+            if len(self._pulls) >= MAX_WAITING_PULLS:
+                raise Busy
+            pull = self._pulls[name] = asyncio.create_task(self._pull(name))
+            pull.add_done_callback(lambda task: self._pulled(name, task))
+        return pull
 
     def _pulled(self, name: tuple[UUID, int], task: asyncio.Task[Cached]) -> None:
         del self._pulls[name]

@@ -16,7 +16,7 @@ from relay.node.hub_client import HubError
 
 WATCHED_S: Final = 15.0
 RETRY_S: Final = 0.5
-MAX_RENDITIONS: Final = 16
+MAX_RENDITIONS: Final = 8  # each may hold one of the cache's pulls while the hub waits for the next segment
 
 
 @dataclass(slots=True)

@@ -163,14 +163,18 @@ class _Node:
         try:
             async with asyncio.TaskGroup() as tasks:
                 serving = tasks.create_task(server.serve(sockets=[listener]))
-                tasks.create_task(self.sender.run(stop))
-                tasks.create_task(self.heartbeat.run(stop))
+                sending = tasks.create_task(self.sender.run(stop))
+                beating = tasks.create_task(self.heartbeat.run(stop))
                 ready(self._profile, self._port)
                 await stop.wait()
                 await self.prefetcher.close()
                 server.should_exit = True
                 await serving
-            await self._flush()
+                beating.cancel()
+                await asyncio.wait({sending}, timeout=FLUSH_S)  # a batch may be under way
+                sent_nothing_more = sending.cancel()
+            if not sent_nothing_more:
+                await self._flush()
         finally:
             await self.prefetcher.close()
             await self.cache.close()

@@ -6,7 +6,9 @@ with the first segment, had to wait for the next one.
 
 import asyncio
 import contextlib
+import functools
 import hashlib
+import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Coroutine
@@ -25,6 +27,12 @@ HUB_PATIENCE_S: Final = 10.0
 LIVE_EDGE: Final = (
     3  # a player starts this many segments before the end of the playlist (RFC 8216 section 6.3.3)
 )
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """One for all viewers of the process: reading the certificates takes longer than a segment."""
+    return httpx2.create_ssl_context(trust_env=False)
 
 
 class ViewerError(Exception):
@@ -76,6 +84,7 @@ class Player:
             timeout=httpx2.Timeout(HUB_PATIENCE_S, connect=3.0),
             headers={"accept-encoding": "identity"},
             trust_env=False,
+            verify=_tls(),
         )
 
     async def __aenter__(self) -> Self:

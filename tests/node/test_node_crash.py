@@ -9,6 +9,7 @@ import time
 import httpx2
 from stand_in_hub import CODE, StandInHub
 
+from hub.commands.node import _describe
 from ledger.keys import KeyPair
 from relay.viewers.cheat import claim
 
@@ -36,12 +37,16 @@ def until(condition, timeout_s=10.0):
 
 def test_killed_between_spool_and_batch_the_receipt_is_sent_after_the_restart(hub, node_process, tmp_path):
     node = node_process(tmp_path, hub.url, CODE, "--send-interval", "60")
-    receipt_at_node(hub, node.url)
+    ticket, _ = receipt_at_node(hub, node.url)
     node.end(signal.SIGKILL)
     assert hub.credits == set()
-    node_process(tmp_path, "--send-interval", "0.2")
+    node = node_process(tmp_path, "--send-interval", "0.2")
     until(lambda: len(hub.credits) == 3)
     assert hub.verdicts == ["accepted"]
+    # The viewer goes on with its old ticket: the restarted node still knows that it served with it.
+    more = claim(ticket, {s: hub.media[s] for s in range(100, 104)}, VIEWER, counter=2).encode()
+    assert httpx2.post(f"{node.url}/receipts", content=more, trust_env=False).status_code == 204
+    until(lambda: len(hub.credits) == 4)
 
 
 def test_killed_between_batch_and_answer_the_resend_is_a_duplicate_only(hub, node_process, tmp_path):
@@ -58,29 +63,13 @@ def test_killed_between_batch_and_answer_the_resend_is_a_duplicate_only(hub, nod
     assert len(hub.credits) == 3
 
 
-def test_after_a_kill_the_viewers_old_ticket_still_brings_receipts(hub, node_process, tmp_path):
-    node = node_process(tmp_path, hub.url, CODE, "--send-interval", "0.2")
-    ticket, _ = receipt_at_node(hub, node.url, 2)
-    node.end(signal.SIGKILL)
-    node = node_process(tmp_path, "--send-interval", "0.2")
-    more = claim(ticket, {s: hub.media[s] for s in (100, 101, 102)}, VIEWER, counter=2).encode()
-    assert httpx2.post(f"{node.url}/receipts", content=more, trust_env=False).status_code == 204
-    until(lambda: len(hub.credits) == 3)
-
-
-def test_answers_that_fail_or_get_lost_are_sent_again_until_answered(hub, node_process, tmp_path):
+def test_lost_answers_and_a_hub_restart_cost_nothing(hub, node_process, tmp_path):
     hub.refuse_batches, hub.lose_answers = 1, 1
     node = node_process(tmp_path, hub.url, CODE, "--send-interval", "0.2")
-    receipt_at_node(hub, node.url)
+    ticket, _ = receipt_at_node(hub, node.url, 1)
     until(lambda: len(hub.verdicts) == 2)
     time.sleep(0.6)
-    assert hub.verdicts == ["accepted", "duplicate"]  # done but reported as failed, then done
-
-
-def test_the_hub_may_restart(hub, node_process, tmp_path):
-    node = node_process(tmp_path, hub.url, CODE, "--send-interval", "0.2")
-    ticket, _ = receipt_at_node(hub, node.url, 1)
-    until(lambda: len(hub.credits) == 1)
+    assert hub.verdicts == ["accepted", "duplicate"]  # done but reported as failed, then answered
     hub.stop()
     with httpx2.Client(base_url=node.url, trust_env=False) as client:
         target = f"/segments/{hub.rendition}/100.ts?t={ticket.encode_url()}"
@@ -92,36 +81,30 @@ def test_the_hub_may_restart(hub, node_process, tmp_path):
         until(lambda: len(hub.credits) == 2)
 
 
-def test_a_clean_stop_sends_what_it_has_and_exits_0(hub, node_process, tmp_path):
-    for number in (signal.SIGTERM, signal.SIGINT):
-        hub.credits.clear()
-        hub.verdicts.clear()
-        node = node_process(tmp_path, hub.url, CODE, "--send-interval", "60")
-        receipt_at_node(hub, node.url)
-        began = time.monotonic()
-        assert node.end(number) == 0
-        assert time.monotonic() - began < 6
-        assert hub.verdicts == ["accepted"]
-
-
-def test_status_shows_traffic_receipts_and_earnings(hub, node_process, tmp_path):
-    node = node_process(tmp_path, hub.url, CODE, "--send-interval", "0.2")
+def test_status_is_told_and_a_clean_stop_sends_what_is_left(hub, node_process, tmp_path):
+    node = node_process(tmp_path, hub.url, CODE, "--send-interval", "2")
     receipt_at_node(hub, node.url)
     until(lambda: hub.verdicts == ["accepted"] and len(hub.heartbeats) > 0)
-    time.sleep(0.3)
-    command = [sys.executable, "-m", "hub.cli", "node", "status", "--data-dir", str(tmp_path)]
-    shown = json.loads(subprocess.run([*command, "--json"], capture_output=True, check=True).stdout)
+    command = [sys.executable, "-m", "hub.cli", "node", "status", "--json", "--data-dir", str(tmp_path)]
+    shown = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     assert shown["receipts"]["verdicts"] == {"accepted": 1}
     assert shown["traffic"]["segments"] == 3
     assert shown["earned"]["pending_micro"] == 1_500_000
-    text = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-    assert "1.500000 pending, 0.000020 available" in text
-    assert "helping 1 viewers now" in text
-
-
-def test_a_second_node_on_the_same_folder_is_refused(hub, node_process, tmp_path):
-    node_process(tmp_path, hub.url, CODE)
+    assert "1.500000 pending, 0.000020 available" in _describe(shown)
     command = [sys.executable, "-m", "hub.cli", "node", "run", "--port", "0", "--data-dir", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    assert done.returncode == 1
-    assert "already running" in done.stderr
+    second = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert second.returncode == 1
+    assert "already running" in second.stderr
+    receipt_at_node(hub, node.url)
+    assert node.end(signal.SIGINT) == 0
+    assert hub.verdicts == ["accepted", "accepted"]
+
+
+def test_a_stop_does_not_wait_for_a_hub_that_hangs(hub, node_process, tmp_path):
+    hub.hold_batches_s = 60.0
+    node = node_process(tmp_path, hub.url, CODE, "--send-interval", "0.2")
+    receipt_at_node(hub, node.url)
+    until(lambda: hub.verdicts == ["accepted"])
+    began = time.monotonic()
+    assert node.end(signal.SIGTERM) == 0
+    assert time.monotonic() - began < 8
