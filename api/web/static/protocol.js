@@ -34,9 +34,13 @@ export async function sha256(bytes) {
 }
 
 function fromBase64Url(text) {
-  if (text.length > 2 * TICKET_BYTES || !/^[A-Za-z0-9_-]*$/.test(text)) throw new WireError("not base64url");
-  const raw = atob(text.replaceAll("-", "+").replaceAll("_", "/"));
-  return Uint8Array.from(raw, (c) => c.charCodeAt(0));
+  if (text.length > 2 * TICKET_BYTES) throw new WireError("ticket text is too long");
+  try {
+    const raw = atob(text.replaceAll("-", "+").replaceAll("_", "/"));
+    return Uint8Array.from(raw, (c) => c.charCodeAt(0));
+  } catch {
+    throw new WireError("ticket text is not base64url");
+  }
 }
 
 function sequenceAt(view, offset) {
