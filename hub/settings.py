@@ -87,9 +87,6 @@ class Settings(BaseSettings):
         description="unit of account: 2 to 12 capitals or digits, such as EUR",
     )
     epoch_length_s: int = Field(3600, ge=1, le=604_800, description="settlement window, 1 second to 7 days")
-    hold_s: int = Field(
-        259_200, ge=0, le=31_536_000, description="how long earnings stay pending, in seconds"
-    )
     publish_grace_s: int = Field(
         15, ge=0, le=300, description="seconds a creator may take to reconnect, 0 to 300"
     )

@@ -126,7 +126,7 @@ def welcome(settings: Settings, told: dict[str, str | None], *, complete: bool =
     lines.append(f"    VLC         {base}/live/{slug}.m3u8")
     if told["invite_code"]:
         lines += ["", "  A friend joins with"]
-        lines.append(f"    streamrp2p node join {base} {told['invite_code']}")
+        lines.append(f"    streamrp2p node run {base} {told['invite_code']}")
     if told["operator_token"]:
         lines += ["", "  Operator's API token " + shown_once, f"    {told['operator_token']}"]
     if complete:
