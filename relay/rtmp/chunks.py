@@ -12,6 +12,10 @@ MAX_CHUNK_BYTES: Final = 1 << 20
 MAX_MESSAGE_BYTES: Final = 8 << 20  # a key frame of 4K at a very high quality is about 2 MiB
 MAX_HELD_BYTES: Final = 12 << 20  # unfinished messages over all chunk streams of a connection
 MAX_CHUNK_STREAMS: Final = 64  # encoders use four or five
+# Control, audio, video, data, shared objects, commands (section 7.1). Anything else means that the bytes are not RTMP,
+# or that we lost our place in them, and the sooner that is seen the less is lost in a wrong length.
+KNOWN_TYPES: Final = frozenset({1, 2, 3, 4, 5, 6, 8, 9, 15, 16, 17, 18, 19, 20})
+MAX_STREAM_ID: Final = 64  # the server gives out 1; some encoders count on
 _EXTENDED: Final = 0xFFFFFF
 
 
@@ -146,6 +150,8 @@ class ChunkReader:
         begins = not stream.open
         if not begins and fmt < 3:
             raise RtmpError(f"chunk stream {chunk_stream_id} starts a message inside another")
+        if type_id not in KNOWN_TYPES or stream_id > MAX_STREAM_ID:
+            raise RtmpError(f"message type {type_id} on stream {stream_id} is not RTMP, or not supported")
         if length > MAX_MESSAGE_BYTES:
             raise RtmpError(f"a message of {length} bytes; at most {MAX_MESSAGE_BYTES} are accepted")
         body_bytes = min(self.chunk_bytes, length - len(stream.payload))

@@ -116,6 +116,7 @@ class ServerConnection:
             self._reader.feed(data)
             self._parse(events)
         except (RtmpError, amf.AmfError) as e:
+            self.fail_publish(str(e))
             self._state = _State.CLOSED
             events.append(Violation(str(e)))
         return events
@@ -193,8 +194,7 @@ class ServerConnection:
             self._command(amf.decode(self._bounded(payload[1:] if kind == 17 else payload)), events)
         elif kind in (15, 18):
             self._data(amf.decode(self._bounded(payload[1:] if kind == 15 else payload)), events)
-        elif kind not in (16, 19):  # shared objects: nothing an encoder needs
-            raise RtmpError(f"message type {kind} is not RTMP, or not supported")
+        # 16 and 19, shared objects: nothing an encoder needs
 
     @staticmethod
     def _bounded(payload: bytes) -> bytes:

@@ -36,7 +36,7 @@ def test_another_protocol_is_refused_at_its_first_byte():
 
 
 def test_media_that_is_sent_early_is_not_parsed_before_the_key_is_accepted():
-    connection, events = publishing(rtmp.chunk(4, 8, 0, b"\xaf\x00\x12\x10", stream_id=1))
+    _connection, events = publishing(rtmp.chunk(4, 8, 0, b"\xaf\x00\x12\x10", stream_id=1))
     assert events == [Audio(0, b"\xaf\x00\x12\x10")]
 
 
