@@ -140,9 +140,9 @@ class Life:
     def receipt(
         self, ticket: SignedTicket, signer: str, sequences: list[int], *, wrong_digest: bool = False
     ) -> bytes:
-        """`sequences` count from the first of the broadcast."""
+        """`sequences` count from the first of the ticket."""
         self.serial += 1
-        base = self.broadcast.first_sequence
+        base = ticket.ticket.first_sequence
         absolute = [base + s for s in sequences]
         digest = fold_digests(
             segment_digest(ticket.ticket.nonce, self.media[s]) for s in absolute if s in self.media
