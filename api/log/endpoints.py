@@ -27,9 +27,7 @@ _ANEW: Final = "no-cache"
 
 
 @router.get("/{path:path}", responses=responses(), response_class=Response)
-def published(
-    path: str, at: ServicesDep, if_none_match: Annotated[str | None, Header()] = None
-) -> Response:
+def published(path: str, at: ServicesDep, if_none_match: Annotated[str | None, Header()] = None) -> Response:
     """`checkpoint`, `tile/<level>/<index>[.p/<width>]`, `tile/entries/<index>[.p/<width>]`."""
     match = _TILE.fullmatch(path)
     if match is None and path != _CHECKPOINT:

@@ -60,7 +60,7 @@ def create_invite(body: CreateInvite, at: ServicesDep, _: Operator) -> InviteCre
         friend_id=friend_id,
         friend_token=token,
         friend_url=f"{base}/friend#{token}",
-        command=f"streamrp2p node join {base} {code}",
+        command=f"streamrp2p node run {base} {code}",
         expires_us=expires_us,
     )
 

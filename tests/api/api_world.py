@@ -45,7 +45,12 @@ def new_key() -> KeyPair:
 
 class World:
     def __init__(
-        self, ledger: Ledger, database_url: str, redis_url: str | None, log_folder: Path, rules: Rules | None = None
+        self,
+        ledger: Ledger,
+        database_url: str,
+        redis_url: str | None,
+        log_folder: Path,
+        rules: Rules | None = None,
     ) -> None:
         self.ledger = ledger
         self.now_us = T0

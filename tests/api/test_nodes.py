@@ -26,7 +26,9 @@ def join(client: TestClient, world: World, key: KeyPair, code: str, **fields: An
 
 def beat(client: TestClient, world: World, key: KeyPair, **fields: Any) -> Any:
     body = {"url": None, "port": 9000, "viewers": 2, "uploaded_bytes": 10} | fields
-    return client.post("/api/nodes/me/heartbeat", **world.signed(key, "POST", "/api/nodes/me/heartbeat", body))
+    return client.post(
+        "/api/nodes/me/heartbeat", **world.signed(key, "POST", "/api/nodes/me/heartbeat", body)
+    )
 
 
 @pytest.fixture
@@ -75,7 +77,15 @@ def test_a_node_says_its_own_url(client: TestClient, world: World, key: KeyPair)
     join(client, world, key, invite(client, world)["code"])
     beat(client, world, key, url="https://attic.example.org/")
     assert world.liveness.last(node_id(key.public_key)).url == "https://attic.example.org"
-    for bad in ("ftp://x", "http://u:p@x", "http://x/?a=1", "http://", "javascript:alert(1)", "http://x\n#", "http://[x"):
+    for bad in (
+        "ftp://x",
+        "http://u:p@x",
+        "http://x/?a=1",
+        "http://",
+        "javascript:alert(1)",
+        "http://x\n#",
+        "http://[x",
+    ):
         assert beat(client, world, key, url=bad).status_code == 422, bad
 
 
@@ -110,7 +120,9 @@ def test_a_node_that_moves_to_another_network_is_recorded_as_moved(
     assert world.ledger.load(Node, nid).network != before
 
 
-def test_a_suspended_node_hears_so_and_gets_no_viewers(client: TestClient, world: World, key: KeyPair) -> None:
+def test_a_suspended_node_hears_so_and_gets_no_viewers(
+    client: TestClient, world: World, key: KeyPair
+) -> None:
     join(client, world, key, invite(client, world)["code"])
     beat(client, world, key)
     suspend(world.ledger, node_id(key.public_key), reason="wrong bytes", at_us=world.now_us)
@@ -118,7 +130,9 @@ def test_a_suspended_node_hears_so_and_gets_no_viewers(client: TestClient, world
     assert world.liveness.alive(now_us=world.now_us) == {}
 
 
-def test_a_request_that_the_node_did_not_sign_is_refused(client: TestClient, world: World, key: KeyPair) -> None:
+def test_a_request_that_the_node_did_not_sign_is_refused(
+    client: TestClient, world: World, key: KeyPair
+) -> None:
     join(client, world, key, invite(client, world)["code"])
     body = {"url": None, "port": 9000, "viewers": 1, "uploaded_bytes": 0}
     path = "/api/nodes/me/heartbeat"

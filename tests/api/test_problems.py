@@ -51,7 +51,9 @@ def test_every_error_is_a_problem(
     assert response.json()["status"] == status
 
 
-def test_a_wrong_field_is_named_and_its_value_is_not_echoed(still_client: TestClient, still_world: World) -> None:
+def test_a_wrong_field_is_named_and_its_value_is_not_echoed(
+    still_client: TestClient, still_world: World
+) -> None:
     response = still_client.post("/api/streams", json={"slug": "SECRET!"}, headers=still_world.operator)
     assert response.json()["fields"][0]["field"] == "body.slug"
     assert "SECRET" not in response.text
@@ -70,7 +72,9 @@ def test_a_bug_is_a_problem_too_and_says_nothing(world: World, monkeypatch: pyte
     assert "secret" not in response.text
 
 
-def test_an_absent_ledger_is_transient(client: TestClient, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absent_ledger_is_transient(
+    client: TestClient, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def away(*_args: object) -> None:
         raise Unavailable("no route to host")
 

@@ -88,7 +88,9 @@ def test_malformed_bodies_are_named_as_such(client: TestClient, world: World, no
 
 
 def test_a_batch_of_a_node_that_never_joined_is_refused(client: TestClient, world: World) -> None:
-    response = client.post("/api/receipts/batches", content=Batch.sign(new_key(), 0, 1, [b"r" * 205]).encode())
+    response = client.post(
+        "/api/receipts/batches", content=Batch.sign(new_key(), 0, 1, [b"r" * 205]).encode()
+    )
     assert response.json()["type"] == "/problems/unknown-node"
 
 

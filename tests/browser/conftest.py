@@ -27,7 +27,18 @@ def segments(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     video = f"testsrc2=size=426x240:rate=24:duration={SEGMENTS}"
     sound = f"sine=frequency=440:duration={SEGMENTS}"
     command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", video, "-f", "lavfi", "-i", sound]
-    command += ["-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-g", "24", "-sc_threshold", "0"]
+    command += [
+        "-c:v",
+        "libx264",
+        "-preset",
+        "ultrafast",
+        "-pix_fmt",
+        "yuv420p",
+        "-g",
+        "24",
+        "-sc_threshold",
+        "0",
+    ]
     command += ["-c:a", "aac", "-f", "segment", "-segment_time", str(SEGMENT_S), "-segment_format", "mpegts"]
     subprocess.run([*command, str(folder / "%04d.ts")], check=True, timeout=120)
     return [path.read_bytes() for path in sorted(folder.glob("*.ts"))]

@@ -52,7 +52,9 @@ class Served:
         self._thread.join(10)
 
 
-async def answer(send: Any, status: int, body: bytes = b"", kind: bytes = b"application/octet-stream") -> None:
+async def answer(
+    send: Any, status: int, body: bytes = b"", kind: bytes = b"application/octet-stream"
+) -> None:
     headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *CORS]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

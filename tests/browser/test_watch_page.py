@@ -55,7 +55,9 @@ def played_s(page: Page) -> float:
     return float(page.evaluate("document.querySelector('video').currentTime"))
 
 
-def test_the_page_plays_signs_for_what_arrived_and_says_who_carries_it(page: Page, hub: Hub, node: Node) -> None:
+def test_the_page_plays_signs_for_what_arrived_and_says_who_carries_it(
+    page: Page, hub: Hub, node: Node
+) -> None:
     until(lambda: played_s(page) > 0.5, 15, "the video starts", page)
     start_s = played_s(page)
     page.wait_for_timeout(3_000)
