@@ -74,11 +74,14 @@ def _read_kept(path: Path) -> str:
 def _show(report: Report) -> None:
     console = Console()
     table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # a key that is cut off cannot be compared
     counts = report.counts
     rows = {
         "log": report.origin,
         "checkpoint": f"{report.size:,} events, root {report.root}",
-        "key": f"{report.vkey}{'' if report.pinned else '  (the log says so itself: pin it with --vkey)'}",
+        "key": report.vkey,
+        "key given by": "you" if report.pinned else "the log itself: pin it with --vkey",
         "consistent with": ""
         if report.consistent_with is None
         else f"{report.consistent_with:,} events, as you kept",
@@ -94,7 +97,7 @@ def _show(report: Report) -> None:
     for name, value in rows.items():
         if value:
             table.add_row(name, value)
-    console.print(table, soft_wrap=True)
+    console.print(table)
     problem = report.problem
     if problem is None:
         console.print("[bold green]Everything holds.[/]")
