@@ -18,7 +18,7 @@ from projections.rebuild import rebuild
 from projections.runner import Runner
 
 moves = st.lists(st.tuples(st.sampled_from(sorted(MOVES)), st.integers(0, 200)), max_size=40)
-some = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+some = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class Killed(BaseException):

@@ -256,7 +256,7 @@ def test_a_rebuild_beside_a_running_runner_ends_with_the_same_rows(
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        for _ in range(5):
+        for _ in range(3):
             rebuild(ledger, own_engine, PROJECTIONS, batch_events=7)
     finally:
         stop.set()
@@ -283,7 +283,7 @@ def test_readers_never_meet_an_empty_or_missing_table_during_a_rebuild(
 
     reader = threading.Thread(target=look)
     reader.start()
-    for _ in range(10):
+    for _ in range(4):
         rebuild(ledger, own_engine, PROJECTIONS)
     stop.set()
     reader.join()
