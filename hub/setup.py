@@ -13,18 +13,24 @@ from hub.bootstrap import FirstRun, first_run
 from hub.logs import configure_logging
 from hub.settings import Settings, load_settings
 from ledger.application import Ledger
-from ledger.store.database import connect_pool
+from ledger.store.database import connect_pool, create_sql_engine
 from ledger.store.migrate import migrate
+from projections.runner import Runner
 
 
 def set_up(settings: Settings) -> FirstRun:
-    """Migrate and complete the first run. Idempotent."""
+    """Migrate and complete the first run, with the read models that the first page asks for. Idempotent."""
     database_url = settings.resolved_database_url()
     migrate(database_url)
     ledger = Ledger(database_url)
     try:
         with connect_pool(database_url) as pool:
-            return first_run(settings, ledger, Directory(pool))
+            told = first_run(settings, ledger, Directory(pool))
+        if told.stream_key is not None:  # later, the worker sees to them without holding up the start
+            engine = create_sql_engine(database_url)
+            Runner(ledger, engine).prepare()
+            engine.dispose()
+        return told
     finally:
         ledger.close()
 
