@@ -111,6 +111,8 @@ def _problems(outcome: Outcome) -> list[str]:
         found.append("the audit failed")
     if sum(outcome.balances.values()) != 0:
         found.append("the accounts do not sum to zero")
+    if {a: v for a, v in outcome.balances.items() if v} != outcome.audit.get("balances"):
+        found.append("the auditor's balances are not the hub's")
     credited = {n["friend_id"] for n in outcome.nodes if n["credited_bytes"]}
     if not credited or credited != {line["friend_id"] for line in outcome.paid}:
         found.append("not exactly those who delivered were paid")

@@ -228,6 +228,8 @@ class Story:
         self.outcome.nodes = await self._nodes()
 
     async def _pay(self) -> None:
+        for friend in self.outcome.friends:
+            await self._streamrp2p("payout", "destination", friend.friend_id, f"account of {friend.name}")
         planned = json.loads(await self._streamrp2p("payout", "plan", "--rail", "csv", "--json"))
         batch = str(planned["batch_id"])
         await self._streamrp2p("payout", "approve", batch, "--operator", "demo")
@@ -244,7 +246,9 @@ class Story:
                 await asyncio.sleep(0.3)
         self._say("An auditor replays the published log, believing nobody")
         self.outcome.balances = {row["account"]: row["amount_micro"] for row in rows}
-        audited = await self._streamrp2p("audit", f"{self._base}/log", "--json", ok=(0, 5))
+        answer = await self._http.get(f"{self._base}/log/vkey")
+        vkey = answer.text.strip()
+        audited = await self._streamrp2p("audit", f"{self._base}/log", "--vkey", vkey, "--json", ok=(0, 5))
         self.outcome.audit = json.loads(audited)
 
     async def _published_size(self) -> int:
