@@ -1,7 +1,7 @@
 """The published log as static files (c2sp.org/tlog-tiles): what an auditor downloads.
 
 Invariant: only paths of the tile format are looked up, so nothing outside the folder can be named. A full tile never
-changes and says so to every cache; the checkpoint and partial tiles are asked for anew each time.
+changes and says so to every cache; the checkpoint, the key and partial tiles are asked for anew each time.
 """
 
 import hashlib
@@ -21,17 +21,17 @@ _LEVEL: Final = r"(?:entries|[0-9]|[1-5][0-9]|6[0-3])"
 _TILE: Final = re.compile(
     rf"tile/{_LEVEL}/{_INDEX}(?P<partial>\.p/(?:[1-9]|[1-9][0-9]|1[0-9]{{2}}|2[0-4][0-9]|25[0-5]))?"
 )
-_CHECKPOINT: Final = "checkpoint"
+_TEXTS: Final = frozenset({"checkpoint", "vkey"})
 _FOREVER: Final = "public, max-age=31536000, immutable"
 _ANEW: Final = "no-cache"
 
 
 @router.get("/{path:path}", responses=responses(), response_class=Response)
 def published(path: str, at: ServicesDep, if_none_match: Annotated[str | None, Header()] = None) -> Response:
-    """`checkpoint`, `tile/<level>/<index>[.p/<width>]`, `tile/entries/<index>[.p/<width>]`."""
+    """`checkpoint`, `vkey`, `tile/<level>/<index>[.p/<width>]`, `tile/entries/<index>[.p/<width>]`."""
     match = _TILE.fullmatch(path)
-    if match is None and path != _CHECKPOINT:
-        raise not_found("the log has checkpoint and tile/...")
+    if match is None and path not in _TEXTS:
+        raise not_found("the log has checkpoint, vkey and tile/...")
     data = _read(at.log_folder / path)
     if data is None:
         raise not_found("not published (yet)")

@@ -14,7 +14,6 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from api.deps import ServicesDep
-from ledger.services import crew
 
 HERE: Final = Path(__file__).parent
 # Nodes are anywhere: segments may come from any http(s) address. The player's media are blobs, its worker is ours.
@@ -73,20 +72,23 @@ def watch(slug: str, at: ServicesDep) -> Response:
 
 @router.get("/audit")
 def audit(at: ServicesDep) -> Response:
-    try:
-        checkpoint = (at.log_folder / "checkpoint").read_text("utf-8")
-    except FileNotFoundError:
-        checkpoint = ""
+    checkpoint, vkey = _published(at.log_folder / "checkpoint"), _published(at.log_folder / "vkey")
     lines = checkpoint.splitlines()
-    keys = crew.crew(at.ledger).public_keys("log")
     return _page(
         "audit.html",
         crew_name=at.settings.crew_name,
         base=at.settings.public_url,
         checkpoint=checkpoint,
         size=int(lines[1]) if len(lines) > 1 and lines[1].isdecimal() else 0,
-        log_keys=[k.public_key.hex() for k in keys if not k.retired],
+        vkey=vkey.strip(),
     )
+
+
+def _published(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        return ""
 
 
 @router.get("/friend")
