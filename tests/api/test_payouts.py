@@ -1,0 +1,82 @@
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from api_world import World
+from fastapi.testclient import TestClient
+from test_streams import register
+
+from ledger.aggregates.book import Book
+from ledger.events import Posting, SettlementLine, Transfer
+from ledger.ids import BOOK_ID
+from ledger.money import budget_account, friend_account
+from ledger.services import budgets
+from ledger.services.destinations import set_destination
+from ledger.settlement import Page
+
+AMOUNT_MICRO = 3_000_000
+
+
+@pytest.fixture
+def friend_id(client: TestClient, world: World, database_url: str) -> UUID:
+    """A friend with money available and a place to send it to."""
+    friend_id, stream_id = uuid4(), UUID(register(client, world)["stream_id"])
+    at_us = world.now_us
+    budgets.deposit(world.ledger, stream_id, amount_micro=10 * AMOUNT_MICRO, reference="first", at_us=at_us)
+    line = SettlementLine(stream_id, uuid4(), friend_id, "delivery", 1, 1, 1, 1, AMOUNT_MICRO)
+    postings = (
+        Posting(budget_account(stream_id), -AMOUNT_MICRO),
+        Posting(friend_account(friend_id, "pending"), AMOUNT_MICRO),
+    )
+    page = Page(lines=(line,), transfers=(Transfer("settlement", postings),))
+    book = world.ledger.load(Book, BOOK_ID)
+    book.settle_epoch(0, log_to=world.ledger.size(), pages=[page], at_us=at_us)
+    book.release_hold(0, at_us=at_us)
+    world.ledger.save(book)
+    with psycopg.connect(database_url, options="-c search_path=crew_main") as connection:
+        set_destination(connection, friend_id, "DE02120300000000202051", salt=b"s" * 16)
+    return friend_id
+
+
+def post(client: TestClient, world: World, path: str, body: Any = None) -> Any:
+    return client.post(f"/api/payouts{path}", json=body, headers=world.operator)
+
+
+def test_a_payout_is_planned_approved_and_shown(client: TestClient, world: World, friend_id: UUID) -> None:
+    size = world.ledger.size()
+    dry = post(client, world, "", {"dry_run": True}).json()
+    assert (dry["batch_id"], dry["total_micro"], world.ledger.size()) == (None, AMOUNT_MICRO, size)
+    plan = post(client, world, "", {})
+    assert plan.status_code == 201
+    batch_id = plan.json()["batch_id"]
+    assert plan.json()["lines"] == [{"line": 1, "friend_id": str(friend_id), "amount_micro": AMOUNT_MICRO}]
+    assert post(client, world, "", {}).status_code == 409
+    assert post(client, world, f"/{batch_id}/approve").json()["state"] == "approved"
+    world.project()
+    shown = client.get(f"/api/payouts/{batch_id}", headers=world.operator).json()
+    assert shown["decided_by"].startswith("token:")
+    assert shown["lines"][0]["state"] == "planned"
+    assert [p["batch_id"] for p in client.get("/api/payouts", headers=world.operator).json()["payouts"]] == [
+        batch_id
+    ]
+    assert "DE0212" not in str(shown)
+
+
+def test_what_is_below_the_threshold_waits(client: TestClient, world: World, friend_id: UUID) -> None:
+    plan = post(client, world, "", {"threshold_micro": AMOUNT_MICRO + 1}).json()
+    waiting = {"friend_id": str(friend_id), "amount_micro": AMOUNT_MICRO, "reason": "below_threshold"}
+    assert (plan["batch_id"], plan["waiting"]) == (None, [waiting])
+
+
+def test_a_planned_payout_may_be_cancelled(client: TestClient, world: World, friend_id: UUID) -> None:
+    batch_id = post(client, world, "", {}).json()["batch_id"]
+    assert post(client, world, f"/{batch_id}/cancel", {"reason": "wrong rail"}).json()["state"] == "cancelled"
+    refused = post(client, world, f"/{batch_id}/approve")
+    assert refused.json()["type"] == "/problems/not-allowed"
+    assert post(client, world, f"/{uuid4()}/approve").status_code == 404
+
+
+def test_only_operators_see_payouts(client: TestClient, world: World) -> None:
+    assert client.get("/api/payouts").status_code == 401
+    assert client.post("/api/payouts", json={}).status_code == 401
