@@ -65,7 +65,7 @@ class TagSink(Protocol):
         """A codec configuration, in force from `at_ms` on."""
         ...
 
-    def frame(self, tag: bytes, *, key: bool) -> None: ...
+    def frame(self, kind: int, at_ms: int, body: bytes, *, key: bool) -> None: ...
 
 
 class Packager:
@@ -200,7 +200,7 @@ class Packager:
         shown_later = min(max(tag.composition_ms, 0), MAX_COMPOSITION_MS) * _TICKS_PER_MS
         self._frames.append(Frame(True, tag.key, dts, dts + shown_later, data))
         self._bytes += len(data)
-        self._tags.frame(flv.tag(flv.VIDEO, out, body), key=tag.key)
+        self._tags.frame(flv.VIDEO, out, body, key=tag.key)
 
     def _audio_frame(self, timestamp: int, data: bytes, body: bytes) -> None:
         if self._audio is None:
@@ -224,7 +224,7 @@ class Packager:
         self._frames.append(Frame(False, True, dts, dts, framed))
         self._bytes += len(framed)
         self._check_caps(dts)
-        self._tags.frame(flv.tag(flv.AUDIO, out, body), key=False)
+        self._tags.frame(flv.AUDIO, out, body, key=False)
 
     def _audio_time(self, stamped: int, config: AacConfig) -> int:
         """Timestamps have whole milliseconds and AAC frames do not: count samples, and follow only real changes."""

@@ -26,8 +26,10 @@ class Timeline:
     _offset: int = 0  # out = unwrapped in + offset
     _raw: int | None = None  # the last timestamp in, of either track
     _unwrapped: int = 0
-    _track_in: dict[bool, int] = field(default_factory=dict)  # unwrapped, by track (True: video)
-    _track_out: dict[bool, int] = field(default_factory=dict)
+    _in: list[int | None] = field(
+        default_factory=lambda: [None, None]
+    )  # the last of sound and picture, unwrapped
+    _out: list[int] = field(default_factory=lambda: [-1, -1])  # the last of sound and picture
 
     def restart(self) -> None:
         """Another encoder continues: its clock has nothing to do with the one before."""
@@ -35,21 +37,20 @@ class Timeline:
 
     def place(self, timestamp: int, *, video: bool) -> tuple[int, bool]:
         """Where a frame goes, and whether the encoder's clock jumped before it."""
-        if self._raw is None:
-            jumped, ahead = False, 0
-        else:
+        jumped = False
+        if self._raw is not None:
             ahead = _signed(timestamp - self._raw)
-            back = self._unwrapped + ahead - self._track_in.get(video, self._unwrapped + ahead)
-            jumped = ahead > GAP_MS or ahead < -APART_MS or back < -BACK_MS
+            self._unwrapped += ahead
+            last = self._in[video]
+            back = last is not None and self._unwrapped < last - BACK_MS
+            jumped = back or not -APART_MS <= ahead <= GAP_MS
         if self._raw is None or jumped:
             self._unwrapped = timestamp
-            latest = max(self._track_out.values(), default=-STEP_MS)
-            self._offset = latest + STEP_MS - timestamp
-            self._track_in.clear()
-        else:
-            self._unwrapped += ahead
+            latest = max(self._out)
+            self._offset = (latest + STEP_MS if latest >= 0 else 0) - timestamp
+            self._in = [None, None]
         self._raw = timestamp
-        self._track_in[video] = self._unwrapped
-        out = max(self._unwrapped + self._offset, self._track_out.get(video, -1) + 1)
-        self._track_out[video] = out
+        self._in[video] = self._unwrapped
+        out = max(self._unwrapped + self._offset, self._out[video] + 1)
+        self._out[video] = out
         return out, jumped

@@ -77,7 +77,7 @@ class FlvFanout:
         self._settings = settings
         self.viewers: set[FlvViewer] = set()
         self._headers: dict[int, bytes] = {}
-        self._gop: list[bytes] = []  # since the last key frame, what is in `_pending` included
+        self._gop: list[tuple[int, int, bytes]] = []  # (kind, ms, body) since the last key frame
         self._gop_bytes = 0
         self._pending: list[bytes] = []
         self._pending_key = False
@@ -98,18 +98,18 @@ class FlvFanout:
             for viewer in self.viewers:
                 viewer.require(block)
 
-    def frame(self, tag: bytes, *, key: bool) -> None:
+    def frame(self, kind: int, at_ms: int, body: bytes, *, key: bool) -> None:
         if key:
             self._flush()
             self._forget_gop()
             self._pending_key = True
         if key or self._gop:
-            self._gop.append(tag)
-            self._gop_bytes += len(tag)
+            self._gop.append((kind, at_ms, body))
+            self._gop_bytes += len(body)
             if self._gop_bytes > self._settings.gop_cache_bytes:
                 self._forget_gop()
         if self.viewers:
-            self._pending.append(tag)
+            self._pending.append(flv.tag(kind, at_ms, body))
             if self._settings.flv_batch_s <= 0:
                 self._flush()
             elif self._timer is None:
@@ -124,7 +124,8 @@ class FlvFanout:
         viewer = FlvViewer(self._settings.viewer_queue_bytes)
         parts = [flv.file_header(audio=flv.AUDIO in self._headers)]
         parts += [flv.tag(kind, 0, self._headers[kind]) for kind in sorted(self._headers, reverse=True)]
-        viewer.preload(b"".join(parts + self._gop), at_key=bool(self._gop))
+        parts += [flv.tag(*frame) for frame in self._gop]
+        viewer.preload(b"".join(parts), at_key=bool(self._gop))
         self.viewers.add(viewer)
         return viewer
 

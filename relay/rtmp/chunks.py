@@ -80,7 +80,7 @@ class ChunkReader:
 
     def next(self) -> Message | None:
         """The next complete message, or None until more bytes are fed. Raises RtmpError."""
-        while True:
+        while self._pos < len(self._buffer):
             chunk = self._chunk()
             if chunk is None:
                 return None
@@ -101,12 +101,11 @@ class ChunkReader:
                 stream.payload.clear()
                 stream.open = False
                 return Message(stream.type_id, stream.timestamp, stream.stream_id, payload)
+        return None
 
     def _chunk(self) -> tuple[_ChunkStream, bytes, int] | None:
         """One whole chunk: its stream with the header applied, its body, and where it ends. None when cut short."""
         buffer, pos, size = self._buffer, self._pos, len(self._buffer)
-        if pos >= size:
-            return None
         fmt, chunk_stream_id = buffer[pos] >> 6, buffer[pos] & 0x3F
         pos += 1
         if chunk_stream_id == 0:

@@ -246,7 +246,7 @@ def test_a_slow_flv_viewer_skips_to_a_key_frame_and_holds_little(source, batch_s
         out = b""
         for tag in source:
             if tag[0] in (8, 9) and not is_header(tag):
-                fanout.frame(flv.tag(*tag), key=is_key(tag))
+                fanout.frame(*tag, key=is_key(tag))
                 assert slow._queued <= 40_000
         fanout.close()
         while (data := await slow.next()) is not None:
