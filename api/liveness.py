@@ -18,8 +18,8 @@ from api.valkey import Breaker
 
 logger = structlog.get_logger()
 
-TTL_S: Final = 30
-HEARTBEAT_S: Final = 10
+TTL_S: Final = 15
+HEARTBEAT_S: Final = 5
 _ALIVE: Final = "nodes:alive"  # sorted set: node id by the second its life ends
 _NODES_MAX: Final = 10_000
 
@@ -83,7 +83,7 @@ class Liveness:
         self._share(share)
 
     def alive(self, *, now_us: int) -> dict[UUID, Pulse]:
-        """The nodes heard within the last 30 s. Raises LivenessUnknown."""
+        """The nodes heard within the last 15 s. Raises LivenessUnknown."""
         if self._client is not None and self._breaker.closed:
             try:
                 return self._shared(self._client, now_us)

@@ -35,7 +35,7 @@ _SECRET_TEXT = (
         r"\1" + MASK,
     ),
 )
-_QUIET = {"alembic": logging.WARNING, "sqlalchemy": logging.WARNING, "eventsourcing": logging.WARNING}
+_QUIET = dict.fromkeys(("alembic", "eventsourcing", "httpcore2", "httpx2", "sqlalchemy"), logging.WARNING)
 
 
 def mask_text(text: str) -> str:

@@ -27,6 +27,7 @@ from hub.bootstrap import now_us
 from hub.digests import SegmentDigests
 from hub.keystore import KeyStore
 from hub.logs import configure_logging
+from hub.pings import Pings
 from hub.settings import Settings, load_settings
 from hub.steering import LedgerSteering, LiveNode
 from ledger.aggregates.broadcast import Broadcast
@@ -79,6 +80,7 @@ class OriginProcess:
         )
         valkey = connect(settings.resolved_redis_url())
         self._liveness = Liveness(valkey)
+        self._pings = Pings()
         self._rtmp_ready = False
         self._api = create_app(
             Services(
@@ -164,7 +166,10 @@ class OriginProcess:
             alive = await self._in_pool(lambda: self._liveness.alive(now_us=now_us()))
         except LivenessUnknown:
             return
-        self._steering.update_live_nodes([LiveNode(p.node_id, p.url, p.viewers) for p in alive.values()])
+        nodes = [LiveNode(p.node_id, p.url, p.viewers) for p in alive.values()]
+        self._steering.update_live_nodes(self._pings.reachable(nodes))
+        await self._pings.ping(nodes)
+        self._steering.update_live_nodes(self._pings.reachable(nodes))
 
     async def _end_abandoned(self) -> None:
         """End broadcasts whose publisher did not come back after this process, or the one before it, lost them."""

@@ -8,6 +8,7 @@ import asyncio
 import hmac
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -35,6 +36,7 @@ from relay.ports import Assignment, Unavailable
 log = structlog.get_logger()
 
 SESSION_IDLE_S: Final = 90.0
+SEEN_S: Final = 15.0  # a session that asked for something within this time is watching
 MAX_SESSIONS: Final = 20_000
 AVOID_S: Final = 20.0  # a session that had to fetch from the hub is not sent to the same node for so long
 SUSPECT_S: Final = 10.0  # a node that failed two sessions is not given to anybody for so long
@@ -150,13 +152,13 @@ class LedgerSteering:
         return _Viewing(stream.slug, stream.id, session.viewer_class, time.monotonic())
 
     def viewers(self, slug: str) -> int:
-        """Sessions of the stream that asked for something in the last 15 s."""
-        since = time.monotonic() - 15
+        """Sessions of the stream that asked for something a moment ago."""
+        since = time.monotonic() - SEEN_S
         return sum(v.slug == slug and v.seen_s > since for v in self._sessions.values())
 
     def carriers(self, slug: str) -> list[UUID]:
-        """The node of each session of the stream that has one and was seen in the last 15 s."""
-        since = time.monotonic() - 15
+        """The node of each session of the stream that has one and was seen a moment ago."""
+        since = time.monotonic() - SEEN_S
         return [
             v.node_id
             for v in self._sessions.values()
@@ -210,8 +212,7 @@ class LedgerSteering:
             for n in self._live.values()
             if n.node_id not in viewing.avoid and not self._is_suspect(n.node_id, now)
         ]
-        self._rng.shuffle(candidates)
-        for candidate in candidates[:3]:
+        for candidate in self._draw(candidates, 3):
             try:
                 assignment = await self._in_pool(
                     self._issue, session_id, viewing, candidate, rendition_id, next_sequence
@@ -224,6 +225,17 @@ class LedgerSteering:
                 viewing.assignment, viewing.node_id = assignment, candidate.node_id
                 viewing.rendition_id = rendition_id
                 return
+
+    def _draw(self, candidates: list[LiveNode], count: int) -> list[LiveNode]:
+        """At random, so that nobody chooses who pays them; the fewer viewers a node has, the likelier."""
+        since = time.monotonic() - SEEN_S
+        load = Counter(v.node_id for v in self._sessions.values() if v.seen_s > since)
+        drawn: list[LiveNode] = []
+        left = list(candidates)
+        while left and len(drawn) < count:
+            weights = [1 / (1 + load[n.node_id]) ** 2 for n in left]
+            drawn.append(left.pop(self._rng.choices(range(len(left)), weights)[0]))
+        return drawn
 
     def _issue(
         self,

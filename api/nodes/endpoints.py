@@ -108,7 +108,7 @@ def join(body: JoinNode, response: Response, at: ServicesDep, key: NodeKey, ip: 
     ),
 )
 def heartbeat(body: Heartbeat, at: ServicesDep, key: NodeKey, ip: PeerIp) -> HeartbeatAnswer:
-    """The node is alive for the next 30 s. A suspended node may go on sending, it is given no viewers."""
+    """The node is alive for the next 15 s. A suspended node may go on sending, it is given no viewers."""
     nid = node_id(key)
     try:
         node = at.ledger.load(Node, nid)
