@@ -113,7 +113,7 @@ def _problems(outcome: Outcome) -> list[str]:
         found.append("the accounts do not sum to zero")
     if {a: v for a, v in outcome.balances.items() if v} != outcome.audit.get("balances"):
         found.append("the auditor's balances are not the hub's")
-    credited = {n["friend_id"] for n in outcome.nodes if n["credited_bytes"]}
-    if not credited or credited != {line["friend_id"] for line in outcome.paid}:
-        found.append("not exactly those who delivered were paid")
+    paid = {line["friend_id"]: line["amount_micro"] for line in outcome.paid}
+    if not paid or paid != {friend: amount for friend, amount in outcome.earned.items() if amount}:
+        found.append("what was paid is not what the friends' statements say they earned")
     return found

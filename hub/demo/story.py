@@ -58,6 +58,7 @@ class Outcome:
     viewers: list[tuple[str, Player]] = field(default_factory=list)
     tricks: dict[str, int] = field(default_factory=dict)
     paid: list[dict[str, Any]] = field(default_factory=list)
+    earned: dict[str, int] = field(default_factory=dict)  # friend -> the sum of their statement's earnings
     balances: dict[str, int] = field(default_factory=dict)
     audit: dict[str, Any] = field(default_factory=dict)
     friends: list[Friend] = field(default_factory=list)
@@ -236,7 +237,15 @@ class Story:
         await self._streamrp2p("payout", "run", batch)
         shown = json.loads(await self._streamrp2p("payout", "show", batch, "--json"))
         self.outcome.paid = shown["lines"]
+        for friend in self.outcome.friends:
+            self.outcome.earned[friend.friend_id] = await self._earned(friend)
         self._say("Payout: planned, approved, paid into a CSV file")
+
+    async def _earned(self, friend: Friend) -> int:
+        headers = {"Authorization": f"Bearer {friend.token}"}
+        url = f"{self._base}/api/friends/me/statement?limit=1000"
+        lines = (await self._http.get(url, headers=headers)).json()["lines"]
+        return sum(line["amount_micro"] for line in lines if line["kind"] == "earned")
 
     async def _audit(self) -> None:
         rows = (await self._call("GET", "/api/balances"))["balances"]
