@@ -241,12 +241,14 @@ class Catalogue:
 
     async def _retire(self, live: Live) -> None:
         await asyncio.sleep(self._settings.retain_s)
-        while not await live.recorder.drain(60.0):
-            if live.on_air:
-                return
+        while not live.recorder.idle:  # asked again after each wait: more may have been put in meanwhile
+            await live.recorder.drain(60.0)
         if not live.on_air and self.lives.get(live.slug) is live:
             del self.lives[live.slug]
             await live.recorder.close()
+            live.rendition = (
+                None  # live and recorder know each other: without this the segments wait for the gc
+            )
 
     async def close(self, timeout_s: float) -> None:
         """End every broadcast and wait for the ledger to know."""

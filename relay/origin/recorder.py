@@ -96,10 +96,17 @@ class Recorder:
     def end(self, reason: str) -> None:
         self._put(_End(reason))
 
+    @property
+    def idle(self) -> bool:
+        """Whether everything so far is durable."""
+        return self._idle.is_set()
+
     async def drain(self, timeout_s: float) -> bool:
-        """Until everything so far is durable; False when it is not within `timeout_s`."""
+        """Until everything so far was durable once; False when it is not within `timeout_s`."""
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            # Not wait_for: in Python 3.11 it loses a cancellation that comes together with the result.
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
         except TimeoutError:
             return False
         return True

@@ -372,3 +372,16 @@ def test_closing_the_origin_ends_the_broadcast_and_records_what_was_there(source
             await encoder.kill()
 
     asyncio.run(scenario())
+
+
+def test_a_stream_that_starts_and_stops_again_and_again_is_always_ended_and_then_forgotten(source):
+    async def scenario():
+        async with rig(replace(FAST, retain_s=0.02)) as r:
+            for n in range(1, 16):
+                encoder = await publishing(r)
+                await encoder.send(upto(source, 1500 if n % 2 else 5000))
+                await encoder.stop()
+                await r.until(lambda n=n: len(r.authority.ended) == n)
+            await r.until(lambda: not r.origin._catalogue.lives and not r.origin._catalogue.renditions)
+
+    asyncio.run(scenario())
