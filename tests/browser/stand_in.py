@@ -167,5 +167,9 @@ class Hub:
         rendition = self.world.broadcast.rendition_id
         for sequence in range(first, end):
             lines.append(f"#EXTINF:{SEGMENT_S}.0,")
-            lines.append(f"{self.node.url}/segments/{rendition}/{sequence}.ts?t={ticket}")
+            # As the real hub: a session that had to fetch from it is taken from its node at the next refresh.
+            if self.from_hub:
+                lines.append(f"/live/main/{session_id}/{sequence}.ts")
+            else:
+                lines.append(f"{self.node.url}/segments/{rendition}/{sequence}.ts?t={ticket}")
         return "\n".join(lines) + "\n"

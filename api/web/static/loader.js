@@ -1,22 +1,55 @@
-// Segment loader for hls.js: from the friend's node first, from the hub the moment the node fails or stalls.
+// Loaders for hls.js: segments from the friend's node first, from the hub the moment the node fails or stalls.
 //
-// Invariant: a segment handed to the player is whole and comes from one place; `onNodeSegment` hears of it only when
-// that place was the node. A node that failed is left alone for a while, so that one sleeping laptop costs one pause,
-// not one per segment.
+// Invariant: a segment handed to the player is whole and comes from one place, and `on.node` hears of it only when that
+// place was the node. A node that failed is left alone for a while, so that one sleeping laptop costs one pause, not one
+// per segment.
+//
+// hls.js refuses a live playlist whose segments have other paths than before, and ours change whenever the hub steers the
+// viewer to another node. So the playlist loader gives every segment its lasting address, that of the hub's own copy,
+// and puts the node's address into the query, which may change.
 
 const STALL_MS = 1_500; // no byte for this long: the node has gone
 const REST_MS_MIN = 10_000;
 const REST_MS_MAX = 120_000;
 const SEGMENT_BYTES_MAX = 64 * 1024 * 1024;
-const SEGMENT_PATH = /^(.*)\/segments\/[0-9a-f-]{36}\/(\d+)\.ts$/;
+const NODE_SEGMENT_PATH = /^(.*)\/segments\/[0-9a-f-]{36}\/(\d+)\.ts$/;
+const HUB_SEGMENT_PATH = /\/live\/[^/]+\/[0-9a-f-]{36}\/(\d+)\.ts$/;
 
-/** `{nodeUrl, sequence, ticket}` when the URL is a node's segment with a ticket, else null. */
-export function nodeSegment(url) {
+/** The node's side of a segment: `{url, nodeUrl, sequence, ticket}`, or null when it is no node's. */
+function nodeSegment(url) {
   const parsed = new URL(url);
-  const match = SEGMENT_PATH.exec(parsed.pathname);
+  const match = NODE_SEGMENT_PATH.exec(parsed.pathname);
   const ticket = parsed.searchParams.get("t");
   if (!match || !ticket) return null;
-  return { nodeUrl: parsed.origin + match[1], sequence: Number(match[2]), ticket };
+  return { url, nodeUrl: parsed.origin + match[1], sequence: Number(match[2]), ticket };
+}
+
+/** A media playlist in which each segment has its lasting address; anything else is left as it is. */
+export function withLastingAddresses(playlist, playlistUrl) {
+  const lines = playlist.split("\n").map((line) => {
+    if (!line || line.startsWith("#")) return line;
+    const url = new URL(line.trim(), playlistUrl);
+    const segment = nodeSegment(url.href);
+    if (segment) return `${segment.sequence}.ts?node=${encodeURIComponent(segment.url)}`;
+    const fromHub = HUB_SEGMENT_PATH.exec(url.pathname);
+    return fromHub ? `${fromHub[1]}.ts` : line;
+  });
+  return lines.join("\n");
+}
+
+/** The class for hls.js's `pLoader`, made from its own loader. */
+export function playlistLoader(Loader) {
+  return class PlaylistLoader extends Loader {
+    load(context, config, callbacks) {
+      const onSuccess = (response, ...rest) => {
+        if (typeof response.data === "string") {
+          response.data = withLastingAddresses(response.data, response.url || context.url);
+        }
+        callbacks.onSuccess(response, ...rest);
+      };
+      super.load(context, config, { ...callbacks, onSuccess });
+    }
+  };
 }
 
 /** Nodes that failed lately, with the time until which they are left alone. */
@@ -37,9 +70,7 @@ export class NodeHealth {
   }
 }
 
-/**
- * The class for hls.js's `fLoader`. `on.node(segment, bytes)`, `on.hub(sequence, afterFailure)`, `on.failed(nodeUrl)`.
- */
+/** The class for hls.js's `fLoader`. `on.node(segment, bytes)`, `on.hub(afterFailure)`, `on.failed(nodeUrl)`. */
 export function fragmentLoader(health, on) {
   return class FragmentLoader {
     constructor() {
@@ -71,13 +102,15 @@ export function fragmentLoader(health, on) {
     }
 
     async #load(context, config) {
-      const segment = nodeSegment(context.url);
-      const totalMs = config.loadPolicy.maxLoadTimeMs;
-      if (!segment) return this.#fetch(context.url, config.loadPolicy.maxTimeToFirstByteMs, totalMs);
-      const tryNode = health.usable(segment.nodeUrl, performance.now());
+      const atHub = new URL(context.url);
+      const fromNode = atHub.searchParams.get("node");
+      atHub.search = "";
+      const segment = fromNode && nodeSegment(fromNode);
+      const { maxTimeToFirstByteMs, maxLoadTimeMs } = config.loadPolicy;
+      const tryNode = segment && health.usable(segment.nodeUrl, performance.now());
       if (tryNode) {
         try {
-          const data = await this.#fetch(context.url, STALL_MS, totalMs);
+          const data = await this.#fetch(segment.url, STALL_MS, maxLoadTimeMs);
           health.served(segment.nodeUrl);
           on.node(segment, data);
           return data;
@@ -87,10 +120,8 @@ export function fragmentLoader(health, on) {
           on.failed(segment.nodeUrl);
         }
       }
-      // The session's own playlist lies beside the hub's copy of each of its segments.
-      const fromHub = new URL(`${segment.sequence}.ts`, context.frag.baseurl).href;
-      const data = await this.#fetch(fromHub, config.loadPolicy.maxTimeToFirstByteMs, totalMs);
-      on.hub(segment.sequence, tryNode);
+      const data = await this.#fetch(atHub.href, maxTimeToFirstByteMs, maxLoadTimeMs);
+      on.hub(Boolean(tryNode));
       return data;
     }
 

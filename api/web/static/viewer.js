@@ -9,7 +9,7 @@
 // claims, at the lower plain rate); without Media Source Extensions the browser's own HLS player takes over.
 
 import Hls from "./vendor/hls.light.min.mjs";
-import { fragmentLoader, NodeHealth, nodeSegment } from "./loader.js";
+import { fragmentLoader, NodeHealth, playlistLoader } from "./loader.js";
 import { hex, nodeId, parseTicket } from "./protocol.js";
 import { makeViewerKey, ReceiptBook } from "./receipts.js";
 
@@ -118,7 +118,7 @@ export class Viewer extends EventTarget {
         this.#set({ fromNodes: this.state.fromNodes + 1 });
         void nodeIdOf(segment.ticket).then((nodeId) => this.#set({ nodeId }));
       },
-      hub: (_sequence, afterFailure) => {
+      hub: (afterFailure) => {
         const rescued = this.state.rescued + (afterFailure ? 1 : 0);
         this.#set({ nodeId: null, fromHub: this.state.fromHub + 1, rescued });
       },
@@ -127,12 +127,10 @@ export class Viewer extends EventTarget {
     const hls = new Hls({
       ...HLS_CONFIG,
       fLoader: loader,
+      pLoader: playlistLoader(Hls.DefaultConfig.loader),
       workerPath: new URL("static/vendor/hls.worker.js", this.#hub).href,
     });
     this.#hls = hls;
-    hls.on(Hls.Events.FRAG_LOADED, (_event, { frag }) => {
-      if (!nodeSegment(frag.url)) this.#set({ nodeId: null, fromHub: this.state.fromHub + 1 });
-    });
     hls.on(Hls.Events.ERROR, (_event, data) => {
       if (!data.fatal || this.#hls !== hls) return;
       if (data.type === Hls.ErrorTypes.MEDIA_ERROR && !hls.recovered) {
