@@ -87,6 +87,7 @@ export class ReceiptBook {
       signedCounter: 0,
       nodeCounter: 0, // the newest receipt the node has acknowledged
       hubCounter: 0,
+      atHub: false, // a receipt is on its way there
     };
   }
 
@@ -97,7 +98,8 @@ export class ReceiptBook {
 
   async #sendToNodes() {
     for (const entry of await this.#entries()) {
-      if (entry.nodeCounter >= entry.signedCounter) continue;
+      // What the hub has judged already the node need not send.
+      if (Math.max(entry.nodeCounter, entry.hubCounter) >= entry.signedCounter) continue;
       const counter = entry.signedCounter;
       const ok = await post(`${entry.nodeUrl}/receipts`, entry.signed);
       this.#onReceipt("node", ok);
@@ -112,9 +114,11 @@ export class ReceiptBook {
   }
 
   async #sendOneToHub(entry) {
-    if (entry.hubCounter >= entry.signedCounter) return;
+    if (entry.atHub || entry.hubCounter >= entry.signedCounter) return;
     const counter = entry.signedCounter;
+    entry.atHub = true;
     const ok = await post(this.#hubUrl, entry.signed);
+    entry.atHub = false;
     this.#onReceipt("hub", ok);
     if (ok) entry.hubCounter = counter;
   }
