@@ -41,7 +41,9 @@ def verify_request(header: str | None, method: str, target: str, body: bytes, *,
     if len(key) != PUBLIC_KEY_BYTES or len(signature) != SIGNATURE_BYTES:
         raise RequestAuthError("malformed Authorization header")
     if abs(now_s - at_s) > MAX_SKEW_S:
-        raise RequestAuthError(f"the node's clock is {at_s - now_s:+d} s off; at most {MAX_SKEW_S} s is allowed")
+        raise RequestAuthError(
+            f"the node's clock is {at_s - now_s:+d} s off; at most {MAX_SKEW_S} s is allowed"
+        )
     if not verify(key, DOMAIN, _message(method, target, at_s, body), signature):
         raise RequestAuthError("the signature does not match the request")
     return key

@@ -92,9 +92,23 @@ class Ticket:
         """Raises WireError when `body` is not a ticket body of a known version."""
         if len(body) != BODY_BYTES:
             raise WireError(f"a ticket body is {BODY_BYTES} bytes, not {len(body)}")
-        (version, cls_, key, tid, sid, stream, rendition, viewer, node, first, last, by, tariff, budget, nonce) = (
-            _BODY.unpack(body)
-        )
+        (
+            version,
+            cls_,
+            key,
+            tid,
+            sid,
+            stream,
+            rendition,
+            viewer,
+            node,
+            first,
+            last,
+            by,
+            tariff,
+            budget,
+            nonce,
+        ) = _BODY.unpack(body)
         if version != VERSION:
             raise WireError(f"unknown ticket version {version}")
         if cls_ not in (1, 2):

@@ -14,7 +14,7 @@ from ledger.events import Segment
 from ledger.ticket import SignedTicket
 
 
-class Unavailable(Exception):  # noqa: N818 - a state, not a mistake
+class Unavailable(Exception):
     """The ledger or the database behind it does not answer at the moment. Transient: try again."""
 
 
@@ -32,7 +32,9 @@ class BroadcastGrant:
     slug: str
     broadcast_id: UUID
     rendition_id: UUID
-    next_sequence: int  # the media sequence of the first segment to come; never goes back in the life of a stream
+    next_sequence: (
+        int  # the media sequence of the first segment to come; never goes back in the life of a stream
+    )
     resumed: bool  # the publisher came back within the grace period: the next segment is a DISCONTINUITY
 
 
