@@ -17,7 +17,7 @@ def invite(
     with console() as at:
         friend_id, code = new_invite(at.ledger, at.directory, name, at_us=now_us())
         token = at.directory.create_token(Role.FRIEND, friend_id, name, at_us=now_us())
-        command = f"streamrp2p node join {at.settings.base_url} {code}"
+        command = f"streamrp2p node run {at.settings.base_url} {code}"
     if as_json:
         shown = {"friend_id": str(friend_id), "code": code, "friend_token": token, "command": command}
         typer.echo(json.dumps(shown))
