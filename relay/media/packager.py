@@ -30,7 +30,7 @@ MAX_DAMAGED: Final = 50  # frames between two good segments
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackagerSettings:
-    segment_target_ms: int = 2_000
+    segment_target_ms: int = 2_000  # a key frame from three quarters of this on ends the segment, see _is_due
     segment_max_ms: int = 12_000  # x264's default of 250 frames between key frames is 10.4 s at 24 fps
     segment_max_bytes: int = 16 << 20
 
@@ -185,8 +185,7 @@ class Packager:
             self._damage()
             return
         if self._frames:
-            elapsed = dts - self._start
-            if tag.key and elapsed >= self._settings.segment_target_ms * _TICKS_PER_MS:
+            if tag.key and self._is_due(dts - self._start):
                 self._cut(dts)
             else:
                 self._check_caps(dts)
@@ -201,6 +200,11 @@ class Packager:
         self._frames.append(Frame(True, tag.key, dts, dts + shown_later, data))
         self._bytes += len(data)
         self._tags.frame(flv.VIDEO, out, body, key=tag.key)
+
+    def _is_due(self, elapsed: int) -> bool:
+        """Timestamps are whole milliseconds, so key frames two seconds apart are now and then 1,999 ms apart: to wait
+        for the next one would double the segment, and the target duration and every player's delay with it."""
+        return 4 * elapsed >= 3 * self._settings.segment_target_ms * _TICKS_PER_MS
 
     def _audio_frame(self, timestamp: int, data: bytes, body: bytes) -> None:
         if self._audio is None:
