@@ -6,7 +6,7 @@ a micro-unit, and the result does not depend on the order of the input.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 from uuid import UUID
 
 BP: Final = 10_000  # basis points in a whole
@@ -28,13 +28,16 @@ def friend_account(friend_id: UUID | str, state: str) -> str:
     return f"friend:{friend_id}:{state}"
 
 
+K = TypeVar("K", str, int, tuple[int, str])  # whatever has one order everywhere
+
+
 @dataclass(frozen=True, slots=True)
-class Apportioned:
-    parts: dict[str, int]  # one for every key of the weights
+class Apportioned(Generic[K]):
+    parts: dict[K, int]  # one for every key of the weights
     unallocated: int  # all of the total when every weight is zero, else 0
 
 
-def apportion(total: int, weights: Mapping[str, int]) -> Apportioned:
+def apportion(total: int, weights: Mapping[K, int]) -> Apportioned[K]:
     """Split `total` by weight with the largest remainder method; equal remainders go by key, ascending.
 
     A larger weight never gets less than a smaller one and a weight of zero gets nothing. Raises ValueError for a
@@ -45,8 +48,8 @@ def apportion(total: int, weights: Mapping[str, int]) -> Apportioned:
     whole = sum(weights.values())
     if whole == 0:
         return Apportioned(dict.fromkeys(sorted(weights), 0), total)
-    parts: dict[str, int] = {}
-    remainders: list[tuple[int, str]] = []
+    parts: dict[K, int] = {}
+    remainders: list[tuple[int, K]] = []
     for key in sorted(weights):
         parts[key], remainder = divmod(total * weights[key], whole)
         remainders.append((-remainder, key))

@@ -22,6 +22,7 @@ from ledger.events import Posting, SettlementLine, Transfer
 
 # A node has at most five lines and one transfer; 48 of those are below 48,000 bytes (an event may have 65,535).
 ENTRIES_PER_PAGE: Final = 48
+FLOOR_SHARE: Final = "floor_share"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +83,7 @@ def settle(
     entries: list[Entry] = []
     for stream_id in sorted(by_stream):
         tariff = tariffs.get(stream_id, NO_TARIFF)
-        entries += _settle_stream(stream_id, by_stream[stream_id], tariff, budgets.get(stream_id, 0))
+        entries += entries_of(derive(stream_id, by_stream[stream_id], tariff, budgets.get(stream_id, 0)))
     return entries
 
 
@@ -100,8 +101,8 @@ def pages(entries: Iterable[Entry]) -> list[Page]:
 
 
 @dataclass(slots=True)
-class _Served:
-    """One node's delivery from one stream for one reason."""
+class Share:
+    """One node's delivery from one stream for one reason, and what it comes to."""
 
     node_id: UUID
     friend_id: UUID
@@ -109,77 +110,133 @@ class _Served:
     plain: bool
     units: int = 0
     credited_bytes: int = 0
+    weight: int = 0  # bytes x basis points of a full byte
+    part_micro: int = 0  # by weight, before the cap on plain income
     amount_micro: int = 0
 
+
+@dataclass(slots=True, kw_only=True)
+class Derivation:
+    """The settlement of one stream with every number on the way: what `settle` pays and what `explain` shows."""
+
+    stream_id: UUID
+    tariff: Tariff
+    budget_micro: int
+    nodes: dict[UUID, list[Share]]  # in the order of their ids
+    weight: int  # of all shares
+    priced_micro: int  # what that weight costs by the tariff
+    gross_micro: int  # what the budget can bear of it
+    fee_first_micro: int  # fee_bp of the gross
+    floor_pool_micro: int
+    rest_micro: int
+    floors: dict[UUID, int]
+    plain_most_micro: dict[UUID, int | None]  # the most that plain delivery may bring; None: no bound
+    fee_micro: int = 0  # due in the end
+
     @property
-    def key(self) -> str:
-        return f"{self.node_id}:{self.reason}"
+    def pool_micro(self) -> int:
+        """What the nodes share."""
+        return self.gross_micro - self.fee_first_micro
 
 
-def _settle_stream(stream_id: UUID, credits: list[Credit], tariff: Tariff, budget_micro: int) -> list[Entry]:
-    nodes = _by_node(credits)
+def derive(stream_id: UUID, credits: Iterable[Credit], tariff: Tariff, budget_micro: int) -> Derivation:
+    """Settle the credits of one stream. Raises ValueError for a node credited to two friends."""
+    nodes = _by_node(credits, tariff)
     rows = [row for node in nodes.values() for row in node]
-    weights = {row.key: row.credited_bytes * (tariff.plain_bp if row.plain else money.BP) for row in rows}
-    gross = min(money.price_micro(sum(weights.values()), tariff.rate_micro_per_gb), max(budget_micro, 0))
-    fee = money.share_bp(gross, tariff.fee_bp)
-    floors = money.apportion(
-        money.share_bp(gross - fee, tariff.floor_bp), {str(node_id): 1 for node_id in nodes}
+    weights = {(row.node_id.int, row.reason): row.weight for row in rows}
+    weight = sum(weights.values())
+    priced = money.price_micro(weight, tariff.rate_micro_per_gb)
+    gross = min(priced, max(budget_micro, 0))
+    fee_first = money.share_bp(gross, tariff.fee_bp)
+    floor_parts = money.apportion(
+        money.share_bp(gross - fee_first, tariff.floor_bp), {node_id.int: 1 for node_id in nodes}
     ).parts
-    parts = money.apportion(gross - fee - sum(floors.values()), weights).parts
+    floors = {node_id: floor_parts[node_id.int] for node_id in nodes}
+    floor_pool = sum(floors.values())
+    rest = gross - fee_first - floor_pool
+    parts = money.apportion(rest, weights).parts
     for row in rows:
-        row.amount_micro = parts[row.key]
-    for node_id, node in nodes.items():
-        _cap_plain(node, floors[str(node_id)], tariff.plain_income_cap_bp)
-    paid = sum(floors.values()) + sum(row.amount_micro for row in rows)
+        row.part_micro = row.amount_micro = parts[row.node_id.int, row.reason]
+    most = {
+        node_id: _cap_plain(node, floors[node_id], tariff.plain_income_cap_bp)
+        for node_id, node in nodes.items()
+    }
+    derivation = Derivation(
+        stream_id=stream_id,
+        tariff=tariff,
+        budget_micro=budget_micro,
+        nodes=nodes,
+        weight=weight,
+        priced_micro=priced,
+        gross_micro=gross,
+        fee_first_micro=fee_first,
+        floor_pool_micro=floor_pool,
+        rest_micro=rest,
+        floors=floors,
+        plain_most_micro=most,
+    )
     # Of income that was capped, no fee is due either.
-    fee_most = money.most_beside(paid, tariff.fee_bp)
-    fee = fee if fee_most is None else min(fee, fee_most)
-    entries = [
-        _entry(stream_id, node, floors[str(node_id)], tariff) for node_id, node in sorted(nodes.items())
-    ]
-    if fee:
-        entries.insert(0, Entry((), (_from_budget("platform_fee", stream_id, money.FEES, fee),)))
+    fee_most = money.most_beside(floor_pool + sum(row.amount_micro for row in rows), tariff.fee_bp)
+    derivation.fee_micro = fee_first if fee_most is None else min(fee_first, fee_most)
+    return derivation
+
+
+def entries_of(derivation: Derivation) -> list[Entry]:
+    entries = [_entry(derivation, node_id, node) for node_id, node in derivation.nodes.items()]
+    if derivation.fee_micro:
+        fee = _from_budget("platform_fee", derivation.stream_id, money.FEES, derivation.fee_micro)
+        entries.insert(0, Entry((), (fee,)))
     return entries
 
 
-def _by_node(credits: list[Credit]) -> dict[UUID, list[_Served]]:
-    found: dict[tuple[UUID, str], _Served] = {}
-    for credit in sorted(credits, key=lambda c: (c.node_id, c.plain, c.late)):
-        reason = ("plain_delivery" if credit.plain else "delivery") + ("_late" if credit.late else "")
-        row = found.setdefault(
-            (credit.node_id, reason), _Served(credit.node_id, credit.friend_id, reason, credit.plain)
-        )
-        if row.friend_id != credit.friend_id:
-            raise ValueError(f"node {credit.node_id} is credited to two friends")
+def reason_of(credit: Credit) -> str:
+    return ("plain_delivery" if credit.plain else "delivery") + ("_late" if credit.late else "")
+
+
+def _by_node(credits: Iterable[Credit], tariff: Tariff) -> dict[UUID, list[Share]]:
+    """Keyed by integers while adding up: hashing a UUID is slow."""
+    found: dict[tuple[int, bool, bool], Share] = {}
+    for credit in credits:
+        key = (credit.node_id.int, credit.plain, credit.late)
+        row = found.get(key)
+        if row is None:
+            row = found[key] = Share(credit.node_id, credit.friend_id, reason_of(credit), credit.plain)
         row.units += credit.units
         row.credited_bytes += credit.credited_bytes
-    nodes: dict[UUID, list[_Served]] = defaultdict(list)
-    for (node_id, _), row in found.items():
-        nodes[node_id].append(row)
+        row.weight += credit.credited_bytes * (tariff.plain_bp if credit.plain else money.BP)
+        if row.friend_id != credit.friend_id:
+            raise ValueError(f"node {credit.node_id} is credited to two friends")
+    nodes: dict[UUID, list[Share]] = {}
+    for key in sorted(found):
+        row = found[key]
+        node = nodes.setdefault(row.node_id, [])
+        if node and node[0].friend_id != row.friend_id:
+            raise ValueError(f"node {row.node_id} is credited to two friends")
+        node.append(row)
     return nodes
 
 
-def _cap_plain(node: list[_Served], floor_micro: int, cap_bp: int) -> None:
-    """Plain income is at most `cap_bp` of all the node earns from this stream."""
-    plain = {row.key: row.amount_micro for row in node if row.plain}
-    signed_micro = sum(row.amount_micro for row in node if not row.plain)
+def _cap_plain(node: list[Share], floor_micro: int, cap_bp: int) -> int | None:
+    """Plain income is at most `cap_bp` of all the node earns from this stream. Returns that bound."""
+    plain = {row.reason: row.part_micro for row in node if row.plain}
+    signed_micro = sum(row.part_micro for row in node if not row.plain)
     most = money.most_beside(signed_micro + floor_micro, cap_bp)
-    if most is None or sum(plain.values()) <= most:
-        return
-    capped = money.apportion(most, plain).parts
-    for row in node:
-        if row.plain:
-            row.amount_micro = capped[row.key]
+    if most is not None and sum(plain.values()) > most:
+        capped = money.apportion(most, plain).parts
+        for row in node:
+            if row.plain:
+                row.amount_micro = capped[row.reason]
+    return most
 
 
-def _entry(stream_id: UUID, node: list[_Served], floor_micro: int, tariff: Tariff) -> Entry:
-    first = node[0]
+def _entry(derivation: Derivation, node_id: UUID, node: list[Share]) -> Entry:
+    tariff, floor_micro, friend_id = derivation.tariff, derivation.floors[node_id], node[0].friend_id
 
     def line(reason: str, units: int, credited_bytes: int, amount_micro: int) -> SettlementLine:
         return SettlementLine(
-            stream_id=stream_id,
-            node_id=first.node_id,
-            friend_id=first.friend_id,
+            stream_id=derivation.stream_id,
+            node_id=node_id,
+            friend_id=friend_id,
             reason=reason,
             units=units,
             credited_bytes=credited_bytes,
@@ -190,10 +247,10 @@ def _entry(stream_id: UUID, node: list[_Served], floor_micro: int, tariff: Tarif
 
     lines = [line(r.reason, r.units, r.credited_bytes, r.amount_micro) for r in node]
     if floor_micro:
-        lines.append(line("floor_share", 0, 0, floor_micro))
+        lines.append(line(FLOOR_SHARE, 0, 0, floor_micro))
     earned = sum(row.amount_micro for row in lines)
-    pending = money.friend_account(first.friend_id, "pending")
-    transfers = (_from_budget("settlement", stream_id, pending, earned),) if earned else ()
+    pending = money.friend_account(friend_id, "pending")
+    transfers = (_from_budget("settlement", derivation.stream_id, pending, earned),) if earned else ()
     return Entry(tuple(lines), transfers)
 
 

@@ -14,12 +14,16 @@ Rules that the log alone decides:
 """
 
 import hashlib
+import struct
 from bisect import bisect_left
-from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Final
 from uuid import UUID
+
+import msgspec
 
 from ledger.events import (
     CrewFounded,
@@ -33,14 +37,19 @@ from ledger.events import (
     TicketIssued,
 )
 from ledger.money import part_of
-from ledger.receipt import BITMAP_BITS, SIGNED_BYTES, Receipt
-from ledger.receipt import BODY_BYTES as RECEIPT_BYTES
+from ledger.receipt import BITMAP_BITS, SIGNED_BYTES
 from ledger.settings import Settings
 from ledger.settlement import Credit
 from ledger.ticket import BODY_BYTES, DOMAIN, Ticket, ViewerClass
 from ledger.verdict import Verdict
 
 DAY_US: Final = 86_400 * 1_000_000
+# Of a receipt's body (ledger.receipt) the ticket hash, base sequence and bitmap. Whoever judged it has read all of it.
+_CLAIMED: Final = struct.Struct(">x32s4xQ64s")
+
+
+_ACCEPTED: Final = Verdict.ACCEPTED.value
+_POSITION: Final = attrgetter("position")
 
 
 class BrokenLogError(ValueError):
@@ -70,10 +79,12 @@ class _PoolKey:
     day: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """Accepted units of one receipt."""
+class _Claim(msgspec.Struct, frozen=True, gc=False):
+    """Accepted units of one receipt. There may be millions: they hold no cycle and the collector need not look."""
 
+    position: int
+    epoch: int  # of the event that states it
+    receipt: int  # which of the event's
     pool: _PoolKey
     plain: bool
     published_epoch: int
@@ -81,20 +92,25 @@ class _Claim:
     credited_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
+class _Seen(msgspec.Struct, frozen=True, gc=False):
     """What an observation newly says about one ticket."""
 
+    position: int
+    epoch: int
     pool: _PoolKey
     polled: int
     fetched: int
 
 
 @dataclass(frozen=True, slots=True)
-class _Fact:
+class Source:
+    """What a credit comes from: one receipt in the log, or the part of it that is settled now."""
+
     position: int
-    epoch: int  # of the event that states it
-    what: _Claim | _Seen
+    receipt: int  # which of the event's, from 0
+    late: bool
+    units: int
+    credited_bytes: int
 
 
 @dataclass(slots=True)
@@ -124,7 +140,9 @@ class CreditIndex:
         ] = {}  # rendition -> (last sequence, epoch), ascending
         self._factors: list[tuple[int, int]] = [(0, Settings().plain_sample_factor)]  # (position, factor)
         self._runs: list[tuple[int, int]] = []  # (position, epoch) wherever the epoch of events changes
-        self._facts: deque[_Fact] = deque()  # not settled yet
+        # Not settled yet, by position. What plain players claim is bounded by what was seen, so their order counts.
+        self._signed: list[_Claim] = []
+        self._plain: list[_Claim | _Seen] = []
         self._pools: dict[_PoolKey, _Pool] = {}
         self._pool_keys: dict[tuple[UUID, UUID, int], _PoolKey] = {}  # by stream, node, day
 
@@ -180,26 +198,32 @@ class CreditIndex:
             self._plain_tickets[known.session_id].append(known)
 
     def _apply_served(self, position: int, epoch: int, event: SegmentsServed) -> None:
-        facts = []  # all of the event's or none
+        claims = []  # all of the event's or none
         for i, judged in enumerate(event.judged):
-            if judged.verdict != Verdict.ACCEPTED:
+            if judged.verdict != _ACCEPTED:
                 continue
-            receipt = Receipt.decode_body(event.receipts[i * SIGNED_BYTES : i * SIGNED_BYTES + RECEIPT_BYTES])
-            ticket = self._tickets.get(receipt.ticket_hash)
+            ticket_hash, base, bitmap = _CLAIMED.unpack_from(event.receipts, i * SIGNED_BYTES)
+            ticket = self._tickets.get(ticket_hash)
             if ticket is None:
                 raise BrokenLogError(
                     f"position {position}: receipt {i} credits a ticket that was never issued"
                 )
-            newest = receipt.base_sequence + int.from_bytes(receipt.bitmap, "little").bit_length() - 1
-            claim = _Claim(
-                pool=ticket.pool,
-                plain=ticket.plain,
-                published_epoch=self._epoch_published(ticket.rendition_id, newest, epoch),
-                units=judged.units,
-                credited_bytes=judged.credited_bytes,
+            newest = base + int.from_bytes(bitmap, "little").bit_length() - 1
+            published = self._epoch_published(ticket.rendition_id, newest, epoch)
+            claims.append(
+                _Claim(
+                    position,
+                    epoch,
+                    i,
+                    ticket.pool,
+                    ticket.plain,
+                    published,
+                    judged.units,
+                    judged.credited_bytes,
+                )
             )
-            facts.append(_Fact(position, epoch, claim))
-        self._facts.extend(facts)
+        for claim in claims:
+            (self._plain if claim.plain else self._signed).append(claim)
 
     def _apply_observed(self, position: int, epoch: int, event: SessionObserved) -> None:
         """Each sequence counts once, for the newest ticket of the session that covers it."""
@@ -216,12 +240,12 @@ class CreditIndex:
         for t in tickets:
             offset = t.first - event.base_sequence
             window = _shift((1 << (t.last - t.first + 1)) - 1, offset)
-            mine = _Seen(t.pool, (polled & window).bit_count(), (fetched & window).bit_count())
+            seen, at_hub = (polled & window).bit_count(), (fetched & window).bit_count()
             t.polled |= _shift(polled & window, -offset)
             t.fetched |= _shift(fetched & window, -offset)
             polled, fetched = polled & ~window, fetched & ~window
-            if mine.polled or mine.fetched:
-                self._facts.append(_Fact(position, epoch, mine))
+            if seen or at_hub:
+                self._plain.append(_Seen(position, epoch, t.pool, seen, at_hub))
 
     def _apply_published(self, event: SegmentsPublished) -> None:
         marks = self._published.setdefault(event.rendition_id, [])
@@ -233,9 +257,9 @@ class CreditIndex:
                 marks.append((segment.sequence, epoch))
 
     def _apply_settled(self, event: EpochSettled) -> None:
-        _, self._pools = self._close(event.epoch, event.log_to)
-        while self._facts and self._facts[0].position < event.log_to:
-            self._facts.popleft()
+        self._pools |= self._close(event.log_to)[1]
+        del self._signed[: bisect_left(self._signed, event.log_to, key=_POSITION)]
+        del self._plain[: bisect_left(self._plain, event.log_to, key=_POSITION)]
         self._factors = [(0, self._factor(event.log_to))] + [f for f in self._factors if f[0] >= event.log_to]
         first_run = max(0, bisect_left(self._runs, (event.log_to + 1, -1)) - 1)
         self._runs = self._runs[first_run:]
@@ -256,7 +280,8 @@ class CreditIndex:
                 else:
                     self._plain_tickets.pop(ticket.session_id, None)
         live = {t.pool for t in self._tickets.values()}
-        live.update(f.what.pool for f in self._facts)
+        live.update(fact.pool for fact in self._signed)
+        live.update(fact.pool for fact in self._plain)
         self._pool_keys = {k: pool for k, pool in self._pool_keys.items() if pool in live}
         self._pools = {key: pool for key, pool in self._pools.items() if key in live}
 
@@ -276,8 +301,11 @@ class CreditIndex:
         if not self._epoch_us or now <= self.next_epoch:
             return None
         epoch = now - 1
-        if self._facts:
-            epoch = min(max(self._facts[0].epoch, self.next_epoch), epoch)
+        oldest = min(
+            (facts[0] for facts in (self._signed, self._plain) if facts), key=_POSITION, default=None
+        )
+        if oldest is not None:
+            epoch = min(max(oldest.epoch, self.next_epoch), epoch)
         starts = [start for start, _ in self._runs[1:]] + [self.position]
         for (start, of), end in zip(self._runs, starts, strict=True):
             first = max(start, self.settled_to)
@@ -290,33 +318,12 @@ class CreditIndex:
 
         There is one for each node, stream, kind and day of issue; `settle` adds them up.
         """
-        return self._close(epoch, log_to)[0]
-
-    def _close(self, epoch: int, log_to: int) -> tuple[list[Credit], dict[_PoolKey, _Pool]]:
         found: dict[tuple[_PoolKey, bool, bool], list[int]] = defaultdict(lambda: [0, 0])
-
-        def add(claim: _Claim) -> None:
+        for claim in self._claims(log_to):
             total = found[claim.pool, claim.plain, claim.published_epoch < epoch]
             total[0] += claim.units
             total[1] += claim.credited_bytes
-
-        touched: dict[_PoolKey, _Pool] = {}
-        for fact in self._facts:
-            if fact.position >= log_to:
-                break
-            if isinstance(fact.what, _Claim) and not fact.what.plain:
-                add(fact.what)
-                continue
-            key = fact.what.pool
-            if key not in touched:
-                known = self._pools.get(key, _Pool())
-                touched[key] = replace(known, waiting=list(known.waiting))
-            _add_to_pool(touched[key], fact.what)
-        factor = self._factor(log_to)
-        for pool in touched.values():
-            for claim in _payable(pool, factor):
-                add(claim)
-        credits = [
+        return [
             Credit(
                 stream_id=key.stream_id,
                 node_id=key.node_id,
@@ -328,7 +335,45 @@ class CreditIndex:
             )
             for (key, plain, late), (units, credited_bytes) in found.items()
         ]
-        return credits, self._pools | touched
+
+    def sources(
+        self, epoch: int, log_to: int, *, stream_id: UUID, node_id: UUID, plain: bool
+    ) -> list[Source]:
+        """Where the credits of one node come from, in the order of the log; of late and timely receipts."""
+        return sorted(
+            (
+                Source(c.position, c.receipt, c.published_epoch < epoch, c.units, c.credited_bytes)
+                for c in self._claims(log_to)
+                if c.plain is plain and c.pool.node_id == node_id and c.pool.stream_id == stream_id
+            ),
+            key=attrgetter("position", "receipt"),
+        )
+
+    def _claims(self, log_to: int) -> Iterator[_Claim]:
+        """All that a settlement of the log up to `log_to` has to pay, one receipt (or part of one) each."""
+        for claim in self._signed:
+            if claim.position >= log_to:
+                break
+            yield claim
+        yield from self._close(log_to)[0]
+
+    def _close(self, log_to: int) -> tuple[list[_Claim], dict[_PoolKey, _Pool]]:
+        """The plain claims that may be paid, and the pools as they are after that."""
+        touched: dict[_PoolKey, _Pool] = {}
+        for fact in self._plain:
+            if fact.position >= log_to:
+                break
+            pool = touched.get(fact.pool)
+            if pool is None:
+                known = self._pools.get(fact.pool, _Pool())
+                pool = touched[fact.pool] = replace(known, waiting=list(known.waiting))
+            if isinstance(fact, _Claim):
+                pool.waiting.append(fact)
+            else:
+                pool.polled += fact.polled
+                pool.fetched += fact.fetched
+        factor = self._factor(log_to)
+        return [claim for pool in touched.values() for claim in _payable(pool, factor)], touched
 
     def _factor(self, log_to: int) -> int:
         return [factor for position, factor in self._factors if position < log_to or position == 0][-1]
@@ -346,27 +391,19 @@ def _shift(bits: int, by: int) -> int:
     return bits << by if by >= 0 else bits >> -by
 
 
-def _add_to_pool(pool: _Pool, what: _Claim | _Seen) -> None:
-    if isinstance(what, _Claim):
-        pool.waiting.append(what)
-    else:
-        pool.polled += what.polled
-        pool.fetched += what.fetched
-
-
-def _payable(pool: _Pool, factor: int) -> Iterable[_Claim]:
+def _payable(pool: _Pool, factor: int) -> Iterator[_Claim]:
     """Take from the waiting claims, oldest first, what the observations allow."""
     allowed = min(factor * pool.fetched, pool.polled) - pool.paid
+    change = msgspec.structs.replace
     while pool.waiting and allowed > 0:
         claim = pool.waiting[0]
         units = min(claim.units, allowed)
-        taken = replace(claim, units=units, credited_bytes=part_of(claim.credited_bytes, units, claim.units))
+        taken = change(claim, units=units, credited_bytes=part_of(claim.credited_bytes, units, claim.units))
         if units == claim.units:
             pool.waiting.pop(0)
         else:
-            pool.waiting[0] = replace(
-                claim, units=claim.units - units, credited_bytes=claim.credited_bytes - taken.credited_bytes
-            )
+            rest = claim.credited_bytes - taken.credited_bytes
+            pool.waiting[0] = change(claim, units=claim.units - units, credited_bytes=rest)
         pool.paid += units
         allowed -= units
         yield taken
