@@ -34,15 +34,18 @@ class Pings:
         self._failures = {nid: count for nid, count in self._failures.items() if nid in known}
 
     async def _ping(self, node: LiveNode) -> None:
-        parts = urlsplit(node.url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
         async with self._gate:
             try:
+                parts = urlsplit(node.url)
+                port = parts.port or (443 if parts.scheme == "https" else 80)
                 async with asyncio.timeout(CONNECT_S):
                     _, writer = await asyncio.open_connection(parts.hostname, port)
             except TimeoutError:
                 self._failures[node.node_id] = self._failures.get(node.node_id, 0) + 1
-            except OSError:
+            except (
+                OSError,
+                ValueError,
+            ):  # ValueError: a name that no resolver takes, a node may say anything
                 self._failures[node.node_id] = TIMEOUTS
             else:
                 self._failures.pop(node.node_id, None)

@@ -1,9 +1,11 @@
 """Spot checks: the hub watches its own streams as a plain player would and compares what nodes serve with the log.
 
 Invariant: a probe takes the public way, from playlist to segment, so that a node cannot tell it from VLC; a node that
-serves wrong bytes is suspended at the first probe that sees it.
+serves wrong bytes is suspended at the first probe that sees it; and no node, whatever it answers or says its address
+is, holds a probe longer than `DEADLINE_S` or ends it with an error.
 """
 
+import asyncio
 import hashlib
 import re
 import time
@@ -20,11 +22,12 @@ from ledger.application import Ledger, NotFound
 from ledger.ids import node_id
 from ledger.services.nodes import change_node
 from ledger.services.streams import load_stream
-from ledger.ticket import SignedTicket, Ticket, WireError
+from ledger.ticket import SignedTicket, Ticket
 
 log = structlog.get_logger("hub.probes")
 
 TIMEOUT_S: Final = 5.0
+DEADLINE_S: Final = 15.0  # of a whole fetch: a node that sends a byte now and then never meets TIMEOUT_S
 MAX_SEGMENT_BYTES: Final = 32_000_000
 _HEADERS: Final = {"User-Agent": "VLC/3.0.21 LibVLC/3.0.21", "Accept": "*/*", "Range": "bytes=0-"}
 _NODE_SEGMENT: Final = re.compile(r"/segments/[0-9a-f-]{36}/(\d+)\.ts$")
@@ -48,7 +51,7 @@ class Prober:
         if known_sha256 is None:
             return None
         started = time.monotonic()
-        outcome, size = self._fetch(url, known_sha256)
+        outcome, size = fetch(url, known_sha256)
         latency_us = int((time.monotonic() - started) * 1_000_000)
 
         def record(node: Node) -> None:
@@ -78,13 +81,13 @@ class Prober:
             log.warning("the hub's own playlist cannot be read", slug=slug, error=str(error))
             return None
         for uri in reversed(_uris(media)):
-            url = urljoin(media_url, uri)
-            match = _NODE_SEGMENT.search(urlsplit(url).path)
+            match = _NODE_SEGMENT.search(uri.partition("?")[0])
             if match:
                 try:
+                    url = urljoin(media_url, uri)
                     text = parse_qs(urlsplit(url).query)["t"][0]
                     return url, SignedTicket.decode_url(text).ticket, int(match[1])
-                except (KeyError, WireError):
+                except (KeyError, ValueError):  # WireError too
                     continue
         return None
 
@@ -98,22 +101,34 @@ class Prober:
             return None
         return segment.sha256 if segment else None
 
-    def _fetch(self, url: str, known_sha256: bytes) -> tuple[str, int]:
-        digest, size = hashlib.sha256(), 0
-        try:
-            with self._http.stream("GET", url) as answer:
-                if answer.status_code not in (200, 206):
-                    return "refused", 0
-                for part in answer.iter_bytes():
-                    size += len(part)
-                    if size > MAX_SEGMENT_BYTES:
-                        return "wrong_bytes", size
-                    digest.update(part)
-        except httpx.TimeoutException:
-            return "slow", size
-        except httpx.HTTPError:
-            return "unreachable", size
-        return ("ok" if digest.digest() == known_sha256 else "wrong_bytes"), size
+
+def fetch(url: str, known_sha256: bytes, *, deadline_s: float = DEADLINE_S) -> tuple[str, int]:
+    """(outcome, bytes read) of fetching a segment from a node. Never raises for what the node does."""
+    return asyncio.run(_fetch(url, known_sha256, deadline_s))
+
+
+async def _fetch(url: str, known_sha256: bytes, deadline_s: float) -> tuple[str, int]:
+    digest, size = hashlib.sha256(), 0
+    try:
+        async with asyncio.timeout(deadline_s), _player() as http, http.stream("GET", url) as answer:
+            if answer.status_code not in (200, 206):
+                return "refused", 0
+            async for part in answer.aiter_raw():
+                size += len(part)
+                if size > MAX_SEGMENT_BYTES:
+                    return "wrong_bytes", size
+                digest.update(part)
+    except (TimeoutError, httpx.TimeoutException):
+        return "slow", size
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError):  # ValueError: a host name that cannot be one
+        return "unreachable", size
+    return ("ok" if digest.digest() == known_sha256 else "wrong_bytes"), size
+
+
+def _player() -> httpx.AsyncClient:
+    client = httpx.AsyncClient(timeout=TIMEOUT_S, headers=_HEADERS, trust_env=False)
+    del client.headers["accept-encoding"]  # VLC sends none, and nothing is unpacked here
+    return client
 
 
 def _uris(playlist: str) -> list[str]:
