@@ -6,7 +6,7 @@ shared. An append that cannot stand (a conflict, say) never fails its neighbours
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from threading import Event, Lock
+from threading import Lock
 from typing import Final
 
 from eventsourcing.persistence import InterfaceError, OperationalError, PersistenceError, StoredEvent
@@ -15,12 +15,14 @@ GROUP_EVENTS_MAX: Final = 2_000
 
 
 class _Waiting:
-    __slots__ = ("error", "events", "leads", "position", "woken")
+    __slots__ = ("error", "events", "leads", "position", "taken", "woken")
 
     def __init__(self, events: Sequence[StoredEvent], *, leads: bool) -> None:
         self.events = events
         self.leads = leads
-        self.woken = Event()  # it is done, or it leads
+        self.taken = False  # into a group, out of the queue
+        self.woken = Lock()  # held until it is done, or leads; a bare lock is the cheapest thing to wait for
+        self.woken.acquire()
         self.position: int | None = None
         self.error: PersistenceError | None = None
 
@@ -47,12 +49,12 @@ class GroupCommit:
             self._queue.append(mine)
         try:
             if not mine.leads:
-                mine.woken.wait()
+                mine.woken.acquire()
             if not mine.done:
                 self._commit_group(self._next_group())
         finally:
             with self._lock:
-                if mine in self._queue:  # interrupted before it was taken
+                if not mine.taken:  # interrupted
                     self._queue.remove(mine)
                 if mine.leads:
                     self._hand_over()
@@ -64,7 +66,7 @@ class GroupCommit:
     def _hand_over(self) -> None:
         if self._queue:
             self._queue[0].leads = True
-            self._queue[0].woken.set()
+            self._queue[0].woken.release()
         else:
             self._led = False
 
@@ -75,6 +77,8 @@ class GroupCommit:
             while self._queue and size + len(self._queue[0].events) <= GROUP_EVENTS_MAX:
                 group.append(self._queue.popleft())
                 size += len(group[-1].events)
+            for waiting in group:
+                waiting.taken = True
         return group
 
     def _commit_group(self, group: list[_Waiting]) -> None:
@@ -91,7 +95,8 @@ class GroupCommit:
             for waiting in group:
                 if not waiting.done:
                     waiting.error = OperationalError("the thread that was committing was interrupted")
-                waiting.woken.set()
+                if not waiting.leads:
+                    waiting.woken.release()
 
     def _commit_together(self, group: list[_Waiting]) -> bool:
         """False when one of them cannot stand: then nothing was committed."""

@@ -23,13 +23,15 @@ from eventsourcing.persistence import (
 )
 from eventsourcing.postgres import PostgresApplicationRecorder
 from psycopg.rows import TupleRow, tuple_row
-from psycopg.sql import SQL, Composed, Identifier
+from psycopg.sql import SQL, Composed, Identifier, Literal
 
+from ledger.store.copy import copy_rows
 from ledger.store.database import Datastore
 from ledger.store.group import GroupCommit
 from ledger.store.listener import Listener
 
 PATIENCE_S: Final = 5.0  # how long a call tries to reach the database before it gives up
+COPY_FROM: Final = 100  # events: from here on a COPY's three round trips cost less than arrays through one call
 _PAUSE_S: Final = 0.1
 
 T = TypeVar("T")
@@ -55,6 +57,15 @@ class DenseRecorder(PostgresApplicationRecorder):
         self._append_sql = SQL(
             "SELECT {}.append_events(%b::uuid[], %b::bigint[], %b::text[], %b::bytea[])"
         ).format(schema)
+        # The lock first, in a statement of its own: the next one sees what was committed by whoever held it before.
+        self._begin_sql = SQL(
+            "BEGIN; SELECT pg_advisory_xact_lock(hashtextextended({}, 0));"
+            " SELECT coalesce(max(position) + 1, 0) FROM {}.events"
+        ).format(Literal(f"{datastore.schema}.events"), schema)
+        self._copy_sql = SQL(
+            "COPY {}.events (position, originator_id, originator_version, topic, state) FROM STDIN (FORMAT binary)"
+        ).format(schema)
+        self._commit_sql = SQL("SELECT pg_notify({}, ''); COMMIT").format(Literal(self.channel_name))
         self._select_sql = SQL("SELECT {{}} FROM {}.events").format(schema).as_string()
         self._size_sql = SQL("SELECT coalesce(max(position) + 1, 0) FROM {}.events").format(schema)
         self._find_sql = SQL(
@@ -94,6 +105,8 @@ class DenseRecorder(PostgresApplicationRecorder):
         return list(range(first + 1, first + 1 + len(stored_events)))
 
     def _append(self, stored_events: Sequence[StoredEvent]) -> int:
+        if len(stored_events) >= COPY_FROM:
+            return self._append_copy(stored_events)
         columns = (
             [e.originator_id for e in stored_events],
             [e.originator_version for e in stored_events],
@@ -101,6 +114,24 @@ class DenseRecorder(PostgresApplicationRecorder):
             [e.state for e in stored_events],
         )
         return int(self._fetch(self._append_sql, columns)[0][0])
+
+    def _append_copy(self, stored_events: Sequence[StoredEvent]) -> int:
+        """As `append_events` does, with a COPY: lock, number, insert, notify, in one transaction."""
+        with self.datastore.get_connection() as connection, connection.cursor(row_factory=tuple_row) as cursor:
+            try:
+                cursor.execute(self._begin_sql)
+                while cursor.nextset():
+                    pass
+                first = int(cursor.fetchall()[0][0])
+                with cursor.copy(self._copy_sql) as copy:
+                    for part in copy_rows(first, stored_events):
+                        copy.write(part)
+                cursor.execute(self._commit_sql)
+            except BaseException:
+                if not connection.closed:
+                    connection.rollback()
+                raise
+            return first
 
     def _find_recorded(self, stored_events: Sequence[StoredEvent]) -> int | None:
         """The position of the first, when exactly these events stand in the log, side by side, in this order."""
