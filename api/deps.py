@@ -60,6 +60,9 @@ class Services:
         [str, bytes], bytes
     ]  # (peer address, what makes a loopback unique) -> commitment
     ingest_ready: Callable[[], bool] = field(default=lambda: True)
+    troubles: Callable[[], list[str]] = field(
+        default=list
+    )  # duties of the hub that fail until somebody looks
 
 
 def services(request: Request) -> Services:

@@ -10,6 +10,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Final
 from uuid import uuid4
 
@@ -30,6 +31,7 @@ from hub.logs import configure_logging
 from hub.pings import Pings
 from hub.settings import Settings, load_settings
 from hub.steering import LedgerSteering, LiveNode
+from hub.troubles import TROUBLES_FOLDER, Troubles
 from ledger.aggregates.broadcast import Broadcast
 from ledger.application import Ledger
 from ledger.services.broadcasts import end_broadcast
@@ -101,6 +103,7 @@ class OriginProcess:
                 audience=self._audience,
                 commit_network=lambda ip, unique: prefix_commitment(keys.network_salt, ip, unique=unique),
                 ingest_ready=lambda: self._rtmp_ready,
+                troubles=Troubles(settings.data_dir / TROUBLES_FOLDER).now,
             )
         )
 
@@ -146,7 +149,9 @@ class OriginProcess:
         done, _ = await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         await self._origin.close()
-        await self._steering.record_observations()
+        with suppress(Exception):  # said in the log by the loop that failed before
+            async with asyncio.timeout(STOP_PATIENCE_S):
+                await self._steering.record_observations()
         await asyncio.wait(tasks[:1], timeout=STOP_PATIENCE_S + 1)
         for task in tasks:
             task.cancel()
@@ -193,6 +198,8 @@ async def _forever(seconds: float, step: Callable[[], Coroutine[Any, Any, None]]
             await step()
         except (Unavailable, ReadModelUnavailable) as error:
             log.warning("will be tried again", step=step.__name__, error=str(error))
+        except Exception:  # streams and viewers do not stop for housekeeping that fails
+            log.exception("housekeeping fails: somebody must look", step=step.__name__)
         await asyncio.sleep(seconds)
 
 

@@ -1,7 +1,8 @@
 """The worker process: read models, settlement, hold release, the published log, and who is online.
 
-Invariant: each duty is a loop of its own that may die anywhere and be repeated; the process ends when one of them
-meets something that it cannot sit out, and the supervisor starts it again.
+Invariant: each duty is a loop of its own that may die anywhere and be repeated. A duty that meets something it cannot
+sit out (a broken log) stops for itself alone: it says so loudly, makes the hub not ready, and tries again ever more
+slowly while the others go on.
 """
 
 import re
@@ -20,6 +21,7 @@ from hub.keystore import KeyStore
 from hub.logs import configure_logging
 from hub.probes import Prober
 from hub.settings import Settings, load_settings
+from hub.troubles import TROUBLES_FOLDER, Troubles
 from ledger.aggregates.node import Node
 from ledger.application import Conflict, Ledger, Unavailable
 from ledger.services import crew
@@ -38,13 +40,15 @@ TRANSIENT: Final = (Unavailable, Conflict, ReadModelUnavailable, OSError)
 SETTLE_EVERY_S: Final = 1.0
 WATCH_EVERY_S: Final = 2.0
 PROBE_EVERY_S: Final = 20.0
+TROUBLED_FIRST_S: Final = 2.0
+TROUBLED_MAX_S: Final = 300.0
 
 
 class Worker:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stop = threading.Event()
-        self._failed: BaseException | None = None
+        self._troubles = Troubles(settings.data_dir / TROUBLES_FOLDER)
         url = settings.resolved_database_url()
         self._ledger = Ledger(url)
         self._engine = create_sql_engine(url)
@@ -57,17 +61,17 @@ class Worker:
         self._prober = Prober(self._ledger, f"http://127.0.0.1:{settings.http_port}")
 
     def run(self) -> None:
-        """Until SIGTERM or SIGINT. Raises what ended a duty."""
-        duties: dict[str, Callable[[], None]] = {
-            "projections": lambda: self._runner.run(self._stop),
-            "settlement": lambda: self._every(SETTLE_EVERY_S, self.settle),
-            "publisher": lambda: self._every(self._settings.checkpoint_interval_s, self.publish),
-            "nodes": lambda: self._every(WATCH_EVERY_S, self.watch_nodes),
-            "probes": lambda: self._every(PROBE_EVERY_S, self.probe),
+        """Until SIGTERM or SIGINT."""
+        duties: dict[str, tuple[float, Callable[[], None]]] = {
+            "projections": (SETTLE_EVERY_S, lambda: self._runner.run(self._stop)),
+            "settlement": (SETTLE_EVERY_S, self.settle),
+            "publisher": (self._settings.checkpoint_interval_s, self.publish),
+            "nodes": (WATCH_EVERY_S, self.watch_nodes),
+            "probes": (PROBE_EVERY_S, self.probe),
         }
         threads = [
-            threading.Thread(target=self._guard, args=(name, duty), name=name)
-            for name, duty in duties.items()
+            threading.Thread(target=repeat, args=(name, seconds, step, self._stop, self._troubles), name=name)
+            for name, (seconds, step) in duties.items()
         ]
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: self._stop.set())
@@ -77,30 +81,18 @@ class Worker:
             thread.join()
         self._ledger.close()
         self._engine.dispose()
-        if self._failed is not None:
-            raise self._failed
-
-    def _guard(self, name: str, duty: Callable[[], None]) -> None:
-        try:
-            duty()
-        except BaseException as error:
-            log.exception("a duty ended", duty=name)
-            self._failed = error
-            self._stop.set()
-
-    def _every(self, seconds: float, step: Callable[[], None]) -> None:
-        while not self._stop.is_set():
-            try:
-                step()
-            except TRANSIENT as error:
-                log.warning("will be tried again", duty=threading.current_thread().name, error=str(error))
-            self._stop.wait(seconds)
 
     # --- duties
 
     def settle(self) -> None:
         """Settle every epoch that is over, then release what was held long enough."""
-        settle_due_epochs(self._ledger, at_us=now_us(), index=self._credits)
+        try:
+            settle_due_epochs(self._ledger, at_us=now_us(), index=self._credits)
+        except TRANSIENT:
+            raise
+        except Exception:
+            self._credits = CreditIndex()  # what failed half-way is folded anew
+            raise
         hold_s = crew.settings(self._ledger).hold_s
         release_due_holds(self._ledger, hold_s=hold_s, at_us=now_us())
 
@@ -123,6 +115,26 @@ class Worker:
         for stream in self._queries.streams():
             if stream.state == "LIVE" and not self._stop.is_set():
                 self._prober.probe(stream.slug, at_us=now_us())
+
+
+def repeat(
+    duty: str, seconds: float, step: Callable[[], None], stop: threading.Event, troubles: Troubles
+) -> None:
+    """`step` every so many seconds until `stop`; after a failure that waiting does not heal, ever more rarely."""
+    pause_s = seconds
+    while not stop.is_set():
+        try:
+            step()
+        except TRANSIENT as error:
+            log.warning("will be tried again", duty=duty, error=str(error))
+        except Exception:
+            pause_s = min(max(2 * pause_s, TROUBLED_FIRST_S), TROUBLED_MAX_S)
+            log.exception("a duty fails: somebody must look", duty=duty, again_in_s=pause_s)
+            troubles.report(duty)
+        else:
+            pause_s = seconds
+            troubles.clear(duty)
+        stop.wait(pause_s)
 
 
 def _go_online(node: Node) -> None:

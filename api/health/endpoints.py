@@ -28,6 +28,7 @@ def ready(at: ServicesDep) -> Readiness:
         "postgres": _postgres(at),
         "projections": _projections(at),
         "rtmp": _OK if at.ingest_ready() else "not listening",
+        "duties": _duties(at),
         "valkey": _OK if at.liveness.reachable() else "away: limits and liveness are kept in memory",
     }
     failed = [name for name, state in checks.items() if state != _OK and name != "valkey"]
@@ -67,6 +68,11 @@ def _postgres(at: Services) -> str:
     except Unavailable:
         return "does not answer"
     return _OK
+
+
+def _duties(at: Services) -> str:
+    failing = at.troubles()
+    return f"{', '.join(failing)} failing: see the hub's log" if failing else _OK
 
 
 def _projections(at: Services) -> str:

@@ -9,7 +9,9 @@ class Health(BaseModel):
 
 class Readiness(BaseModel):
     ready: bool
-    checks: dict[str, str] = Field(description="postgres, projections, rtmp, valkey: ok, or what is wrong")
+    checks: dict[str, str] = Field(
+        description="postgres, projections, rtmp, duties, valkey: ok, or what is wrong"
+    )
 
 
 class KeyOut(BaseModel):

@@ -1,0 +1,102 @@
+"""A duty of the worker that cannot go on stops alone, says so, and tries again; the others never notice."""
+
+import threading
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from hub import worker
+from hub.troubles import Troubles
+from ledger.aggregates.delivery import Delivery
+from ledger.application import Ledger, Unavailable
+from ledger.events import Judged, SegmentsServed
+from ledger.keys import KeyPair
+from ledger.receipt import Receipt
+from ledger.services import crew
+from ledger.services.settle import BrokenLogError, settle_due_epochs
+
+T0 = 1_800_000_000_000_000
+
+
+def test_a_broken_log_stops_settlement_alone_and_is_seen_until_it_is_mended(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "TROUBLED_FIRST_S", 0.01)
+    crew.found_crew(ledger, name="c", unit="EUR", epoch_length_s=60, at_us=T0)
+    delivery = Delivery(uuid4())
+    receipt = Receipt(
+        ticket_hash=b"t" * 32, counter=1, base_sequence=0, bitmap=b"\x01" + bytes(63), digest=bytes(32)
+    )
+    delivery.trigger(
+        SegmentsServed,
+        at_us=T0,
+        node_id=uuid4(),
+        batch_header=b"",
+        indices=(0,),
+        receipts=receipt.sign(KeyPair(b"v" * 32)).encode(),
+        sessions=(uuid4(),),
+        networks=(b"",),
+        judged=(Judged("accepted", 1, 1000),),
+        first_sequence=0,
+        network_limit=2,
+    )
+    ledger.save(delivery)
+    stop, troubles, tries, others = threading.Event(), Troubles(tmp_path), [0], [0]
+
+    def settle() -> None:
+        tries[0] += 1
+        if tries[0] > 3:  # somebody has mended it
+            stop.set()
+            return
+        with pytest.raises(BrokenLogError) as broken:
+            settle_due_epochs(ledger, at_us=T0 + 120_000_000)
+        if tries[0] > 1:
+            assert troubles.now() == ["settlement"]
+        raise broken.value
+
+    def other() -> None:
+        others[0] += 1
+
+    threads = [
+        threading.Thread(target=worker.repeat, args=("settlement", 0.01, settle, stop, troubles)),
+        threading.Thread(target=worker.repeat, args=("publisher", 0.01, other, stop, troubles)),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert tries[0] == 4
+    assert others[0] > 3
+    assert troubles.now() == []
+
+
+def test_an_outage_is_no_trouble(tmp_path: Path) -> None:
+    stop, troubles, tries = threading.Event(), Troubles(tmp_path / "troubles"), [0]
+
+    def step() -> None:
+        tries[0] += 1
+        if tries[0] == 3:
+            stop.set()
+        raise Unavailable("away")
+
+    worker.repeat("nodes", 0.001, step, stop, troubles)
+    assert (tries[0], troubles.now()) == (3, [])
+
+
+def test_a_duty_in_trouble_tries_ever_more_rarely(tmp_path: Path) -> None:
+    waits: list[float] = []
+
+    class Clock(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout or 0)
+            if len(waits) == 10:
+                self.set()
+            return self.is_set()
+
+    def step() -> None:
+        raise RuntimeError("no use")
+
+    worker.repeat("settlement", 1.0, step, Clock(), Troubles(tmp_path))
+    assert waits == sorted(waits)
+    assert (waits[0], waits[-1]) == (2.0, worker.TROUBLED_MAX_S)
