@@ -1,22 +1,15 @@
 """Projections against the eventsourcing library's own projection runner, both in this run, on one Postgres with fsync.
 
-`python -m bench.projections [EVENTS]`, from the checkout, prints a JSON row per comparison: name, ours and other in
-events/s, ratio, reach, reached. Both sides fold the same transfers into account balances; the library, as shipped,
+Figures are events a second. Both sides fold the same transfers into account balances; the library, as shipped,
 over its own store and with a transaction per event. `all six` shows what the whole set of read models costs on a
 mixed log (4 of 10 events hold 20 judged receipts), against the same figure of the library, which keeps only balances.
 """
 
-import json
-import shutil
-import sys
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
-import structlog
 from eventsourcing.application import Application
 from eventsourcing.domain import Aggregate as LibraryAggregate
 from eventsourcing.domain import event
@@ -27,7 +20,8 @@ from eventsourcing.projection import ProjectionRunner
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.sql import SQL, Identifier
 
-from hub.embedded.postgres import EmbeddedPostgres
+from bench import Row
+from bench.library import postgres, timed
 from ledger import events as e
 from ledger.aggregates.base import Aggregate
 from ledger.application import Ledger
@@ -42,6 +36,7 @@ from projections.rebuild import rebuild
 from projections.runner import Runner
 
 REACH = 50.0
+EVENTS = 50_000
 ACCOUNTS = 50
 LIBRARY_EVENTS = 3_000
 SAVE_EVENTS = 2_000
@@ -99,7 +94,7 @@ class LibraryBalances(LibraryProjection[LibraryView]):
     topics = ()
 
     def process_event(self, domain_event: Any, tracking: Tracking) -> None:
-        if isinstance(domain_event, LibraryBook.Transferred):
+        if isinstance(domain_event, LibraryBook.Transferred):  # type: ignore[attr-defined]  # made by @event
             self.view.transfer(domain_event.source, domain_event.target, domain_event.amount_micro, tracking)
 
 
@@ -230,48 +225,16 @@ def our_rates(
         engine.dispose()
 
 
-def timed(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def row(name: str, ours: float, other: float) -> None:
-    ratio = round(ours / other, 1)
-    print(
-        json.dumps(
-            {
-                "name": name,
-                "ours": round(ours),
-                "other": round(other),
-                "unit": "events/s",
-                "ratio": ratio,
-                "reach": REACH,
-                "reached": ratio >= REACH,
-            }
-        ),
-        flush=True,
-    )
-
-
-def main(count: int) -> None:
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is the rows
-    folder = Path(tempfile.mkdtemp(prefix="streamrp2p-bench-"))
-    folder.chmod(0o755)
-    server = EmbeddedPostgres(folder / "postgres")
-    try:
-        url = server.start()
+def rows() -> Iterator[Row]:
+    with postgres() as url:
         other = library_rate(url)
-        steady, rebuilt = our_rates(url, "bench_transfers", write_transfers, count, [Balances])
-        row("projections: balances, runner", steady, other)
-        row("projections: balances, rebuild", rebuilt, other)
-        steady, rebuilt = our_rates(url, "bench_mixed", write_mixed, count, list(PROJECTIONS))
-        row("projections: all six on a mixed log, runner", steady, other)
-        row("projections: all six on a mixed log, rebuild", rebuilt, other)
-    finally:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+        steady, rebuilt = our_rates(url, "bench_transfers", write_transfers, EVENTS, [Balances])
+        yield row("projections: balances, runner", steady, other)
+        yield row("projections: balances, rebuild", rebuilt, other)
+        steady, rebuilt = our_rates(url, "bench_mixed", write_mixed, EVENTS, list(PROJECTIONS))
+        yield row("projections: all six on a mixed log, runner", steady, other)
+        yield row("projections: all six on a mixed log, rebuild", rebuilt, other)
 
 
-if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 50_000)
+def row(name: str, ours: float, other: float) -> Row:
+    return Row(name, ours, other, "events/s", REACH)
