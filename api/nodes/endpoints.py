@@ -1,6 +1,5 @@
 """Invites, joining, heartbeats, and who carries the crew's streams. No address of a node is ever shown."""
 
-import ipaddress
 import secrets
 from typing import Annotated
 from uuid import UUID, uuid4
@@ -11,6 +10,7 @@ from api.auth import NodeKey, Operator
 from api.deps import PeerIp, Services, ServicesDep, per_ip
 from api.directory import NodeProfile, Role
 from api.liveness import HEARTBEAT_S, LivenessUnknown, Pulse
+from api.nodes.addresses import node_address
 from api.nodes.schemas import (
     CreateInvite,
     Earned,
@@ -80,6 +80,7 @@ def join(body: JoinNode, response: Response, at: ServicesDep, key: NodeKey, ip: 
     """Join with the key that signed the request. The same key again: 200 and the same answer."""
     now_us = at.now_us()
     nid = node_id(key)
+    url = node_address(body.url, ip, body.port)
     try:
         node, new = commands.join_node(
             at.ledger,
@@ -90,7 +91,7 @@ def join(body: JoinNode, response: Response, at: ServicesDep, key: NodeKey, ip: 
         )
     except DomainError as e:
         raise Problem(ProblemType.INVITE_REFUSED, str(e)) from e
-    at.directory.save_profile(NodeProfile(nid, body.name, body.url or _url(ip, body.port)), at_us=now_us)
+    at.directory.save_profile(NodeProfile(nid, body.name, url), at_us=now_us)
     if not new:
         response.status_code = 200
     return NodeJoined(
@@ -118,7 +119,7 @@ def heartbeat(body: Heartbeat, at: ServicesDep, key: NodeKey, ip: PeerIp) -> Hea
     network = at.commit_network(ip, nid.bytes)
     if network != node.network and node.status is NodeStatus.ACTIVE:
         node = commands.change_node(at.ledger, nid, lambda n: n.move(network, at_us=now_us))
-    url = body.url or _url(ip, body.port)
+    url = node_address(body.url, ip, body.port)
     if node.status is NodeStatus.ACTIVE:
         known = at.liveness.last(nid)
         if known is None or known.url != url:
@@ -188,13 +189,3 @@ def _earned(at: Services, friend_id: UUID) -> Earned:
         balance = at.reads.balance(friend_account(friend_id, state))
         amounts[f"{state}_micro"] = balance.amount_micro if balance else 0
     return Earned(**amounts)
-
-
-def _url(ip: str, port: int) -> str:
-    try:
-        address = ipaddress.ip_address(ip.partition("%")[0])
-    except ValueError:
-        return f"http://{ip}:{port}"
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"

@@ -1,7 +1,11 @@
 """What somebody with bad intentions, or with one bad node, tries on the API."""
 
+import pytest
 from api_world import World
 from fastapi.testclient import TestClient
+
+from api.nodes.addresses import node_address
+from api.problems import Problem
 
 
 def test_the_hub_is_not_ready_while_a_duty_of_its_worker_fails(client: TestClient, world: World) -> None:
@@ -11,3 +15,72 @@ def test_the_hub_is_not_ready_while_a_duty_of_its_worker_fails(client: TestClien
     answer = client.get("/api/ready")
     assert answer.status_code == 503
     assert "settlement" in answer.json()["checks"]["duties"]
+
+
+# --- addresses that nodes name
+
+INTERNAL = [
+    "http://127.0.0.1:5432",
+    "http://127.0.0.2",
+    "http://localhost:6379",
+    "http://db.localhost",
+    "http://postgres:5432",
+    "http://printer.local",
+    "http://2130706433",
+    "http://0x7f.1",
+    "http://127.1",
+    "http://0177.0.0.1",
+    "http://10.0.0.1",
+    "http://192.168.1.1/admin",
+    "http://[::1]:80",
+    "http://[::ffff:127.0.0.1]",
+    "http://[fd00::1]",
+    "http://100.64.0.1",
+    "http://0.0.0.0",
+    "http://169.254.169.254/latest",
+    "http://[fe80::1%25eth0]",
+    "http://a..b",
+    "http://" + "a" * 64 + ".example",
+]
+
+
+@pytest.mark.parametrize("url", INTERNAL)
+def test_a_node_far_away_cannot_send_the_hub_and_its_viewers_into_a_private_network(url: str) -> None:
+    with pytest.raises(Problem) as refused:
+        node_address(url, "8.8.8.8", 9000)
+    assert refused.value.status_code == 422
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "192.168.1.20", "fd00::5", "::1", "100.64.0.7"])
+def test_a_node_at_home_may_name_an_address_at_home(peer: str) -> None:
+    assert node_address("http://192.168.1.20:9000", peer, 1) == "http://192.168.1.20:9000"
+    assert node_address("http://attic.local", peer, 1) == "http://attic.local"
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "192.168.1.20"])
+@pytest.mark.parametrize("url", ["http://169.254.169.254", "http://0.0.0.0", "http://a..b", "http://0x7f.1"])
+def test_some_addresses_nobody_may_name(url: str, peer: str) -> None:
+    with pytest.raises(Problem):
+        node_address(url, peer, 9000)
+
+
+@pytest.mark.parametrize(
+    ("peer", "url"),
+    [
+        ("8.8.8.8", "http://8.8.8.8:9000"),
+        ("::ffff:8.8.8.8", "http://8.8.8.8:9000"),
+        ("2001:4860::1", "http://[2001:4860::1]:9000"),
+    ],
+)
+def test_without_a_url_a_node_is_where_its_request_came_from(peer: str, url: str) -> None:
+    assert node_address(None, peer, 9000) == url
+
+
+def test_public_addresses_and_names_are_taken_as_they_are() -> None:
+    for url in (
+        "https://attic.example.org",
+        "http://8.8.4.4:9000/base",
+        "http://[2001:4860::8]:1",
+        "http://a_b.example.",
+    ):
+        assert node_address(url, "8.8.8.8", 1) == url
