@@ -3,6 +3,7 @@
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
+from threading import Thread
 from typing import Final
 from uuid import uuid4
 
@@ -134,10 +135,12 @@ def batches(ledger: Ledger, shipped: LibraryLedger, url: str) -> Iterator[Row]:
 
 
 def save_and_hash(ledger: Ledger, made: Sequence[Anything], tree: TileBuilder) -> None:
+    """The tree grows beside the append, as the publisher's process does it."""
     pending = [event for aggregate in made for event in aggregate.pending]
+    hashing = Thread(target=lambda: tree.extend([e.encode(event) for event in pending]))
+    hashing.start()
     ledger.save(*made)
-    for event in pending:
-        tree.append(e.encode(event))
+    hashing.join()
 
 
 def bare_table(connection: psycopg.Connection) -> None:

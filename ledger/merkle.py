@@ -5,7 +5,7 @@ this module makes verifies, and one changed anywhere does not.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 EMPTY_ROOT: Final = hashlib.sha256(b"").digest()
@@ -13,6 +13,11 @@ EMPTY_ROOT: Final = hashlib.sha256(b"").digest()
 
 def leaf_hash(data: bytes) -> bytes:
     return hashlib.sha256(b"\x00" + data).digest()
+
+
+def leaf_hashes(leaves: Iterable[bytes]) -> list[bytes]:
+    sha256 = hashlib.sha256
+    return [sha256(b"\x00" + data).digest() for data in leaves]
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
@@ -23,9 +28,11 @@ def root_of_hashes(hashes: Sequence[bytes]) -> bytes:
     """Merkle tree hash over leaf hashes: pairs are joined level by level, an odd last one moves up as it is."""
     if not hashes:
         return EMPTY_ROOT
+    sha256 = hashlib.sha256  # this loop is most of a tree's cost
     level = list(hashes)
     while len(level) > 1:
-        paired = [node_hash(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
+        pairs = iter(level)
+        paired = [sha256(b"\x01" + left + right).digest() for left, right in zip(pairs, pairs, strict=False)]
         if len(level) % 2:
             paired.append(level[-1])
         level = paired
@@ -34,7 +41,7 @@ def root_of_hashes(hashes: Sequence[bytes]) -> bytes:
 
 def root(leaves: Sequence[bytes]) -> bytes:
     """Merkle tree hash over leaf data."""
-    return root_of_hashes([leaf_hash(d) for d in leaves])
+    return root_of_hashes(leaf_hashes(leaves))
 
 
 # A full subtree: (level, index) -> hash of leaves [index * 2^level, (index + 1) * 2^level).

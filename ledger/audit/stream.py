@@ -110,18 +110,24 @@ class Entries:
                 raise TileError("the bundle holds more than it should")
         except TileError as e:
             raise AuditFailure(str(e), position=start, file=bundle.path) from e
-        for position, (entry, listed) in enumerate(zip(entries, hashes, strict=True), start):
-            leaf = merkle.leaf_hash(entry)
-            if leaf != listed:
-                raise AuditFailure(
-                    f"the entry does not hash to what {tile.path} says",
-                    position=position,
-                    file=bundle.path,
-                )
-            self._tiles.append(entry, leaf)
-            if self._since is not None and self._tiles.size == self._since.size:
-                self._check_since(self._since)
+        leaves = merkle.leaf_hashes(entries)
+        if leaves != hashes:
+            bad = next(i for i in range(width) if leaves[i] != hashes[i])
+            raise AuditFailure(
+                f"the entry does not hash to what {tile.path} says", position=start + bad, file=bundle.path
+            )
+        self._extend(entries, leaves)
         return start, entries
+
+    def _extend(self, entries: list[bytes], leaves: list[bytes]) -> None:
+        """Add to the tree, and stop on the way where the checkpoint ends that was kept."""
+        start = self._tiles.size
+        if self._since is not None and start < self._since.size <= start + len(entries):
+            cut = self._since.size - start
+            self._tiles.extend(entries[:cut], leaves[:cut])
+            self._check_since(self._since)
+            entries, leaves = entries[cut:], leaves[cut:]
+        self._tiles.extend(entries, leaves)
 
     def _check_since(self, since: Checkpoint) -> None:
         if self._tiles.root() != since.root:

@@ -3,13 +3,15 @@
 Invariant: the stored state is exactly `ledger.events.encode(event)`, nothing around it: those bytes are the leaf.
 """
 
-from typing import Any, cast
+from typing import Any, Final, cast
 from uuid import UUID
 
 from eventsourcing.domain import DomainEventProtocol
 from eventsourcing.persistence import JSONTranscoder, Mapper, StoredEvent
 
-from ledger.events import Event, decode, encode, tag_of
+from ledger.events import EVENT_TYPES, Event, decode, encode
+
+_TAGS: Final = {cls: tag for tag, cls in EVENT_TYPES.items()}
 
 
 class CorruptRowError(ValueError):
@@ -24,7 +26,7 @@ class EventMapper(Mapper[UUID]):
 
     def to_stored_event(self, domain_event: DomainEventProtocol[UUID]) -> StoredEvent:
         event = cast("Event", domain_event)
-        return StoredEvent(event.originator_id, event.originator_version, tag_of(event), encode(event))
+        return StoredEvent(event.originator_id, event.originator_version, _TAGS[type(event)], encode(event))
 
     def to_domain_event(self, stored_event: StoredEvent) -> Any:
         """Raises UnknownEventError, or CorruptRowError when the row is not about the event in its bytes."""

@@ -71,7 +71,6 @@ class _Head:
     log_keys: list[bytes] = field(default_factory=list)
 
     def take(self, entry: Entry) -> None:
-        self.tiles.append(entry.data)
         event = entry.event
         if isinstance(event, StateRecorded):
             self.covered = event.position
@@ -153,12 +152,13 @@ class Publisher:
             page = self._ledger.read(start, min(PAGE, end - start))
             if not page:
                 raise PublishRefused(f"the ledger has no event at position {start}")
-            for entry in page:
-                if entry.position != head.tiles.size:
+            for expected, entry in enumerate(page, start):
+                if entry.position != expected:
                     raise PublishRefused(
-                        f"the ledger has no event at position {head.tiles.size}, but one at {entry.position}"
+                        f"the ledger has no event at position {expected}, but one at {entry.position}"
                     )
                 head.take(entry)
+            head.tiles.extend([entry.data for entry in page])
 
     def _recover(self) -> _Head:
         """Hold the ledger against the published log, event by event, and mend files that were lost."""

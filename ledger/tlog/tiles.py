@@ -74,13 +74,12 @@ def tile_of(level: int, index: int, size: int) -> Tile:
 
 def encode_bundle(entries: Sequence[bytes]) -> bytes:
     """Each entry with its 16-bit length before it. Raises TileError for an entry that is too long."""
-    return b"".join(encode_entry(e) for e in entries)
-
-
-def encode_entry(entry: bytes) -> bytes:
-    if len(entry) > MAX_ENTRY_BYTES:
-        raise TileError(f"a log entry is at most {MAX_ENTRY_BYTES} bytes, not {len(entry)}")
-    return _LENGTH.pack(len(entry)) + entry
+    pack = _LENGTH.pack
+    try:
+        return b"".join([part for e in entries for part in (pack(len(e)), e)])
+    except struct.error:
+        longest = max(len(e) for e in entries)
+        raise TileError(f"a log entry is at most {MAX_ENTRY_BYTES} bytes, not {longest}") from None
 
 
 def decode_bundle(data: bytes, width: int) -> list[bytes]:
@@ -125,15 +124,27 @@ class TileBuilder:
         self._bundle = bytearray()
         self._levels: list[list[bytes]] = [[]]  # the hashes of the last, partial tile of each level
 
-    def append(self, entry: bytes, leaf: bytes | None = None) -> None:
-        """Add a leaf. `leaf` is its leaf hash when the caller knows it already."""
-        self._bundle += encode_entry(entry)
-        self._levels[0].append(leaf if leaf is not None else merkle.leaf_hash(entry))
-        self.size += 1
-        if self.size % WIDTH == 0:
-            self.sink(Tile(ENTRIES, self.size // WIDTH - 1), bytes(self._bundle))
-            self._bundle.clear()
-            self._close(0)
+    def append(self, entry: bytes) -> None:
+        """Add a leaf."""
+        self.extend((entry,))
+
+    def extend(self, entries: Sequence[bytes], leaves: Sequence[bytes] | None = None) -> None:
+        """Add leaves. `leaves` are their leaf hashes when the caller knows them already.
+
+        Raises TileError for an entry that is too long; then none of its tile's entries that are new is added.
+        """
+        done = 0
+        while done < len(entries):
+            end = done + WIDTH - self.size % WIDTH
+            part = entries[done:end]
+            self._bundle += encode_bundle(part)
+            self._levels[0] += leaves[done:end] if leaves is not None else merkle.leaf_hashes(part)
+            self.size += len(part)
+            done += len(part)
+            if self.size % WIDTH == 0:
+                self.sink(Tile(ENTRIES, self.size // WIDTH - 1), bytes(self._bundle))
+                self._bundle.clear()
+                self._close(0)
 
     def _close(self, level: int) -> None:
         hashes = self._levels[level]
