@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "tests" / "vectors" / "protocol.json"
 
 SCRIPT = """
+import { webcrypto } from "node:crypto";
 import { readFileSync } from "node:fs";
+globalThis.crypto ??= webcrypto; // Node 18, as Debian 12 has it
 const p = await import(process.argv[2]);
 const vectors = JSON.parse(readFileSync(process.argv[3], "utf-8"));
 const bytes = (hex) => Uint8Array.from(hex.match(/../g) ?? [], (b) => parseInt(b, 16));
