@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "crew": "The crew's rules and keys.",
     "token": "API tokens.",
     "payout": "Plan, approve and run payouts.",
+    "explain": "Why is this amount what it is?",
     "audit": "Replay a published log and check every figure.",
     "proof": "Show and check the proof of one event.",
     "log": "The transparency log: keys, checkpoints, witnesses.",

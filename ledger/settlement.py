@@ -18,7 +18,7 @@ from typing import Final
 from uuid import UUID
 
 from ledger import money
-from ledger.events import Posting, SettlementLine, Transfer
+from ledger.events import Posting, SettlementLine, TariffSet, Transfer
 
 # A node has at most five lines and one transfer; 48 of those are below 48,000 bytes (an event may have 65,535).
 ENTRIES_PER_PAGE: Final = 48
@@ -48,6 +48,17 @@ class Tariff:
     floor_bp: int
     plain_bp: int
     plain_income_cap_bp: int
+
+
+def tariff_of(event: TariffSet) -> Tariff:
+    return Tariff(
+        version=event.tariff_version,
+        rate_micro_per_gb=event.rate_micro_per_gb,
+        fee_bp=event.fee_bp,
+        floor_bp=event.floor_bp,
+        plain_bp=event.plain_bp,
+        plain_income_cap_bp=event.plain_income_cap_bp,
+    )
 
 
 # Served, but nobody has promised a price: the line stands in the statement with nothing in it.

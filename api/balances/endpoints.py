@@ -1,17 +1,20 @@
 """Balances of all accounts, for everybody (they are in the public log), and a friend's own statement."""
 
+from dataclasses import asdict
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query
 
 from api.auth import Friend
-from api.balances.schemas import BalanceOut, Balances, Statement, StatementLineOut
+from api.balances.schemas import BalanceOut, Balances, ExplanationOut, Statement, StatementLineOut
 from api.deps import Services, ServicesDep
 from api.liveness import LivenessUnknown
 from api.problems import Problem, ProblemType, not_found, responses
 from ledger.money import friend_account
 from ledger.services import crew
+from ledger.services.explain import Earned, NothingToExplain
+from ledger.services.explain_log import explain_recorded
 from projections.queries import PAGE_MAX, Balance, StatementLine
 
 router = APIRouter(prefix="/api", tags=["balances"])
@@ -73,6 +76,33 @@ def statement(
         next=f"{last.position}:{last.line}" if last else None,
         **amounts,
     )
+
+
+@router.get(
+    "/friends/me/explain/{position}/{line}",
+    responses=responses(
+        ProblemType.UNAUTHENTICATED,
+        ProblemType.FORBIDDEN,
+        ProblemType.NOT_FOUND,
+        ProblemType.RATE_LIMITED,
+        ProblemType.INVALID_FIELDS,
+    ),
+)
+def explain_line(
+    position: Annotated[int, Path(ge=0, le=(1 << 53) - 1)],
+    line: Annotated[int, Path(ge=0, le=65_535)],
+    at: ServicesDep,
+    token: Friend,
+) -> ExplanationOut:
+    """Why a line of the friend's own statement has its amount. Derived from the log; equal to what is recorded."""
+    try:
+        made = explain_recorded(at.ledger, position, line)
+    except NothingToExplain as e:
+        raise not_found("there is no such line in your statement") from e
+    if made.friend_id != token.subject_id:
+        raise not_found("there is no such line in your statement")
+    kind = "earned" if isinstance(made, Earned) else "moved"
+    return ExplanationOut.model_validate({"kind": kind, **asdict(made)})
 
 
 def _balance(balance: Balance) -> BalanceOut:

@@ -44,3 +44,75 @@ class Statement(BaseModel):
     helping_now: int = Field(description="viewers the friend's nodes serve now")
     lines: list[StatementLineOut]
     next: str | None = Field(description="`before` of the next, older page")
+
+
+class TariffOut(BaseModel):
+    version: int = Field(description="0: there was none")
+    position: int | None = Field(description="log position of the event that set it")
+    rate_micro_per_gb: int
+    fee_bp: int
+    floor_bp: int
+    plain_bp: int
+    plain_income_cap_bp: int
+
+
+class StepsOut(BaseModel):
+    """The arithmetic in its order; weights are bytes times basis points of a full byte."""
+
+    stream_weight: int
+    priced_micro: int = Field(description="stream_weight x rate / 10^13, rounded down")
+    budget_micro: int
+    gross_micro: int = Field(description="the smaller of priced and budget")
+    scaled_to_budget: bool
+    fee_bp_of_gross_micro: int
+    pool_micro: int = Field(description="gross - fee")
+    floor_pool_micro: int = Field(description="shared equally among the nodes that served")
+    nodes: int
+    rest_micro: int = Field(description="shared by weight")
+    weight: int = Field(description="of this line; 0 for a floor share")
+    quota_micro: int = Field(description="this line's share, rounded down")
+    remainder_micro: int = Field(
+        description="1 when its remainder was among the largest (ties by node), else 0"
+    )
+    uncapped_micro: int
+    plain_most_micro: int | None = Field(description="the most the node's plain lines may bring together")
+    amount_micro: int
+
+
+class ReceiptOut(BaseModel):
+    position: int
+    receipt: int = Field(description="which of that event's, from 0")
+    late: bool
+    units: int
+    credited_bytes: int
+
+
+class PartOut(BaseModel):
+    position: int
+    line: int
+    reason: str
+    amount_micro: int
+
+
+class ExplanationOut(BaseModel):
+    kind: str = Field(description="earned: a settlement line; moved: pending, available, in flight, paid")
+    position: int
+    line: int
+    friend_id: UUID
+    reason: str
+    amount_micro: int
+    epoch: int | None = None
+    log_from: int | None = Field(
+        None, description="credits in [log_from, log_to) were settled, and what waited"
+    )
+    log_to: int | None = None
+    stream_id: UUID | None = None
+    node_id: UUID | None = None
+    units: int = 0
+    credited_bytes: int = 0
+    tariff: TariffOut | None = None
+    steps: StepsOut | None = None
+    receipts: list[ReceiptOut] | None = Field(None, description="null: only the whole log tells")
+    parts: list[PartOut] = Field([], description="the settlement lines that a released amount adds up")
+    batch_id: UUID | None = None
+    payout_line: int | None = None

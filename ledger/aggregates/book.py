@@ -27,7 +27,7 @@ from ledger.events import (
     TariffSet,
     Transfer,
 )
-from ledger.settlement import Page, Tariff
+from ledger.settlement import Page, Tariff, tariff_of
 
 MAX_REFERENCE_CHARS: Final = 100
 RELEASES_PER_PAGE: Final = 200  # transfers of about 150 bytes in an event of at most 65,535
@@ -78,7 +78,7 @@ class Book(Aggregate):
     def tariff(self, stream_id: UUID, epoch: int) -> Tariff | None:
         """The newest tariff of the stream that is effective in `epoch`."""
         effective = [t for t in self._tariffs.get(stream_id, ()) if t.effective_epoch <= epoch]
-        return _tariff(effective[-1]) if effective else None
+        return tariff_of(effective[-1]) if effective else None
 
     def tariff_version(self, stream_id: UUID) -> int:
         """The newest version set, effective or not; 0 when there is none."""
@@ -87,7 +87,7 @@ class Book(Aggregate):
     def newest_tariff(self, stream_id: UUID) -> Tariff | None:
         """The last one set, effective or not."""
         known = self._tariffs.get(stream_id)
-        return _tariff(known[-1]) if known else None
+        return tariff_of(known[-1]) if known else None
 
     # --- commands
 
@@ -411,14 +411,3 @@ def _earned(lines: Iterable[SettlementLine], transfers: Iterable[Transfer]) -> d
     if done != expected:
         raise DomainError("the lines of a settlement and its transfers differ")
     return earned
-
-
-def _tariff(event: TariffSet) -> Tariff:
-    return Tariff(
-        version=event.tariff_version,
-        rate_micro_per_gb=event.rate_micro_per_gb,
-        fee_bp=event.fee_bp,
-        floor_bp=event.floor_bp,
-        plain_bp=event.plain_bp,
-        plain_income_cap_bp=event.plain_income_cap_bp,
-    )

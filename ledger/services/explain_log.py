@@ -1,0 +1,146 @@
+"""The hub's own ledger as a log to explain from, and the quick explanation for the API.
+
+Invariant: the quick explanation reads only the settlement, its range of the log and the book's own events, and says
+the same numbers as the one that reads the whole log; what it cannot know from there it leaves out (`receipts` None).
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from ledger.aggregates.book import Book
+from ledger.aggregates.session import TicketRecord
+from ledger.application import Ledger, NotFound
+from ledger.events import EpochSettled, Event, SegmentsServed
+from ledger.ids import BOOK_ID, ticket_record_id
+from ledger.receipt import SIGNED_BYTES, SignedReceipt
+from ledger.services.credit_index import Source
+from ledger.services.explain import (
+    Events,
+    Explanation,
+    Means,
+    NothingToExplain,
+    explain,
+    explain_line,
+)
+from ledger.settlement import FLOOR_SHARE, Credit, derive
+from ledger.ticket import Ticket, ViewerClass
+from ledger.verdict import Verdict
+
+READ_EVENTS: Final = 2_000
+RANGE_EVENTS_MAX: Final = (
+    50_000  # of a settlement's range that the quick explanation looks through for receipts
+)
+
+
+class LedgerLog:
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def events(self, start: int, end: int | None) -> Iterator[tuple[int, Event]]:
+        while end is None or start < end:
+            limit = READ_EVENTS if end is None else min(READ_EVENTS, end - start)
+            page = self._ledger.read(start, limit)
+            if not page:
+                return
+            for recorded in page:
+                yield recorded.position, recorded.event
+            start = page[-1].position + 1
+
+
+def explain_recorded(ledger: Ledger, position: int, line: int) -> Explanation:
+    """As `explain`, for a hub that is busy. Raises NothingToExplain, ExplanationFailed, Unavailable."""
+    log = LedgerLog(ledger)
+    first = next((e for _, e in log.events(position, position + 1)), None)
+    if not isinstance(first, EpochSettled):
+        return explain(_BookOnly(ledger, log), position, line)
+    if not 0 <= line < len(first.lines):
+        raise NothingToExplain(f"position {position} has {len(first.lines)} lines, from 0")
+    recorded = first.lines[line]
+    start = position - first.page + 1
+    pages = [e for _, e in log.events(start, start + first.pages) if isinstance(e, EpochSettled)]
+    credits = [
+        Credit(
+            stream_id=x.stream_id,
+            node_id=x.node_id,
+            friend_id=x.friend_id,
+            plain=x.reason.startswith("plain"),
+            late=x.reason.endswith("_late"),
+            units=x.units,
+            credited_bytes=x.credited_bytes,
+        )
+        for page in pages
+        for x in page.lines
+        if x.stream_id == recorded.stream_id and x.reason != FLOOR_SHARE
+    ]
+    means = Means()
+    for event in ledger.history(BOOK_ID, up_to=first.originator_version - first.page):
+        means.apply(event)
+    setter, tariff = means.tariff(recorded.stream_id, first.epoch)
+    return explain_line(
+        derive(recorded.stream_id, credits, tariff, means.budget(recorded.stream_id)),
+        first,
+        position,
+        line,
+        tariff_at=ledger.position_of(BOOK_ID, setter.originator_version) if setter else None,
+        receipts=_receipts(ledger, log, first, line),
+    )
+
+
+class _BookOnly:
+    """A log of which only the events of the book are of interest."""
+
+    def __init__(self, ledger: Ledger, log: LedgerLog) -> None:
+        self._ledger, self._log = ledger, log
+
+    def events(self, start: int, end: int | None) -> Iterator[tuple[int, Event]]:
+        if end is not None and end - start == 1:
+            yield from self._log.events(start, end)
+            return
+        book = self._ledger.load_or_new(Book, BOOK_ID)
+        for event in self._ledger.history(BOOK_ID, up_to=book.version):
+            if isinstance(event, EpochSettled):
+                position = self._ledger.position_of(BOOK_ID, event.originator_version)
+                if end is not None and position >= end:
+                    return
+                if position >= start:
+                    yield position, event
+
+
+def _receipts(ledger: Ledger, log: Events, settled: EpochSettled, line: int) -> tuple[Source, ...] | None:
+    """Receipts of the settled range that add up to the line, or None: then only the whole log can say."""
+    recorded = settled.lines[line]
+    if recorded.reason == FLOOR_SHARE:
+        return ()
+    if settled.log_to - settled.log_from > RANGE_EVENTS_MAX:
+        return None
+    late = recorded.reason.endswith("_late")
+    tickets: dict[bytes, Ticket | None] = {}
+    found: list[Source] = []
+    for position, event in log.events(settled.log_from, settled.log_to):
+        if not isinstance(event, SegmentsServed) or event.node_id != recorded.node_id:
+            continue
+        for n, judged in enumerate(event.judged):
+            if judged.verdict != Verdict.ACCEPTED:
+                continue
+            data = event.receipts[n * SIGNED_BYTES : (n + 1) * SIGNED_BYTES]
+            ticket_hash = SignedReceipt.decode(data).receipt.ticket_hash
+            if ticket_hash not in tickets:
+                tickets[ticket_hash] = _ticket(ledger, ticket_hash)
+            ticket = tickets[ticket_hash]
+            if ticket is None or ticket.stream_id != recorded.stream_id:
+                continue
+            plain = ticket.viewer_class is ViewerClass.PLAIN
+            if plain is recorded.reason.startswith("plain"):
+                found.append(Source(position, n, late, judged.units, judged.credited_bytes))
+    adds_up = (sum(s.units for s in found), sum(s.credited_bytes for s in found)) == (
+        recorded.units,
+        recorded.credited_bytes,
+    )
+    return tuple(found) if adds_up else None
+
+
+def _ticket(ledger: Ledger, ticket_hash: bytes) -> Ticket | None:
+    try:
+        return ledger.load(TicketRecord, ticket_record_id(ticket_hash)).signed.ticket
+    except NotFound:
+        return None

@@ -1,0 +1,44 @@
+from uuid import UUID, uuid4
+
+from api_world import World
+from fastapi.testclient import TestClient
+from test_receipts import KeyPair, new_key, node, open_session
+
+from api.directory import Role
+from ledger.aggregates.node import Node
+from ledger.events import EpochSettled
+from ledger.ids import node_id
+from ledger.services import budgets, settle
+
+__all__ = ["node"]  # a fixture
+
+
+def test_a_friend_asks_why_and_gets_the_derivation_of_their_own_lines_only(
+    client: TestClient, world: World, node: KeyPair
+) -> None:
+    budgets.set_tariff(world.ledger, world.stream_id, rate_micro_per_gb=10**12, at_us=world.now_us)
+    budgets.deposit(world.ledger, world.stream_id, amount_micro=10**7, reference="r", at_us=world.now_us)
+    world.now_us += 2 * 3_600_000_000
+    viewer = new_key()
+    ticket = world.issue(UUID(open_session(client, viewer).json()["session_id"]), node, 0)
+    receipt = client.post("/api/receipts", content=world.receipt(ticket, viewer, [0, 1])).json()
+    world.now_us += 3_600_000_000
+    assert settle.settle_due_epochs(world.ledger, at_us=world.now_us)
+    settled = next(r for r in world.ledger.read(0, 10_000) if isinstance(r.event, EpochSettled))
+    friend_id = world.ledger.load(Node, node_id(node.public_key)).friend_id
+    friend = world.token(Role.FRIEND, friend_id)
+    path = f"/api/friends/me/explain/{settled.position}/0"
+    made = client.get(path, headers=friend)
+    assert made.status_code == 200, made.text
+    answer = made.json()
+    assert answer["kind"] == "earned"
+    assert answer["receipts"] == [
+        {"position": receipt["position"], "receipt": 0, "late": True, "units": 2, "credited_bytes": 2_000}
+    ]
+    steps = answer["steps"]
+    assert steps["priced_micro"] == steps["gross_micro"] == 2_000_000
+    assert answer["amount_micro"] == steps["quota_micro"] + steps["remainder_micro"] == 1_710_000
+    assert client.get(path, headers=world.token(Role.FRIEND, uuid4())).status_code == 404
+    assert client.get(f"/api/friends/me/explain/{settled.position}/9", headers=friend).status_code == 404
+    assert client.get("/api/friends/me/explain/0/0", headers=friend).status_code == 404
+    assert client.get(path, headers=world.operator).status_code == 403
