@@ -6,6 +6,8 @@ receipt is taken on its signature. Invariant: a digest that is returned is that 
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 from uuid import UUID
 
@@ -14,6 +16,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
 from hub.keystore import KeyStore
+from ledger.application import Unavailable
 from ledger.receipt import segment_digest
 
 DIGEST_BYTES: Final = 32
@@ -21,7 +24,7 @@ CACHED_SEGMENTS: Final = 20_000  # about 3 MB
 
 
 class SegmentDigests:
-    """Thread-safe."""
+    """Thread-safe. Every method may raise ledger.application.Unavailable."""
 
     def __init__(self, database: ConnectionPool[psycopg.Connection[TupleRow]], keys: KeyStore) -> None:
         self._database = database
@@ -32,7 +35,7 @@ class SegmentDigests:
     def put(self, rendition_id: UUID, sequence: int, media: bytes) -> None:
         """Compute and keep the digests; repeating it changes nothing."""
         digests = b"".join(segment_digest(n, media) for n in self._keys.nonces(rendition_id))
-        with self._database.connection() as connection:
+        with self._connected() as connection:
             connection.execute(
                 "INSERT INTO segment_digests (rendition_id, sequence, digests) VALUES (%s, %s, %s) "
                 "ON CONFLICT DO NOTHING",
@@ -57,12 +60,21 @@ class SegmentDigests:
         return digests[start : start + DIGEST_BYTES]
 
     def _read(self, rendition_id: UUID, sequence: int) -> bytes | None:
-        with self._database.connection() as connection:
+        with self._connected() as connection:
             row = connection.execute(
                 "SELECT digests FROM segment_digests WHERE rendition_id = %s AND sequence = %s",
                 (rendition_id, sequence),
             ).fetchone()
         return None if row is None else bytes(row[0])
+
+    @contextmanager
+    def _connected(self) -> Iterator[psycopg.Connection[TupleRow]]:
+        """A database that is away is for the caller to sit out, like the ledger: never a reason to refuse media."""
+        try:
+            with self._database.connection() as connection:
+                yield connection
+        except (psycopg.OperationalError, psycopg.InterfaceError) as e:
+            raise Unavailable(f"the digests of segments cannot be reached: {e}") from e
 
     def _remember(self, key: tuple[UUID, int], digests: bytes) -> None:
         with self._lock:

@@ -134,7 +134,10 @@ class Pool(ConnectionPool[psycopg.Connection[Any]]):
         min_size: int,
         max_size: int,
         statement_timeout_ms: int,
+        check: bool = False,
     ) -> None:
+        """`check`: ask each connection whether it still lives before it is handed out (one round trip)."""
+
         def configure(connection: psycopg.Connection[Any]) -> None:
             take_app_role(connection, schema)
 
@@ -146,6 +149,7 @@ class Pool(ConnectionPool[psycopg.Connection[Any]]):
             max_size=max_size,
             open=False,
             configure=configure,
+            check=ConnectionPool.check_connection if check else None,
             timeout=POOL_TIMEOUT_S,
             reconnect_timeout=RECONNECT_TIMEOUT_S,
             name=f"streamrp2p-{schema}",
@@ -181,7 +185,10 @@ def connect_pool(
     autocommit: bool = False,
     statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
 ) -> ConnectionPool[psycopg.Connection[TupleRow]]:
-    """An open psycopg pool (rows are tuples) for the tables of the schema that are not events. Close it after use."""
+    """An open psycopg pool (rows are tuples) for the tables of the schema that are not events. Close it after use.
+
+    After a restart of the server its first user gets a live connection, not the first of several dead ones.
+    """
     pool = Pool(
         url,
         schema,
@@ -190,6 +197,7 @@ def connect_pool(
         min_size=min_size,
         max_size=max_size,
         statement_timeout_ms=statement_timeout_ms,
+        check=True,
     )
     pool.open()
     return pool

@@ -2,10 +2,15 @@
 
 import hashlib
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
+
+import psycopg
+import pytest
 
 from hub.digests import SegmentDigests
 from hub.keystore import NONCES, KeyStore
+from ledger.application import Unavailable
 from ledger.store.database import connect_pool
 
 
@@ -38,3 +43,25 @@ def test_keys_are_made_once_private_and_never_shown(tmp_path: Path) -> None:
     for path in folder.iterdir():
         assert path.read_bytes().hex() not in repr(keys)
         assert repr(path.read_bytes()) not in repr(keys)
+
+
+def test_a_database_that_is_away_is_a_matter_of_waiting(tmp_path: Path) -> None:
+    with connect_pool(f"postgresql://nobody@/nothing?host={tmp_path}") as pool, pytest.raises(Unavailable):
+        SegmentDigests(pool, KeyStore.open(tmp_path)).put(uuid4(), 7, b"segment")
+
+
+def test_the_first_digest_after_a_restart_of_the_database_is_kept(
+    tmp_path: Path, postgres_url: str, database_url: str
+) -> None:
+    keys = KeyStore.open(tmp_path)
+    rendition = uuid4()
+    with connect_pool(database_url) as pool:
+        digests = SegmentDigests(pool, keys)
+        digests.put(rendition, 7, b"segment")
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+                (urlsplit(database_url).path[1:],),
+            )
+        digests.put(rendition, 8, b"another")
+        assert digests.get(rendition, keys.nonces(rendition)[0], 8)
