@@ -161,6 +161,8 @@ class Live:
             self._catalogue.renditions[grant.rendition_id] = known
         if self.rendition is not None and self.rendition is not known:
             self._close_rendition(self.rendition)
+        # Closed when the ledger refused it, and now the encoder is back within the grace period.
+        known.ended = False
         known.format = format_
         self.rendition = known
         self._catalogue.changed()
@@ -189,9 +191,7 @@ class Live:
     def _close_rendition(self, rendition: RenditionStore) -> None:
         if not rendition.ended:
             rendition.end()
-            self._loop.call_later(
-                self._settings.retain_s, self._catalogue.renditions.pop, rendition.rendition_id, None
-            )
+            self._loop.call_later(self._settings.retain_s, self._catalogue.forget, rendition)
 
 
 class Catalogue:
@@ -219,6 +219,11 @@ class Catalogue:
             self.changed()
             return live
         return refused
+
+    def forget(self, rendition: RenditionStore) -> None:
+        """Let go of its segments, unless it was taken up again."""
+        if rendition.ended:
+            self.renditions.pop(rendition.rendition_id, None)
 
     def changed(self) -> None:
         if self._waiting is not None and not self._waiting.done():
