@@ -9,10 +9,11 @@ import json
 import sys
 
 from api.directory import Directory
-from hub.bootstrap import FirstRun, first_run
+from hub.bootstrap import FIRST_STREAM, FirstRun, first_run
 from hub.logs import configure_logging
 from hub.settings import Settings, load_settings
 from ledger.application import Ledger
+from ledger.services.streams import load_stream
 from ledger.store.database import connect_pool, create_sql_engine
 from ledger.store.migrate import migrate
 from projections.runner import Runner
@@ -24,13 +25,15 @@ def set_up(settings: Settings) -> FirstRun:
     migrate(database_url)
     ledger = Ledger(database_url)
     try:
-        with connect_pool(database_url) as pool:
-            told = first_run(settings, ledger, Directory(pool))
-        if told.stream_key is not None:  # later, the worker sees to them without holding up the start
+        if (
+            load_stream(ledger, FIRST_STREAM) is None
+        ):  # later, the worker sees to them without holding up the start
             engine = create_sql_engine(database_url)
             Runner(ledger, engine).prepare()
             engine.dispose()
-        return told
+        with connect_pool(database_url) as pool:
+            # The last step: nothing may fail between the making of secrets and telling them.
+            return first_run(settings, ledger, Directory(pool))
     finally:
         ledger.close()
 
