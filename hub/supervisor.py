@@ -1,8 +1,9 @@
 """Starts the hub's processes in order, keeps them alive, stops them in reverse order.
 
 Invariants: a service is launched only when all before it are ready; one that dies is launched again, at once the
-first time and then ever more slowly; when the supervisor ends, however it ends, its children end. It runs in one
-thread: children are tied to the life of the thread that starts them.
+first time and then ever more slowly; what fails to start because something it stands on died is tried again; when the
+supervisor ends, however it ends, its children end. It runs in one thread: children are tied to the life of the thread
+that starts them.
 """
 
 import contextlib
@@ -14,7 +15,6 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -71,6 +71,7 @@ class Program:
     environment: Mapping[str, str] = field(default_factory=dict)
     start_timeout_s: float = 60.0
     stop_patience_s: float = 2.5
+    output: int = 2  # stdout is for data: what a service says goes to stderr
     process: subprocess.Popen[bytes] | None = None
 
     def launch(self) -> None:
@@ -78,7 +79,7 @@ class Program:
             self.command,
             env={**os.environ, **self.environment},
             stdin=subprocess.DEVNULL,
-            stdout=2,  # stdout is for data
+            stdout=self.output,
             start_new_session=True,  # Ctrl-C in the terminal is the supervisor's to handle
             preexec_fn=die_with_parent(signal.SIGKILL),
         )
@@ -88,6 +89,13 @@ class Program:
 
     def poll(self) -> int | None:
         return -1 if self.process is None else self.process.poll()
+
+    def read_output(self) -> bytes:
+        """What it wrote to its stdout, when `output` is a pipe; after its end."""
+        if self.process is None or self.process.stdout is None:
+            return b""
+        with self.process.stdout as output:
+            return output.read()
 
     def stop(self) -> None:
         if self.process is None:
@@ -122,6 +130,7 @@ class Supervisor:
     def __init__(self) -> None:
         self._watched: list[_Watch] = []
         self._stopping = False
+        self._deaths = 0
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -151,10 +160,18 @@ class Supervisor:
         """Launch, and wait until ready. False when a stop was asked for meanwhile. Raises StartFailed, or what the
         service itself raises. Services started before are kept alive in the meantime."""
         watch = _Watch(service, launched_at=time.monotonic())
+        deaths = self._deaths
         service.launch()
         self._watched.append(watch)
         while not self._stopping:
             if (code := service.poll()) is not None:
+                if self._something_died_since(deaths, self._watched[:-1]):
+                    if not self._all_ready(self._watched[:-1]):
+                        return False
+                    _log.warning("could not start, trying again", service=service.name, exit_code=code)
+                    deaths, watch.launched_at = self._deaths, time.monotonic()
+                    service.launch()
+                    continue
                 service.is_ready()  # an embedded server says more about why
                 raise StartFailed(
                     f"{service.name} ended while it started (exit code {code}); see its lines above"
@@ -171,6 +188,53 @@ class Supervisor:
             for earlier in self._watched[:-1]:
                 self._tend(earlier)
         return False
+
+    def step(self, command: Sequence[str], *, timeout_s: float) -> bytes | None:
+        """Run a one-time step to its end as a child that dies with us, while the services started before are kept
+        alive; again when it failed because one of them died. Returns its stdout (a few kB at most), None when a stop
+        was asked for. Raises StartFailed."""
+        name = " ".join(command[-2:])
+        while not self._stopping:
+            deaths = self._deaths
+            program = Program(name, command, output=subprocess.PIPE)
+            program.launch()
+            try:
+                code = self._finish(program, time.monotonic() + timeout_s)
+                if code == 0:
+                    return program.read_output()
+            finally:
+                program.stop()
+            if code is not None:
+                if not self._something_died_since(deaths, self._watched):
+                    raise StartFailed(f"{name} failed (exit code {code}); see its lines above")
+                if self._all_ready(self._watched):
+                    _log.warning("a step failed, trying again", step=name, exit_code=code)
+        return None
+
+    def _finish(self, program: Program, deadline: float) -> int | None:
+        """The exit code; None when a stop was asked for. Raises StartFailed after the deadline."""
+        while not self._stopping:
+            if (code := program.poll()) is not None:
+                return code
+            if time.monotonic() > deadline:
+                raise StartFailed(f"{program.name} did not end in time")
+            self._wait(POLL_STARTING_S)
+            for watch in self._watched:
+                self._tend(watch)
+        return None
+
+    def _something_died_since(self, deaths: int, watched: Sequence[_Watch]) -> bool:
+        for watch in watched:
+            self._tend(watch)
+        return self._deaths > deaths or not all(watch.ready for watch in watched)
+
+    def _all_ready(self, watched: Sequence[_Watch]) -> bool:
+        """Wait for it. False when a stop was asked for."""
+        while not self._stopping and not all(watch.ready for watch in watched):
+            self._wait(POLL_STARTING_S)
+            for watch in watched:
+                self._tend(watch)
+        return not self._stopping
 
     def run(self) -> None:
         """Keep everything alive until SIGINT or SIGTERM."""
@@ -214,6 +278,7 @@ class Supervisor:
         if watch.ready and now - watch.launched_at > STEADY_S:
             watch.delay_s = BACKOFF_FIRST_S
         _log.error("died, starting it again", service=watch.service.name, why=why, in_s=watch.delay_s)
+        self._deaths += 1
         watch.ready = False
         watch.restart_at = now + watch.delay_s
         watch.delay_s = min(watch.delay_s * 2, BACKOFF_MAX_S)
@@ -236,21 +301,3 @@ class Supervisor:
         elif now - watch.launched_at > watch.service.start_timeout_s:
             _log.error("not ready in time, stopping it", service=watch.service.name)
             watch.service.kill()
-
-
-def read_output(command: Sequence[str], *, timeout_s: float) -> bytes:
-    """Run a one-time step to its end as a child that dies with us. Returns its stdout; raises StartFailed."""
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        timeout=timeout_s,
-        check=False,
-        cwd=Path.cwd(),
-        preexec_fn=die_with_parent(signal.SIGKILL),
-    )
-    if done.returncode != 0:
-        raise StartFailed(
-            f"{' '.join(command[-2:])} failed (exit code {done.returncode}); see its lines above"
-        )
-    return done.stdout

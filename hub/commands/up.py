@@ -17,7 +17,7 @@ from hub.embedded.home import take_lock
 from hub.logs import configure_logging
 from hub.ports import require_free_port
 from hub.settings import Settings, load_settings, unknown_variables
-from hub.supervisor import Program, Supervisor, read_output
+from hub.supervisor import Program, Supervisor
 
 SETUP_TIMEOUT_S = 300.0  # a migration of a large database is part of it
 _log = structlog.get_logger("hub.up")
@@ -47,12 +47,9 @@ def up() -> None:
 def _run(settings: Settings, supervisor: Supervisor) -> None:
     if not _start_servers(settings, supervisor):
         return
-    try:
-        setup = read_output([sys.executable, "-m", "hub.setup"], timeout_s=SETUP_TIMEOUT_S)
-    except Exception:
-        if supervisor.stopping:  # Ctrl-C reached the step, too
-            return
-        raise
+    setup = supervisor.step([sys.executable, "-m", "hub.setup"], timeout_s=SETUP_TIMEOUT_S)
+    if setup is None:
+        return
     told = json.loads(setup)
     here = {"STREAMRP2P_DATA_DIR": str(settings.data_dir.absolute())}
     origin = Program("origin", [sys.executable, "-m", "hub.origin"], lambda: _http_answers(settings), here)
