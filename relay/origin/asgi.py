@@ -77,16 +77,20 @@ class MediaApp:
 
     # --- playlists ---------------------------------------------------------------------------------------------------
 
-    async def _ready(self, slug: str) -> RenditionStore | None:
-        """The stream's rendition once it lists something, waiting a little for a stream that is starting."""
+    async def _ready(self, slug: str, *, returning: bool = False) -> RenditionStore | None:
+        """The stream's rendition once it lists something, waiting a little for a stream that is starting. `returning`:
+        waiting also where nobody publishes, for a player that plays already."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.playlist_wait_s
-        while (live := self._catalogue.lives.get(slug)) is not None:
-            store = live.rendition
-            if store is not None and store.listed and (store.ended is False or not live.on_air):
-                return store
+        while (live := self._catalogue.lives.get(slug)) is not None or returning:
+            store = live.rendition if live is not None else None
+            if live is not None:
+                if store is not None and store.listed and (store.ended is False or not live.on_air):
+                    return store
+                if not live.on_air:
+                    return None
             left = deadline - loop.time()
-            if left <= 0 or not live.on_air:
+            if left <= 0:
                 return None
             if store is None or store.ended:
                 await self._catalogue.wait_changed(left)
@@ -122,7 +126,9 @@ class MediaApp:
     async def _media(self, scope: Scope, send: Send, slug: str, session: UUID) -> None:
         if not await self._session_is_for(scope, send, slug, session):
             return
-        store = await self._ready(slug)
+        # A hub that has just started again has its players back before its publishers. VLC gives up for good after
+        # three playlists in a row that it cannot read.
+        store = await self._ready(slug, returning=True)
         if store is None:
             await self._not_live(scope, send, slug)
             return

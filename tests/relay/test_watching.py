@@ -152,6 +152,19 @@ def test_a_player_that_is_early_waits_for_the_first_segment(source):
     asyncio.run(scenario())
 
 
+def test_a_player_from_before_a_restart_waits_for_the_encoder_to_come_back(source):
+    async def scenario():
+        async with rig() as r:
+            session = await r.steering.open_session("main", "")
+            early = asyncio.create_task(r.http.get(r.url(f"/live/main/{session}/index.m3u8")))
+            await asyncio.sleep(0.2)
+            assert not early.done()
+            await on_air(r, source, 1)
+            assert (await early).text.count("#EXTINF") == 1
+
+    asyncio.run(scenario())
+
+
 def test_a_stream_that_never_shows_a_frame_is_not_waited_for_forever():
     async def scenario():
         async with rig(replace(FAST, playlist_wait_s=0.2)) as r:
