@@ -165,12 +165,12 @@ class Supervisor:
         self._watched.append(watch)
         while not self._stopping:
             if (code := service.poll()) is not None:
-                if self._something_died_since(deaths, self._watched[:-1]):
-                    if not self._all_ready(self._watched[:-1]):
-                        return False
-                    _log.warning("could not start, trying again", service=service.name, exit_code=code)
-                    deaths, watch.launched_at = self._deaths, time.monotonic()
-                    service.launch()
+                if self._not_its_own_fault(watch, code, deaths):
+                    _log.warning("ended while it started, trying again", service=service.name, exit_code=code)
+                    self._wait(BACKOFF_FIRST_S)
+                    deaths = self._deaths
+                    if not self._stopping:
+                        service.launch()
                     continue
                 service.is_ready()  # an embedded server says more about why
                 raise StartFailed(
@@ -205,7 +205,7 @@ class Supervisor:
             finally:
                 program.stop()
             if code is not None:
-                if not self._something_died_since(deaths, self._watched):
+                if code > 0 and not self._something_died_since(deaths, self._watched):
                     raise StartFailed(f"{name} failed (exit code {code}); see its lines above")
                 if self._all_ready(self._watched):
                     _log.warning("a step failed, trying again", step=name, exit_code=code)
@@ -222,6 +222,16 @@ class Supervisor:
             for watch in self._watched:
                 self._tend(watch)
         return None
+
+    def _not_its_own_fault(self, watch: _Watch, code: int, deaths: int) -> bool:
+        """Whether a service that ended while it started may try again: what it stands on died meanwhile (and is ready
+        again when this returns), or somebody killed it and its time is not over."""
+        earlier = self._watched[:-1]
+        if self._something_died_since(deaths, earlier):
+            self._all_ready(earlier)
+            watch.launched_at = time.monotonic()
+            return True
+        return code < 0 and time.monotonic() - watch.launched_at < watch.service.start_timeout_s
 
     def _something_died_since(self, deaths: int, watched: Sequence[_Watch]) -> bool:
         for watch in watched:

@@ -19,7 +19,13 @@ def stop(*_):
     if not stubborn:
         sys.exit(0)
 signal.signal(signal.SIGTERM, stop)
+(folder / f"{name}.starting").write_text(str(os.getpid()))
 note("start")
+while (folder / f"{name}.slow").exists():
+    time.sleep(0.02)
+if (folder / f"{name}.fails-once").exists():
+    (folder / f"{name}.fails-once").unlink()
+    sys.exit(7)
 if (folder / f"{name}.fails").exists():
     sys.exit(7)
 (folder / f"{name}.pid").write_text(str(os.getpid()))

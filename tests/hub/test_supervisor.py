@@ -109,3 +109,37 @@ def test_a_child_that_fails_at_the_first_start_ends_everything_and_is_named(tmp_
     assert process.returncode == 1
     assert b"second ended while it started (exit code 7)" in stderr
     assert events(tmp_path)[-1] == "first stop"
+
+
+def starting(folder: Path, name: str) -> bool:
+    return f"{name} start" in events(folder) if (folder / "events").exists() else False
+
+
+def test_a_child_killed_while_it_starts_is_started_again(
+    tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    (tmp_path / "second.slow").touch()
+    with supervised(tmp_path) as process:
+        eventually(lambda: starting(tmp_path, "second"))
+        os.kill(int((tmp_path / "second.starting").read_text()), signal.SIGKILL)
+        (tmp_path / "second.slow").unlink()
+        eventually((tmp_path / "second.pid").exists)
+        process.terminate()
+        assert process.wait(10) == 0
+    assert events(tmp_path) == ["first start", "second start", "second start", "second stop", "first stop"]
+
+
+def test_a_child_that_fails_because_another_died_is_started_again(
+    tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    (tmp_path / "second.slow").touch()
+    (tmp_path / "second.fails-once").touch()
+    with supervised(tmp_path) as process:
+        eventually(lambda: starting(tmp_path, "second"))
+        os.kill(pid_of(tmp_path, "first"), signal.SIGKILL)
+        eventually(lambda: events(tmp_path).count("first start") == 2)
+        (tmp_path / "second.slow").unlink()
+        eventually((tmp_path / "second.pid").exists)
+        process.terminate()
+        assert process.wait(10) == 0
+    assert events(tmp_path).count("second start") == 2
