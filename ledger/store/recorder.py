@@ -31,7 +31,9 @@ from ledger.store.group import GroupCommit
 from ledger.store.listener import Listener
 
 PATIENCE_S: Final = 5.0  # how long a call tries to reach the database before it gives up
-COPY_FROM: Final = 100  # events: from here on a COPY's three round trips cost less than arrays through one call
+COPY_FROM: Final = (
+    100  # events: from here on a COPY's three round trips cost less than arrays through one call
+)
 _PAUSE_S: Final = 0.1
 
 T = TypeVar("T")
@@ -117,7 +119,10 @@ class DenseRecorder(PostgresApplicationRecorder):
 
     def _append_copy(self, stored_events: Sequence[StoredEvent]) -> int:
         """As `append_events` does, with a COPY: lock, number, insert, notify, in one transaction."""
-        with self.datastore.get_connection() as connection, connection.cursor(row_factory=tuple_row) as cursor:
+        with (
+            self.datastore.get_connection() as connection,
+            connection.cursor(row_factory=tuple_row) as cursor,
+        ):
             try:
                 cursor.execute(self._begin_sql)
                 while cursor.nextset():
