@@ -5,13 +5,13 @@ are credited; a refused receipt changes nothing. The same inputs give the same v
 digest, which only the hub could check while it held the segment bytes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from uuid import UUID
 
 from ledger.credit import CreditSet, Units, count
 from ledger.events import Judged
-from ledger.receipt import SignedReceipt, fold_digests
+from ledger.receipt import Receipt, SignedReceipt, fold_digests
 from ledger.settings import Settings
 from ledger.ticket import Ticket, WireError
 from ledger.verdict import Cap, Verdict
@@ -38,12 +38,43 @@ class NodeFacts:
     suspended: bool
 
 
-@dataclass(frozen=True, slots=True)
 class Manifest:
-    """Sizes in bytes of the published segments of a broadcast, by sequence. `first` is its first sequence."""
+    """Sizes of the published segments of a broadcast: sequences `first`, `first + 1`, ... It grows at its end only.
 
-    first: int
-    sizes: Mapping[int, int]
+    Sums are kept, not sizes: a receipt claims a run of up to 512 segments, and its bytes are one subtraction.
+    """
+
+    __slots__ = ("_sums", "first", "next")
+
+    def __init__(self, first: int, sizes: Iterable[int] = ()) -> None:
+        self.first = first
+        self.next = first  # the sequence after the last
+        self._sums = [0]  # [i]: bytes of the first i segments
+        for segment_bytes in sizes:
+            self.append(segment_bytes)
+
+    def append(self, segment_bytes: int) -> None:
+        self._sums.append(self._sums[-1] + segment_bytes)
+        self.next += 1
+
+    def before(self, end: int) -> "Manifest":
+        """As it was before the segment `end` was published. It shares the sums, which only grow."""
+        earlier = Manifest(self.first)
+        earlier.next, earlier._sums = min(end, self.next), self._sums
+        return earlier
+
+    def total_bytes(self, units: Units) -> int:
+        """Bytes of the segments in `units`, all of which must be published."""
+        total = start = 0
+        while units:
+            gap = (units & -units).bit_length() - 1
+            units >>= gap
+            start += gap
+            run = (~units & (units + 1)).bit_length() - 1
+            total += self._sums[start + run] - self._sums[start]
+            units >>= run
+            start += run
+        return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +115,11 @@ def judge(
         return refused(Verdict.BAD_SIGNATURE)
     if now_s > ticket.settle_by_s:
         return refused(Verdict.LATE)
-    sequences = receipt.sequences()
-    if not all(ticket.covers(s) and s in manifest.sizes for s in sequences):
+    claimed = claimed_units(receipt, ticket, manifest)
+    if claimed is None:
         return refused(Verdict.OUT_OF_RANGE)
-    if not _digest_holds(receipt.digest, ticket.nonce, sequences, digest_of):
+    if not _digest_holds(receipt.digest, ticket.nonce, claimed, manifest.first, digest_of):
         return refused(Verdict.DIGEST_MISMATCH)
-    claimed = to_units(sequences, manifest.first)
     fresh = credits.missing(ticket.session_id, claimed)
     if not fresh:
         return refused(Verdict.DUPLICATE)
@@ -99,32 +129,53 @@ def judge(
         return refused(Verdict.CAPPED, Cap.OWN_ACCOUNT)
     if settings.same_network_forbidden and session.network and session.network == node.network:
         return refused(Verdict.CAPPED, Cap.SAME_NETWORK)
-    if sum(manifest.sizes[s] for s in sequences) > ticket.byte_budget:
+    if manifest.total_bytes(claimed) > ticket.byte_budget:
         return refused(Verdict.CAPPED, Cap.BYTE_BUDGET)
     payable = credits.within_network_limit(session.network, fresh, settings.prefix_sessions_max)
     if not payable:
         return refused(Verdict.CAPPED, Cap.PREFIX_SESSIONS)
-    paid_bytes = sum(manifest.sizes[s] for s in to_sequences(payable, manifest.first))
+    paid_bytes = manifest.total_bytes(payable)
     return Judgement(Judged(Verdict.ACCEPTED.value, count(payable), paid_bytes), payable)
 
 
-def _digest_holds(digest: bytes, nonce: bytes, sequences: list[int], digest_of: DigestOf) -> bool:
+def claimed_units(receipt: Receipt, ticket: Ticket, manifest: Manifest) -> Units | None:
+    """What the receipt claims, relative to the manifest's first sequence.
+
+    None when it claims a segment that the ticket does not cover or that was never published.
+    """
+    bits = int.from_bytes(receipt.bitmap, "little")
+    if not bits:
+        return 0
+    lowest = receipt.base_sequence + (bits & -bits).bit_length() - 1
+    highest = receipt.base_sequence + bits.bit_length() - 1
+    if lowest < max(ticket.first_sequence, manifest.first):
+        return None
+    if highest > ticket.last_sequence or highest >= manifest.next:
+        return None
+    return units_of(receipt, manifest.first)
+
+
+def units_of(receipt: Receipt, first: int) -> Units:
+    """The bitmap relative to `first`; no bit of it may stand for a sequence before."""
+    bits = int.from_bytes(receipt.bitmap, "little")
+    shift = receipt.base_sequence - first
+    return bits << shift if shift >= 0 else bits >> -shift
+
+
+def _digest_holds(digest: bytes, nonce: bytes, claimed: Units, first: int, digest_of: DigestOf) -> bool:
     """True also when the hub no longer knows a segment: what the hub lost must not cost a friend."""
-    known = [digest_of(nonce, s) for s in sequences]
-    return any(d is None for d in known) or fold_digests(d for d in known if d is not None) == digest
+    known = []
+    for sequence in to_sequences(claimed, first):
+        segment = digest_of(nonce, sequence)
+        if segment is None:
+            return True
+        known.append(segment)
+    return fold_digests(known) == digest
 
 
-def to_units(sequences: list[int], first: int) -> Units:
-    units = 0
-    for s in sequences:
-        units |= 1 << (s - first)
-    return units
-
-
-def to_sequences(units: Units, first: int) -> list[int]:
-    found = []
+def to_sequences(units: Units, first: int) -> Iterator[int]:
+    """The sequences in `units`, ascending."""
     while units:
         low = units & -units
-        found.append(first + low.bit_length() - 1)
+        yield first + low.bit_length() - 1
         units ^= low
-    return found

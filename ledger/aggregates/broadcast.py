@@ -27,14 +27,10 @@ class Broadcast(Aggregate):
         self.first_sequence = 0
         self.next_sequence = 0
         self.segments: dict[int, Segment] = {}
-        self.sizes: dict[int, int] = {}
+        self.manifest = Manifest(0)
         self.interrupted_us: int | None = None
         self.last_event_us = 0
         self.ended = False
-
-    @property
-    def manifest(self) -> Manifest:
-        return Manifest(self.first_sequence, self.sizes)
 
     def start(
         self,
@@ -93,10 +89,11 @@ class Broadcast(Aggregate):
             case BroadcastStarted():
                 self.stream_id, self.rendition_id = event.stream_id, event.rendition_id
                 self.first_sequence = self.next_sequence = event.first_sequence
+                self.manifest = Manifest(event.first_sequence)
             case SegmentsPublished():
                 for segment in event.segments:
                     self.segments[segment.sequence] = segment
-                    self.sizes[segment.sequence] = segment.segment_bytes
+                    self.manifest.append(segment.segment_bytes)
                     self.next_sequence = segment.sequence + 1
             case BroadcastInterrupted():
                 self.interrupted_us = event.at_us

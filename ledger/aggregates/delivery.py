@@ -20,7 +20,7 @@ from ledger.judge import (
     NodeFacts,
     SessionFacts,
     judge,
-    to_units,
+    units_of,
 )
 from ledger.receipt import SIGNED_BYTES, SignedReceipt
 from ledger.settings import Settings
@@ -110,8 +110,7 @@ class Delivery(Aggregate):
             if judged.verdict != Verdict.ACCEPTED:
                 continue
             receipt = SignedReceipt.decode(event.receipts[i * SIGNED_BYTES : (i + 1) * SIGNED_BYTES]).receipt
-            claimed = to_units(receipt.sequences(), event.first_sequence)
-            fresh = self.credits.missing(session_id, claimed)
+            fresh = self.credits.missing(session_id, units_of(receipt, event.first_sequence))
             self.credits.credit(
                 session_id, network, self.credits.within_network_limit(network, fresh, event.network_limit)
             )

@@ -56,19 +56,17 @@ _HEADER: Final = struct.Struct(">B32sQQH32s")  # ledger.batch: version, node key
 class _Broadcast:
     stream_id: UUID
     rendition_id: UUID
-    first: int
-    next: int
-    sizes: dict[int, int] = field(default_factory=dict)
+    manifest: Manifest
     marks: list[tuple[int, int]] = field(default_factory=list)  # (time of publication, next sequence)
     credits: CreditSet = field(default_factory=CreditSet)
 
     def manifests(self, at_us: int) -> Iterator[Manifest]:
         """The present manifest, then the shortest that the hub may still have seen at `at_us`."""
-        yield Manifest(self.first, self.sizes)
+        yield self.manifest
         i = bisect_right(self.marks, at_us - RACE_US, key=lambda m: m[0])
-        end = self.marks[i - 1][1] if i else self.first
-        if end < self.next:
-            yield Manifest(self.first, {s: n for s, n in self.sizes.items() if s < end})
+        end = self.marks[i - 1][1] if i else self.manifest.first
+        if end < self.manifest.next:
+            yield self.manifest.before(end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +123,7 @@ class Deliveries:
     def broadcast_started(self, event: BroadcastStarted) -> None:
         require(event.originator_id not in self._broadcasts, "the broadcast started before")
         self._broadcasts[event.originator_id] = _Broadcast(
-            event.stream_id, event.rendition_id, event.first_sequence, event.first_sequence
+            event.stream_id, event.rendition_id, Manifest(event.first_sequence)
         )
         self._broadcast_of[delivery_id(event.originator_id)] = event.originator_id
 
@@ -133,11 +131,11 @@ class Deliveries:
         broadcast = self._broadcast(event.originator_id)
         require(event.rendition_id == broadcast.rendition_id, "segments of another rendition")
         for segment in event.segments:
-            require(segment.sequence == broadcast.next, f"segment {broadcast.next} should be next")
+            expected = broadcast.manifest.next
+            require(segment.sequence == expected, f"segment {expected} should be next")
             require(segment.segment_bytes >= 0, "a segment has a negative size")
-            broadcast.sizes[segment.sequence] = segment.segment_bytes
-            broadcast.next += 1
-        broadcast.marks.append((event.at_us, broadcast.next))
+            broadcast.manifest.append(segment.segment_bytes)
+        broadcast.marks.append((event.at_us, broadcast.manifest.next))
 
     def session_opened(self, event: SessionOpened) -> None:
         require(event.session_id == event.originator_id, "the session's id is not its own")
@@ -212,7 +210,7 @@ class Deliveries:
         sessions = [self._sessions[t.session_id].facts for t in tickets]
         require(event.sessions == tuple(t.session_id for t in tickets), "sessions are not the tickets'")
         require(event.networks == tuple(s.network for s in sessions), "networks are not the sessions'")
-        require(event.first_sequence == broadcast.first, "the first sequence is not the broadcast's")
+        require(event.first_sequence == broadcast.manifest.first, "the first sequence is not the broadcast's")
         claims = list(zip(receipts, tickets, sessions, event.judged, strict=True))
         judgements = self._judge_again(event, broadcast, claims)
         for ticket, session, judgement in zip(tickets, sessions, judgements, strict=True):

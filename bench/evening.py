@@ -1,0 +1,188 @@
+"""A busy evening of a crew in memory, through the real services: what the audit and the read models are measured on.
+
+Invariant: the same arguments give the same log, and it stands up to a full audit.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID, uuid5
+
+from ledger.aggregates.base import Aggregate
+from ledger.application import NotFound, Recorded
+from ledger.batch import MAX_RECEIPTS, Batch
+from ledger.events import Segment, encode
+from ledger.ids import NAMESPACE
+from ledger.keys import KeyPair
+from ledger.receipt import Receipt, to_bitmap
+from ledger.services import broadcasts, budgets, crew, nodes, settle, streams
+from ledger.services.delivery import DeliveryDesk
+from ledger.ticket import ViewerClass
+from ledger.tlog.publisher import Publisher
+
+T0_US: Final = 1_800_000_000_000_000
+HUB: Final = KeyPair(hashlib.sha256(b"ticket key").digest())
+LOG: Final = KeyPair(hashlib.sha256(b"log key").digest())
+NODES: Final = 4
+SEGMENTS: Final = 300
+SEGMENTS_PER_ROUND: Final = 5  # of 2 s: each viewer signs every 10 s
+ROUNDS: Final = SEGMENTS // SEGMENTS_PER_ROUND
+
+
+class MemoryLedger:
+    """What the services need of `ledger.application.Ledger`, without a database."""
+
+    def __init__(self) -> None:
+        self.log: list[Recorded] = []
+        self._aggregates: dict[UUID, Aggregate] = {}
+        self._positions: dict[tuple[UUID, int], int] = {}
+
+    def load(self, cls: Any, aggregate_id: UUID) -> Any:
+        try:
+            return self._aggregates[aggregate_id]
+        except KeyError:
+            raise NotFound(str(aggregate_id)) from None
+
+    def load_or_new(self, cls: Any, aggregate_id: UUID) -> Any:
+        return self._aggregates.get(aggregate_id) or cls(aggregate_id)
+
+    def save(self, *aggregates: Aggregate) -> list[int]:
+        first = len(self.log)
+        for aggregate in aggregates:
+            self._aggregates[aggregate.id] = aggregate
+            for event in aggregate.collect_events():
+                self._positions[event.originator_id, event.originator_version] = len(self.log)
+                self.log.append(Recorded(len(self.log), event, encode(event)))
+        return list(range(first, len(self.log)))
+
+    def read(self, start: int, limit: int) -> list[Recorded]:
+        return self.log[start : start + limit]
+
+    def size(self) -> int:
+        return len(self.log)
+
+    def position_of(self, originator_id: UUID, originator_version: int) -> int:
+        return self._positions[originator_id, originator_version]
+
+
+def make_id(name: str) -> UUID:
+    return uuid5(NAMESPACE, "bench:" + name)
+
+
+def make_bytes(name: str, size: int = 32) -> bytes:
+    return hashlib.sha256(name.encode()).digest()[:size]
+
+
+def evening(receipts: int) -> MemoryLedger:
+    """At least `receipts` receipts, each of five new segments in a bitmap that grows, a settlement at the end."""
+    ledger: Any = MemoryLedger()
+    clock = iter(range(T0_US, T0_US + 10**12, 1_000))
+    crew.found_crew(ledger, name="bench", unit="EUR", epoch_length_s=3_600, at_us=next(clock))
+    crew.add_key(ledger, "ticket", HUB.public_key, at_us=next(clock))
+    crew.add_key(ledger, "log", LOG.public_key, at_us=next(clock))
+    stream = streams.register_stream(
+        ledger, slug="main", owner_id=make_id("owner"), stream_key="main_" + "a" * 32, at_us=next(clock)
+    )
+    budgets.set_tariff(ledger, stream, rate_micro_per_gb=10_000, at_us=next(clock))
+    budgets.deposit(ledger, stream, amount_micro=10**12, reference="first", at_us=next(clock))
+    desk = DeliveryDesk(ledger, digest_of=lambda rendition, nonce, sequence: None)
+    serving = [_join(ledger, n, clock) for n in range(NODES)]
+    number = 0
+    while number * ROUNDS * NODES * MAX_RECEIPTS < receipts:
+        _broadcast(ledger, desk, stream, serving, number, clock)
+        number += 1
+    settle.settle_due_epochs(ledger, at_us=T0_US + 7_200_000_000)
+    return ledger  # type: ignore[no-any-return]
+
+
+def _join(ledger: Any, n: int, clock: Iterator[int]) -> tuple[KeyPair, Any]:
+    key, code = KeyPair(make_bytes(f"node {n}")), f"code {n}"
+    at_us = next(clock)
+    nodes.create_invite(
+        ledger, friend_id=make_id(f"friend {n}"), code=code, expires_us=at_us + 10**9, at_us=at_us
+    )
+    network = make_bytes(f"network of node {n}", 16)
+    node, _ = nodes.join_node(
+        ledger, code=code, public_key=key.public_key, prefix_commitment=network, at_us=next(clock)
+    )
+    return key, node
+
+
+def _broadcast(
+    ledger: Any, desk: DeliveryDesk, stream: UUID, serving: list[Any], number: int, clock: Iterator[int]
+) -> None:
+    started, _ = broadcasts.start_or_resume(
+        ledger,
+        stream,
+        new_broadcast_id=make_id(f"broadcast {number}"),
+        new_rendition_id=make_id(f"rendition {number}"),
+        video_codec="h264",
+        audio_codec="aac",
+        grace_s=30,
+        at_us=next(clock),
+    )
+    first = started.first_sequence
+    tickets = [
+        [
+            (key, make_bytes(f"viewer {n} {v}")),
+            _ticket(ledger, desk, stream, started, node, n, v, number, clock),
+        ]
+        for n, (key, node) in enumerate(serving)
+        for v in range(MAX_RECEIPTS)
+    ]
+    for round_ in range(1, ROUNDS + 1):
+        known = first + round_ * SEGMENTS_PER_ROUND
+        cut = [
+            Segment(s, 2_000_000, 1_000_000 + s % 7, make_bytes(f"segment {s}"), next(clock))
+            for s in range(known - SEGMENTS_PER_ROUND, known)
+        ]
+        broadcasts.publish_segments(ledger, started.id, cut, at_us=next(clock))
+        bitmap, digest = to_bitmap(first, range(first, known)), make_bytes(f"digest {round_}")
+        for n, (key, _) in enumerate(serving):
+            signed = [
+                Receipt(ticket_hash=t, counter=round_, base_sequence=first, bitmap=bitmap, digest=digest)
+                .sign(KeyPair(viewer))
+                .encode()
+                for (owner, viewer), t in tickets[n * MAX_RECEIPTS : (n + 1) * MAX_RECEIPTS]
+            ]
+            desk.judge_batch(Batch.sign(key, round_, round_ + 10, signed).encode(), at_us=next(clock))
+    broadcasts.end_broadcast(ledger, started.id, reason="over", at_us=next(clock))
+
+
+def _ticket(
+    ledger: Any,
+    desk: DeliveryDesk,
+    stream: UUID,
+    broadcast: Any,
+    node: Any,
+    n: int,
+    v: int,
+    number: int,
+    clock: Iterator[int],
+) -> bytes:
+    name = f"{number} {n} {v}"
+    desk.open_session(
+        session_id=make_id(f"session {name}"),
+        stream_id=stream,
+        viewer_class=ViewerClass.SIGNING,
+        viewer_key=KeyPair(make_bytes(f"viewer {n} {v}")).public_key,
+        prefix_commitment=make_bytes(f"network {name}", 16),
+        account_id=None,
+        at_us=next(clock),
+    )
+    return desk.issue_ticket(
+        hub_key=HUB,
+        ticket_id=make_id(f"ticket {name}"),
+        session_id=make_id(f"session {name}"),
+        node=node,
+        broadcast=broadcast,
+        first_sequence=broadcast.first_sequence,
+        nonce=make_bytes(f"nonce {name}", 16),
+        tariff_version=1,
+        at_us=next(clock),
+    ).ticket.hash
+
+
+def publish(ledger: MemoryLedger, folder: Path) -> None:
+    Publisher(ledger, folder, LOG, "bench.example/log").publish(at_us=T0_US + 7_300_000_000)
