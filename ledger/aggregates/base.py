@@ -23,7 +23,9 @@ class Aggregate:
     def __init__(self, aggregate_id: UUID) -> None:
         self._id = aggregate_id
         self.version = 0
-        self.torn = False  # true once `apply` or a save failed: the state may be no fold of any events; load again
+        self.torn = (
+            False  # true once `apply` or a save failed: the state may be no fold of any events; load again
+        )
         self._pending: list[Event] = []
 
     @property
