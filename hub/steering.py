@@ -1,7 +1,9 @@
 """Who serves whom: sessions in memory, a node for each, and what the hub observes of plain players.
 
 Invariant: a segment URL at a node carries a ticket that stands in the log. What is only in memory here can be lost:
-a session is found again in the log, and its viewer keeps playing from the hub meanwhile.
+a session is found again in the log, and its viewer keeps playing from the hub meanwhile. The log is public and names
+every session, so nothing that comes from another network than the one that opened a session is held for its viewer:
+it is played to, but it counts for no node and against none.
 """
 
 import asyncio
@@ -17,7 +19,9 @@ from uuid import UUID
 import structlog
 
 from hub.authority import InPool
+from hub.buckets import Buckets
 from hub.keystore import KeyStore
+from ledger import application
 from ledger.aggregates.base import DomainError
 from ledger.aggregates.book import Book
 from ledger.aggregates.broadcast import Broadcast
@@ -27,10 +31,11 @@ from ledger.aggregates.stream import Stream
 from ledger.application import Conflict, Ledger, NotFound
 from ledger.ids import BOOK_ID, node_id
 from ledger.receipt import BITMAP_BITS, to_bitmap
+from ledger.services import crew
 from ledger.services.delivery import DeliveryDesk
 from ledger.services.nodes import prefix_commitment
 from ledger.services.streams import load_stream
-from ledger.ticket import ViewerClass
+from ledger.ticket import Ticket, ViewerClass
 from relay.ports import Assignment, Unavailable
 
 log = structlog.get_logger()
@@ -39,10 +44,20 @@ SESSION_IDLE_S: Final = 90.0
 SEEN_S: Final = 15.0  # a session that asked for something within this time is watching
 MAX_SESSIONS: Final = 20_000
 AVOID_S: Final = 20.0  # a session that had to fetch from the hub is not sent to the same node for so long
-SUSPECT_S: Final = 10.0  # a node that failed two sessions is not given to anybody for so long
+SUSPECT_S: Final = 10.0  # a node that failed several viewers is not given to anybody for so long
+SUSPECT_NETWORKS: Final = 2  # so many must say so, independently,
+SUSPECT_SHARE: Final = (
+    4  # and one in so many of those who watch through it: a rival has not that many sessions there
+)
 SAMPLE: Final = 10  # one plain segment in ten comes from the hub
 RENEW_MARGIN: Final = 8  # segments before its end at which a ticket is renewed
 NODE_CACHE_S: Final = 2.0
+RECALL_S: Final = 86_400  # a session with nothing in the log for so long is over
+# Sessions that may be opened: of one viewer network, and of all. A school or a mobile network is one network.
+OPEN_BURST: Final = 240
+OPEN_RATE_S: Final = 2.0
+OPEN_ALL_BURST: Final = 4_000
+OPEN_ALL_RATE_S: Final = 50.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +76,7 @@ class _Viewing:
     slug: str
     stream_id: UUID
     viewer_class: ViewerClass
+    network: bytes  # commitment
     seen_s: float
     rendition_id: UUID | None = None
     node_id: UUID | None = None
@@ -95,7 +111,13 @@ class LedgerSteering:
         self._rng = rng
         self._sessions: dict[UUID, _Viewing] = {}
         self._live: dict[UUID, LiveNode] = {}
-        self._complaints: dict[UUID, dict[UUID, float]] = {}  # node -> session -> when
+        self._complaints: dict[UUID, dict[UUID, tuple[bytes, float]]] = {}  # node -> session -> network, when
+        self._opening = Buckets(
+            burst=OPEN_BURST,
+            rate_s=OPEN_RATE_S,
+            all_burst=OPEN_ALL_BURST,
+            all_rate_s=OPEN_ALL_RATE_S,
+        )
         self._may_fetch: dict[bytes, tuple[float, bool]] = {}
 
     # --- sessions
@@ -104,39 +126,56 @@ class LedgerSteering:
         return await self._open(slug, ViewerClass.PLAIN, b"", peer_ip)
 
     async def open_signing_session(self, slug: str, viewer_key: bytes, peer_ip: str) -> UUID | None:
-        """A session for a page that signs its receipts with `viewer_key` (32 bytes). None: no such stream."""
-        return await self._open(slug, ViewerClass.SIGNING, viewer_key, peer_ip)
+        """A session for a page that signs its receipts with `viewer_key` (32 bytes). None: no such stream.
+
+        Raises ledger.application.Unavailable.
+        """
+        try:
+            return await self._open(slug, ViewerClass.SIGNING, viewer_key, peer_ip)
+        except Unavailable as e:
+            raise application.Unavailable(str(e)) from e
 
     async def _open(self, slug: str, viewer_class: ViewerClass, key: bytes, peer_ip: str) -> UUID | None:
         stream = await self._in_pool(load_stream, self._ledger, slug)
         if stream is None:
             return None
-        self._make_room()
+        if not self._opening.take(_opener(peer_ip), time.monotonic()):
+            raise Unavailable("too many sessions are being opened: try again in a moment")
         session_id = self._new_id()
+        network = self._network(session_id, peer_ip)
         await self._in_pool(
             self._desk.open_session,
             session_id=session_id,
             stream_id=stream.id,
             viewer_class=viewer_class,
             viewer_key=key,
-            prefix_commitment=prefix_commitment(self._keys.network_salt, peer_ip, unique=session_id.bytes),
+            prefix_commitment=network,
             account_id=None,
             at_us=self._now_us(),
         )
-        self._sessions[session_id] = _Viewing(slug, stream.id, viewer_class, time.monotonic())
+        self._remember(session_id, _Viewing(slug, stream.id, viewer_class, network, time.monotonic()))
         return session_id
 
-    def _make_room(self) -> None:
+    def _network(self, session_id: UUID, peer_ip: str) -> bytes:
+        return prefix_commitment(self._keys.network_salt, peer_ip, unique=session_id.bytes)
+
+    def _remember(self, session_id: UUID, viewing: _Viewing) -> _Viewing:
+        """The session in memory, which is `viewing` unless another request was first."""
+        known = self._sessions.get(session_id)
+        if known is not None:
+            return known
         if len(self._sessions) >= MAX_SESSIONS:
             oldest = min(self._sessions, key=lambda s: self._sessions[s].seen_s)
             del self._sessions[oldest]
+        self._sessions[session_id] = viewing
+        return viewing
 
     async def session_slug(self, session_id: UUID) -> str | None:
         """The stream a session belongs to; None for a session nobody opened."""
         viewing = self._sessions.get(session_id) or await self._in_pool(self._recall, session_id)
         if viewing is None:
             return None
-        viewing = self._sessions.setdefault(session_id, viewing)
+        viewing = self._remember(session_id, viewing)
         viewing.seen_s = time.monotonic()
         return viewing.slug
 
@@ -144,12 +183,12 @@ class LedgerSteering:
         """A session opened before this process started."""
         try:
             session = self._ledger.load(Session, session_id)
-            if session.stream_id is None:
+            if session.stream_id is None or self._now_us() - session.last_event_us > RECALL_S * 1_000_000:
                 return None
             stream = self._ledger.load(Stream, session.stream_id)
         except NotFound:
             return None
-        return _Viewing(stream.slug, stream.id, session.viewer_class, time.monotonic())
+        return _Viewing(stream.slug, stream.id, session.viewer_class, session.network, time.monotonic())
 
     def viewers(self, slug: str) -> int:
         """Sessions of the stream that asked for something a moment ago."""
@@ -172,9 +211,11 @@ class LedgerSteering:
         self._live = {n.node_id: n for n in nodes}
 
     def _is_suspect(self, nid: UUID, now: float) -> bool:
-        complaints = self._complaints.get(nid, {})
-        recent = [at for at in complaints.values() if now - at < SUSPECT_S]
-        return len(recent) >= 2
+        recent = [net for net, at in self._complaints.get(nid, {}).values() if now - at < SUSPECT_S]
+        if len(set(recent)) < SUSPECT_NETWORKS:
+            return False
+        content = sum(v.node_id == nid and v.seen_s > now - SEEN_S for v in self._sessions.values())
+        return len(recent) * SUSPECT_SHARE >= content
 
     async def assignment(self, session_id: UUID, rendition_id: UUID, next_sequence: int) -> Assignment | None:
         viewing = self._sessions.get(session_id)
@@ -199,7 +240,7 @@ class LedgerSteering:
             and live.url == viewing.assignment.node_url
             and viewing.node_id not in viewing.avoid
             and not self._is_suspect(viewing.node_id, now)
-            and next_sequence + RENEW_MARGIN <= viewing.assignment.ticket.ticket.last_sequence
+            and not _is_ending(viewing.assignment.ticket.ticket, next_sequence)
         )
 
     async def _assign(
@@ -255,13 +296,14 @@ class LedgerSteering:
         if broadcast.rendition_id != rendition_id:
             return None
         tariff = self._ledger.load_or_new(Book, BOOK_ID).tariff_version(viewing.stream_id)
+        back = min(RENEW_MARGIN, crew.settings(self._ledger).ticket_segments // 2)
         signed = self._desk.issue_ticket(
             hub_key=self._keys.ticket,
             ticket_id=self._new_id(),
             session_id=session_id,
             node=node,
             broadcast=broadcast,
-            first_sequence=max(broadcast.first_sequence, next_sequence - RENEW_MARGIN),
+            first_sequence=max(broadcast.first_sequence, next_sequence - back),
             nonce=self._rng.choice(self._keys.nonces(rendition_id)),
             tariff_version=tariff,
             at_us=self._now_us(),
@@ -296,15 +338,17 @@ class LedgerSteering:
         )
         return int.from_bytes(mark[:4], "big") % SAMPLE == 0
 
-    def observe_poll(self, session_id: UUID, sequences: Sequence[int]) -> None:
+    def observe_poll(self, session_id: UUID, sequences: Sequence[int], peer_ip: str) -> None:
         viewing = self._sessions.get(session_id)
-        if viewing is not None and viewing.viewer_class is ViewerClass.PLAIN and sequences:
+        if viewing is None or viewing.viewer_class is ViewerClass.SIGNING or not sequences:
+            return
+        if self._network(session_id, peer_ip) == viewing.network:
             viewing.polled.update(s for s in sequences if s > viewing.polled_to)
             viewing.polled_to = max(viewing.polled_to, *sequences)
 
-    def observe_fetch(self, session_id: UUID, sequence: int) -> None:
+    def observe_fetch(self, session_id: UUID, sequence: int, peer_ip: str) -> None:
         viewing = self._sessions.get(session_id)
-        if viewing is None:
+        if viewing is None or self._network(session_id, peer_ip) != viewing.network:
             return
         viewing.seen_s = now = time.monotonic()
         if self.pointed_at_hub(session_id, sequence):
@@ -312,14 +356,17 @@ class LedgerSteering:
         elif viewing.node_id is not None and self._was_assigned(viewing, sequence):
             # The viewer came to the hub for a segment its node should have served: the node failed it.
             viewing.avoid[viewing.node_id] = now + AVOID_S
-            self._complaints.setdefault(viewing.node_id, {})[session_id] = now
+            self._complaints.setdefault(viewing.node_id, {})[session_id] = (viewing.network, now)
 
     @staticmethod
     def _was_assigned(viewing: _Viewing, sequence: int) -> bool:
         return viewing.assignment is not None and viewing.assignment.ticket.ticket.covers(sequence)
 
     async def record_observations(self) -> None:
-        """Write what was observed since the last call, and forget sessions that have gone."""
+        """Write what was observed since the last call, and forget sessions that have gone.
+
+        What cannot be written is kept for the next call. Raises Unavailable: then nothing more is tried now.
+        """
         now = time.monotonic()
         for session_id, viewing in list(self._sessions.items()):
             if viewing.polled or viewing.fetched:
@@ -329,7 +376,7 @@ class LedgerSteering:
         self._complaints = {
             n: fresh
             for n, sessions in self._complaints.items()
-            if (fresh := {s: at for s, at in sessions.items() if now - at < SUSPECT_S})
+            if (fresh := {s: (net, at) for s, (net, at) in sessions.items() if now - at < SUSPECT_S})
         }
 
     async def _record(self, session_id: UUID, viewing: _Viewing) -> None:
@@ -347,7 +394,22 @@ class LedgerSteering:
                 fetched_at_hub=to_bitmap(base, now_fetched),
                 at_us=self._now_us(),
             )
-        except (Unavailable, Conflict) as e:
+        except BaseException as e:
+            # It may have been recorded all the same: a sequence that is observed twice counts once.
             viewing.polled |= now_polled
             viewing.fetched |= now_fetched
+            if not isinstance(e, Conflict):
+                raise
             log.warning("observations not recorded yet", reason=str(e))
+
+
+def _opener(peer_ip: str) -> bytes:
+    """Under what the opening of sessions is counted: the network, and nobody for a machine of the hub's own."""
+    own = prefix_commitment(b"", peer_ip, unique=b"1")
+    return b"" if own != prefix_commitment(b"", peer_ip, unique=b"2") else own
+
+
+def _is_ending(ticket: Ticket, next_sequence: int) -> bool:
+    """Time for the next ticket. A short one is not renewed at every refresh."""
+    segments = ticket.last_sequence - ticket.first_sequence + 1
+    return next_sequence + min(RENEW_MARGIN, segments // 4) > ticket.last_sequence

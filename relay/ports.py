@@ -90,12 +90,12 @@ class Steering(Protocol):
         """The stream a live session belongs to; None for a session nobody opened or that has expired."""
         ...
 
-    def observe_poll(self, session_id: UUID, sequences: Sequence[int]) -> None:
+    def observe_poll(self, session_id: UUID, sequences: Sequence[int], peer_ip: str) -> None:
         """The hub listed these segments to the session. Memory only; recorded from time to time."""
         ...
 
-    def observe_fetch(self, session_id: UUID, sequence: int) -> None:
-        """The session fetched this segment from the hub itself."""
+    def observe_fetch(self, session_id: UUID, sequence: int, peer_ip: str) -> None:
+        """The hub itself sent the bytes of this segment to the session."""
         ...
 
     def pointed_at_hub(self, session_id: UUID, sequence: int) -> bool:

@@ -20,6 +20,7 @@ class Session(Aggregate):
         self.viewer_key = b""
         self.network = b""
         self.account_id: UUID | None = None
+        self.last_event_us = 0
 
     @property
     def facts(self) -> SessionFacts:
@@ -59,6 +60,7 @@ class Session(Aggregate):
         )
 
     def apply(self, event: Event) -> None:
+        self.last_event_us = event.at_us
         match event:
             case SessionOpened():
                 self.stream_id = event.stream_id

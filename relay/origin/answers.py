@@ -48,3 +48,9 @@ def header(scope: Scope, name: bytes) -> bytes | None:
         if key == name:
             return bytes(value)
     return None
+
+
+def peer_ip(scope: Scope) -> str:
+    """The client's address as the server sees it; empty when it has none."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""

@@ -16,7 +16,18 @@ import structlog
 
 from ledger.request import RequestAuthError, verify_request
 from relay.origin import playlist
-from relay.origin.answers import CORS, METHODS, NO_STORE, Receive, Scope, Send, answer, header, problem
+from relay.origin.answers import (
+    CORS,
+    METHODS,
+    NO_STORE,
+    Receive,
+    Scope,
+    Send,
+    answer,
+    header,
+    peer_ip,
+    problem,
+)
 from relay.origin.live import Catalogue, Live
 from relay.origin.settings import OriginSettings
 from relay.origin.store import RenditionStore, Stored
@@ -112,7 +123,7 @@ class MediaApp:
             await self._not_live(scope, send, slug)
             return
         try:
-            session = await self._steering.open_session(slug, scope["client"][0] if scope["client"] else "")
+            session = await self._steering.open_session(slug, peer_ip(scope))
         except Unavailable:
             detail = "the hub cannot open a session at the moment; try again"
             await problem(scope, send, 503, "Try again", detail, (_RETRY,))
@@ -137,7 +148,8 @@ class MediaApp:
         uri = self._uri(slug, session, store, assignment)
         body = playlist.media(store, uri)
         if scope["method"] == "GET":
-            self._steering.observe_poll(session, [stored.segment.sequence for stored in store.listed])
+            listed = [stored.segment.sequence for stored in store.listed]
+            self._steering.observe_poll(session, listed, peer_ip(scope))
         await answer(scope, send, 200, playlist.CONTENT_TYPE, body, (NO_STORE,))
 
     async def _assignment(self, session: UUID, store: RenditionStore) -> Assignment | None:
@@ -194,9 +206,8 @@ class MediaApp:
             await problem(scope, send, 404, "No such segment", "it is over, or not there yet")
             return
         self.viewers.saw(slug, session, asyncio.get_running_loop().time())
-        if scope["method"] == "GET":
-            self._steering.observe_fetch(session, sequence)
-        await self._send_segment(scope, send, stored)
+        if await self._send_segment(scope, send, stored):
+            self._steering.observe_fetch(session, sequence, peer_ip(scope))
 
     async def _pull(self, scope: Scope, send: Send, rendition: UUID, sequence: int) -> None:
         """A node fetches a segment to serve it on (signed with its key)."""
@@ -230,17 +241,20 @@ class MediaApp:
             return
         await self._send_segment(scope, send, stored)
 
-    async def _send_segment(self, scope: Scope, send: Send, stored: Stored) -> None:
+    async def _send_segment(self, scope: Scope, send: Send, stored: Stored) -> bool:
+        """Whether its bytes were sent: not for a HEAD, nor to somebody who says to have them."""
         digest = b"sha-256=:" + base64.b64encode(stored.segment.sha256) + b":"  # RFC 9530
         headers = ((b"etag", stored.etag), (b"repr-digest", digest), _SEGMENT_CACHE)
         known = header(scope, b"if-none-match")
         if known is not None and stored.etag in known:
             await send({"type": "http.response.start", "status": 304, "headers": [*CORS, *headers]})
             await send({"type": "http.response.body", "body": b""})
-            return
-        if scope["method"] == "GET":
-            self.sent_bytes += len(stored.data)
+            return False
         await answer(scope, send, 200, _TS, stored.data, headers)
+        if scope["method"] != "GET":
+            return False
+        self.sent_bytes += len(stored.data)
+        return True
 
     # --- HTTP-FLV ----------------------------------------------------------------------------------------------------
 

@@ -126,10 +126,10 @@ class MemorySteering:
     async def session_slug(self, session_id: UUID) -> str | None:
         return self.sessions.get(session_id)
 
-    def observe_poll(self, session_id: UUID, sequences: Sequence[int]) -> None:
+    def observe_poll(self, session_id: UUID, sequences: Sequence[int], peer_ip: str) -> None:
         self.polls.append(list(sequences))
 
-    def observe_fetch(self, session_id: UUID, sequence: int) -> None:
+    def observe_fetch(self, session_id: UUID, sequence: int, peer_ip: str) -> None:
         self.fetches.append(sequence)
 
     def pointed_at_hub(self, session_id: UUID, sequence: int) -> bool:
