@@ -27,6 +27,19 @@ class CreditSet:
         scratch._by_network = {n: list(self._by_network[n]) for n in networks if n in self._by_network}
         return scratch
 
+    def restore(self, scratch: "CreditSet", sessions: set[UUID], networks: set[bytes]) -> None:
+        """Take the parts named back to what they were when `scratch` was made of them."""
+        for session_id in sessions:
+            self._by_session.pop(session_id, None)
+        for network in networks:
+            self._by_network.pop(network, None)
+        self._by_session |= scratch._by_session
+        self._by_network |= {n: list(levels) for n, levels in scratch._by_network.items()}
+
+    def credited(self, session_id: UUID) -> Units:
+        """What the session is credited for so far."""
+        return self._by_session.get(session_id, 0)
+
     def missing(self, session_id: UUID, units: Units) -> Units:
         """The part of `units` that is not credited to the session yet."""
         return units & ~self._by_session.get(session_id, 0)
@@ -38,9 +51,10 @@ class CreditSet:
 
     def credit(self, session_id: UUID, network: bytes, units: Units) -> None:
         """Add `units`, all of which must be `missing`."""
-        if units & self._by_session.get(session_id, 0):
+        before = self._by_session.get(session_id, 0)
+        if units & before:
             raise ValueError("a unit may be credited only once")
-        self._by_session[session_id] = self._by_session.get(session_id, 0) | units
+        self._by_session[session_id] = before | units
         if not network:
             return
         levels = self._by_network.setdefault(network, [])

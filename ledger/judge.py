@@ -7,17 +7,32 @@ digest, which only the hub could check while it held the segment bytes.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
 from uuid import UUID
 
 from ledger.credit import CreditSet, Units, count
 from ledger.events import Judged
-from ledger.receipt import Receipt, SignedReceipt, fold_digests
+from ledger.receipt import SignedReceipt, fold_digests
 from ledger.settings import Settings
 from ledger.ticket import Ticket, WireError
 from ledger.verdict import Cap, Verdict
 
 DigestOf = Callable[[bytes, int], bytes | None]
 """(nonce, sequence) -> SHA-256(nonce + segment), or None when the hub no longer knows it."""
+
+
+_ACCEPTED: Final = Verdict.ACCEPTED.value
+
+
+class Claim(Protocol):
+    """What a receipt says, apart from its signature (ledger.receipt.Receipt)."""
+
+    @property
+    def base_sequence(self) -> int: ...
+    @property
+    def bitmap(self) -> bytes: ...
+    @property
+    def digest(self) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +92,7 @@ class Manifest:
         return total
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(NamedTuple):
     judged: Judged
     units: Units = 0  # what to credit, relative to the manifest's first sequence
 
@@ -108,11 +122,36 @@ def judge(
     now_s: int,
 ) -> Judgement:
     """The verdict on one receipt whose ticket the hub issued. Changes nothing."""
-    receipt = signed.receipt
     if ticket.node_key != node.public_key:
         return refused(Verdict.WRONG_NODE)
     if not signed.verified_by(ticket.viewer_key):
         return refused(Verdict.BAD_SIGNATURE)
+    return judge_signed(
+        signed.receipt,
+        ticket,
+        node=node,
+        session=session,
+        manifest=manifest,
+        credits=credits,
+        settings=settings,
+        digest_of=digest_of,
+        now_s=now_s,
+    )
+
+
+def judge_signed(
+    receipt: Claim,
+    ticket: Ticket,
+    *,
+    node: NodeFacts,
+    session: SessionFacts,
+    manifest: Manifest,
+    credits: CreditSet,
+    settings: Settings,
+    digest_of: DigestOf,
+    now_s: int,
+) -> Judgement:
+    """The verdict on a receipt of the right node, whose signature holds."""
     if now_s > ticket.settle_by_s:
         return refused(Verdict.LATE)
     claimed = claimed_units(receipt, ticket, manifest)
@@ -129,16 +168,24 @@ def judge(
         return refused(Verdict.CAPPED, Cap.OWN_ACCOUNT)
     if settings.same_network_forbidden and session.network and session.network == node.network:
         return refused(Verdict.CAPPED, Cap.SAME_NETWORK)
-    if manifest.total_bytes(claimed) > ticket.byte_budget:
+    # The receipts of a ticket may claim its segments in parts: what is credited already counts against it too.
+    spent = claimed | credits.credited(ticket.session_id) & _range(ticket, manifest.first)
+    if manifest.total_bytes(spent) > ticket.byte_budget:
         return refused(Verdict.CAPPED, Cap.BYTE_BUDGET)
     payable = credits.within_network_limit(session.network, fresh, settings.prefix_sessions_max)
     if not payable:
         return refused(Verdict.CAPPED, Cap.PREFIX_SESSIONS)
     paid_bytes = manifest.total_bytes(payable)
-    return Judgement(Judged(Verdict.ACCEPTED.value, count(payable), paid_bytes), payable)
+    return Judgement(Judged(_ACCEPTED, count(payable), paid_bytes), payable)
 
 
-def claimed_units(receipt: Receipt, ticket: Ticket, manifest: Manifest) -> Units | None:
+def _range(ticket: Ticket, first: int) -> Units:
+    """The segments that the ticket covers, relative to `first`."""
+    start, end = max(ticket.first_sequence - first, 0), max(ticket.last_sequence + 1 - first, 0)
+    return (1 << end) - (1 << start) if end > start else 0
+
+
+def claimed_units(receipt: Claim, ticket: Ticket, manifest: Manifest) -> Units | None:
     """What the receipt claims, relative to the manifest's first sequence.
 
     None when it claims a segment that the ticket does not cover or that was never published.
@@ -155,7 +202,7 @@ def claimed_units(receipt: Receipt, ticket: Ticket, manifest: Manifest) -> Units
     return units_of(receipt, manifest.first)
 
 
-def units_of(receipt: Receipt, first: int) -> Units:
+def units_of(receipt: Claim, first: int) -> Units:
     """The bitmap relative to `first`; no bit of it may stand for a sequence before."""
     bits = int.from_bytes(receipt.bitmap, "little")
     shift = receipt.base_sequence - first

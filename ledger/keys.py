@@ -7,8 +7,9 @@ one kind can never be presented as another.
 import hashlib
 from dataclasses import dataclass, field
 
+from nacl.bindings import crypto_sign_open
 from nacl.exceptions import BadSignatureError
-from nacl.signing import SigningKey, VerifyKey
+from nacl.signing import SigningKey
 
 SIGNATURE_BYTES = 64
 PUBLIC_KEY_BYTES = 32
@@ -26,7 +27,7 @@ def verify(public_key: bytes, domain: bytes, body: bytes, signature: bytes) -> b
     if len(signature) != SIGNATURE_BYTES or len(public_key) != PUBLIC_KEY_BYTES:
         return False
     try:
-        VerifyKey(public_key).verify(domain + body, signature)
+        crypto_sign_open(signature + domain + body, public_key)
     except (BadSignatureError, ValueError):
         return False
     return True

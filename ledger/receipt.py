@@ -21,7 +21,7 @@ BITMAP_BITS: Final = 512
 _BODY: Final = struct.Struct(">B32sIQ64s32s")
 BODY_BYTES: Final = _BODY.size
 SIGNED_BYTES: Final = BODY_BYTES + SIGNATURE_BYTES
-_MAX_SEQUENCE: Final = (1 << 63) - 1
+MAX_BASE_SEQUENCE: Final = (1 << 63) - 1 - BITMAP_BITS
 
 
 def segment_digest(nonce: bytes, segment: bytes) -> bytes:
@@ -84,7 +84,7 @@ class Receipt:
         version, ticket_hash, counter, base, bitmap, digest = _BODY.unpack(body)
         if version != VERSION:
             raise WireError(f"unknown receipt version {version}")
-        if base > _MAX_SEQUENCE - BITMAP_BITS:
+        if base > MAX_BASE_SEQUENCE:
             raise WireError("base sequence is out of range")
         return cls(ticket_hash=ticket_hash, counter=counter, base_sequence=base, bitmap=bitmap, digest=digest)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from ledger import merkle
@@ -34,15 +34,17 @@ from ledger.events import (
 )
 from ledger.ids import delivery_id, node_id, ticket_record_id
 from ledger.judge import (
-    Judgement,
     Manifest,
     NodeFacts,
     SessionFacts,
-    judge,
+    judge_signed,
     parse_receipt,
+    refused,
 )
+from ledger.receipt import BODY_BYTES as RECEIPT_BODY_BYTES
 from ledger.receipt import DOMAIN as RECEIPT_DOMAIN
-from ledger.receipt import SIGNED_BYTES, SignedReceipt
+from ledger.receipt import MAX_BASE_SEQUENCE, SIGNED_BYTES
+from ledger.receipt import VERSION as RECEIPT_VERSION
 from ledger.settings import Settings
 from ledger.ticket import BODY_BYTES as TICKET_BODY_BYTES
 from ledger.ticket import DOMAIN as TICKET_DOMAIN
@@ -50,6 +52,11 @@ from ledger.ticket import SignedTicket, Ticket, ViewerClass
 from ledger.verdict import Verdict
 
 _HEADER: Final = struct.Struct(">B32sQQH32s")  # ledger.batch: version, node key, window, count, Merkle root
+_RECEIPT: Final = struct.Struct(
+    ">B32sIQ64s32s"
+)  # ledger.receipt: version, ticket, counter, base, bitmap, digest
+_ACCEPTED, _WRONG_NODE = Verdict.ACCEPTED.value, Verdict.WRONG_NODE.value
+_BAD_SIGNATURE, _DIGEST_MISMATCH = Verdict.BAD_SIGNATURE.value, Verdict.DIGEST_MISMATCH.value
 
 
 @dataclass(slots=True)
@@ -80,7 +87,7 @@ class _Session:
 @dataclass(frozen=True, slots=True)
 class _Ticket:
     body: bytes
-    broadcast_id: UUID
+    broadcast: _Broadcast
 
 
 @dataclass(slots=True)
@@ -91,14 +98,21 @@ class _Batch:
     receipts: dict[int, bytes] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Recorded(SignedReceipt):
-    """A receipt whose signature is taken to be what the verdict says; it is verified with all others."""
+class _Receipt(NamedTuple):
+    """The fields of ledger.receipt.Receipt, as they are met in great numbers; `data` is the signed receipt."""
 
-    signature_holds: bool
+    ticket_hash: bytes
+    base_sequence: int
+    bitmap: bytes
+    digest: bytes
+    data: bytes
 
-    def verified_by(self, viewer_key: bytes) -> bool:  # noqa: ARG002 - the check is handed in by the caller
-        return self.signature_holds
+
+class _Claim(NamedTuple):
+    receipt: _Receipt
+    ticket: Ticket
+    session: SessionFacts
+    judged: Judged
 
 
 class Deliveries:
@@ -183,7 +197,7 @@ class Deliveries:
             )
         )
         self._counts.tickets += 1
-        self._tickets[ticket.hash] = _Ticket(event.ticket[:TICKET_BODY_BYTES], event.broadcast_id)
+        self._tickets[ticket.hash] = _Ticket(event.ticket[:TICKET_BODY_BYTES], broadcast)
 
     def _broadcast(self, broadcast_id: UUID) -> _Broadcast:
         return present(self._broadcasts.get(broadcast_id), f"broadcast {broadcast_id} never started")
@@ -206,32 +220,26 @@ class Deliveries:
         )
         broadcast = self._broadcasts[broadcast_id]
         receipts = [_parsed(data) for data in self._receipts(position, event, event.node_id)]
-        tickets = [self._ticket(r, broadcast_id) for r in receipts]
+        tickets = [self._ticket(r, broadcast) for r in receipts]
         sessions = [self._sessions[t.session_id].facts for t in tickets]
-        require(event.sessions == tuple(t.session_id for t in tickets), "sessions are not the tickets'")
-        require(event.networks == tuple(s.network for s in sessions), "networks are not the sessions'")
-        require(event.first_sequence == broadcast.manifest.first, "the first sequence is not the broadcast's")
-        claims = list(zip(receipts, tickets, sessions, event.judged, strict=True))
-        judgements = self._judge_again(event, broadcast, claims)
-        for ticket, session, judgement in zip(tickets, sessions, judgements, strict=True):
-            broadcast.credits.credit(ticket.session_id, session.network, judgement.units)
-        for signed, ticket, _, judged in claims:
-            self._count(position, signed, ticket, judged)
+        require(event.sessions == tuple([t.session_id for t in tickets]), "sessions are not the tickets'")
+        require(event.networks == tuple([s.network for s in sessions]), "networks are not the sessions'")
+        first = broadcast.manifest.first
+        require(event.first_sequence == first, "the first sequence is not the broadcast's")
+        claims = list(map(_Claim, receipts, tickets, sessions, event.judged))
+        self._judge_again(event, broadcast, claims)
+        for claim in claims:
+            self._count(position, claim)
 
-    def _ticket(self, signed: SignedReceipt, broadcast_id: UUID) -> Ticket:
+    def _ticket(self, receipt: _Receipt, broadcast: _Broadcast) -> Ticket:
         known = present(
-            self._tickets.get(signed.receipt.ticket_hash), "a receipt for a ticket that was never issued"
+            self._tickets.get(receipt.ticket_hash), "a receipt for a ticket that was never issued"
         )
-        require(known.broadcast_id == broadcast_id, "a receipt for a ticket of another broadcast")
+        require(known.broadcast is broadcast, "a receipt for a ticket of another broadcast")
         return _decoded(known.body)
 
-    def _judge_again(
-        self,
-        event: SegmentsServed,
-        broadcast: _Broadcast,
-        claims: list[tuple[SignedReceipt, Ticket, SessionFacts, Judged]],
-    ) -> list[Judgement]:
-        """The judgements, when some state that the hub may have seen leads to the recorded verdicts."""
+    def _judge_again(self, event: SegmentsServed, broadcast: _Broadcast, claims: list[_Claim]) -> None:
+        """Credit what was recorded, when some state that the hub may have seen leads to the recorded verdicts."""
         settings = [
             s
             for s in self._crew.settings.in_force(event.at_us)
@@ -240,57 +248,66 @@ class Deliveries:
         require(bool(settings), "the network limit is not the one in force")
         failure: AuditFailure | None = None
         nodes = self._crew.node(event.node_id)
+        touched = set(event.sessions), set(event.networks)
+        before = broadcast.credits.copy_of(*touched)
         for manifest in broadcast.manifests(event.at_us):
             for node, rules in product(nodes.in_force(event.at_us), settings):
                 try:
-                    return self._judge_all(event, broadcast, claims, node, rules, manifest)
+                    self._judge_all(event, broadcast.credits, claims, node, rules, manifest)
                 except AuditFailure as e:
+                    broadcast.credits.restore(before, *touched)
                     failure = failure or e
+                else:
+                    return
         raise present(failure, "nothing was judged")
 
     def _judge_all(
         self,
         event: SegmentsServed,
-        broadcast: _Broadcast,
-        claims: list[tuple[SignedReceipt, Ticket, SessionFacts, Judged]],
+        credits: CreditSet,
+        claims: list[_Claim],
         node: NodeFacts,
         settings: Settings,
         manifest: Manifest,
-    ) -> list[Judgement]:
-        scratch = broadcast.credits.copy_of(
-            {ticket.session_id for _, ticket, _, _ in claims}, {s.network for _, _, s, _ in claims}
-        )
-        judgements = []
-        for index, (signed, ticket, session, judged) in zip(event.indices, claims, strict=True):
-            judgement = judge(
-                _Recorded(signed.receipt, signed.signature, judged.verdict != Verdict.BAD_SIGNATURE),
-                ticket,
-                node=node,
-                session=session,
-                manifest=manifest,
-                credits=scratch,
-                settings=settings,
-                digest_of=_wrong_digest if judged.verdict == Verdict.DIGEST_MISMATCH else _unknown_digest,
-                now_s=event.at_us // 1_000_000,
-            )
-            _same(judged, judgement.judged, f"receipt {index} of the batch: ")
-            scratch.credit(ticket.session_id, session.network, judgement.units)
-            judgements.append(judgement)
-        return judgements
+    ) -> None:
+        now_s = event.at_us // 1_000_000
+        for index, (receipt, ticket, session, judged) in zip(event.indices, claims, strict=True):
+            if ticket.node_key != node.public_key:
+                judgement = refused(Verdict.WRONG_NODE)
+            elif judged.verdict == _BAD_SIGNATURE:  # verified to be one, with all other signatures
+                judgement = refused(Verdict.BAD_SIGNATURE)
+            else:
+                judgement = judge_signed(
+                    receipt,
+                    ticket,
+                    node=node,
+                    session=session,
+                    manifest=manifest,
+                    credits=credits,
+                    settings=settings,
+                    digest_of=_wrong_digest if judged.verdict == _DIGEST_MISMATCH else _unknown_digest,
+                    now_s=now_s,
+                )
+            if judged != judgement.judged:
+                _same(judged, judgement.judged, f"receipt {index} of the batch: ")
+            if judgement.units:
+                credits.credit(ticket.session_id, session.network, judgement.units)
 
-    def _count(self, position: int, signed: SignedReceipt, ticket: Ticket, judged: Judged) -> None:
-        self._counts.accepted += judged.verdict == Verdict.ACCEPTED
+    def _count(self, position: int, claim: _Claim) -> None:
+        receipt, ticket, _, judged = claim
+        self._counts.accepted += judged.verdict == _ACCEPTED
         self._counts.credited_bytes += judged.credited_bytes
-        if judged.verdict != Verdict.WRONG_NODE:
+        if judged.verdict != _WRONG_NODE:
+            data = receipt.data
             self._signatures.add(
                 Check(
                     position,
                     "a receipt",
                     ticket.viewer_key,
                     RECEIPT_DOMAIN,
-                    signed.receipt.body(),
-                    signed.signature,
-                    holds=judged.verdict != Verdict.BAD_SIGNATURE,
+                    data[:RECEIPT_BODY_BYTES],
+                    data[RECEIPT_BODY_BYTES:],
+                    judged.verdict != _BAD_SIGNATURE,
                 )
             )
 
@@ -341,8 +358,12 @@ def _decoded(body: bytes) -> Ticket:
     return Ticket.decode_body(body)
 
 
-def _parsed(data: bytes) -> SignedReceipt:
-    return present(parse_receipt(data), "a receipt that cannot be read was judged")
+def _parsed(data: bytes) -> _Receipt:
+    """The receipt, when ledger.receipt would read it."""
+    version, ticket_hash, _, base_sequence, bitmap, digest = _RECEIPT.unpack_from(data)
+    if version != RECEIPT_VERSION or base_sequence > MAX_BASE_SEQUENCE:
+        require(False, "a receipt that cannot be read was judged")
+    return _Receipt(ticket_hash, base_sequence, bitmap, digest, data)
 
 
 def _unknown_digest(nonce: bytes, sequence: int) -> bytes | None:  # noqa: ARG001 - taken to match
@@ -362,9 +383,8 @@ def _within(ticket: Ticket, settings: Settings, at_us: int) -> bool:
 
 
 def _same(recorded: Judged, expected: Judged, what: str = "") -> None:
-    require(
-        recorded == expected, f"{what}the verdict is {_text(recorded)}, but the rules give {_text(expected)}"
-    )
+    if recorded != expected:
+        raise AuditFailure(f"{what}the verdict is {_text(recorded)}, but the rules give {_text(expected)}")
 
 
 def _text(judged: Judged) -> str:

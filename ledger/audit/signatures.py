@@ -7,8 +7,7 @@ with the lowest position. Verification releases the interpreter lock, so threads
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from ledger.audit.report import AuditFailure
 from ledger.keys import verify
@@ -17,8 +16,7 @@ CHUNK: Final = 128
 BACKLOG: Final = 64  # chunks under way; bounds memory
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     position: int
     what: str
     public_key: bytes
