@@ -45,15 +45,26 @@ _templates: Final = Environment(
 
 
 def _page(template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    html = _templates.get_template(template).render(**values)
+    html = _templates.get_template(template).render(here=template.removesuffix(".html"), **values)
     return HTMLResponse(html, status, headers={"Content-Security-Policy": CSP, "Cache-Control": "no-cache"})
 
 
 @router.get("/")
 def home(at: ServicesDep) -> Response:
-    streams = [s for s in at.reads.streams() if s.state in ("LIVE", "OFFLINE", "READY")]
-    streams.sort(key=lambda s: (s.state != "LIVE", s.slug))
-    return _page("home.html", crew_name=at.settings.crew_name, streams=streams)
+    shown = []
+    for stream in at.reads.streams():
+        if stream.state in ("LIVE", "OFFLINE", "READY"):
+            audience = at.audience(stream.slug)
+            shown.append(
+                {
+                    "slug": stream.slug,
+                    "live": stream.state == "LIVE",
+                    "viewers": audience.viewers,
+                    "carriers": len(audience.by_node),
+                }
+            )
+    shown.sort(key=lambda s: (not s["live"], s["slug"]))
+    return _page("home.html", crew_name=at.settings.crew_name, streams=shown)
 
 
 @router.get("/watch/{slug}")

@@ -31,22 +31,22 @@ function bytes(count) {
   return count < 1e9 ? `${(count / 1e6).toFixed(1)} MB` : `${(count / 1e9).toFixed(2)} GB`;
 }
 
+const WHEN = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+
 function row(line) {
-  const cells = [
-    new Date(line.at_us / 1000).toLocaleString(),
-    WHY[line.reason] ?? line.reason,
-    bytes(line.credited_bytes),
-    money(line.amount_micro),
-  ];
+  const why = cell("td", WHY[line.reason] ?? line.reason);
+  why.append(cell("time", WHEN.format(line.at_us / 1000)));
   const tr = document.createElement("tr");
   tr.title = `log position ${line.position}`;
-  cells.forEach((text, i) => {
-    const td = document.createElement("td");
-    td.textContent = text;
-    if (i > 1) td.className = "number";
-    tr.append(td);
-  });
+  tr.append(why, cell("td", bytes(line.credited_bytes), "number"), cell("td", money(line.amount_micro), "number"));
   return tr;
+}
+
+function cell(tag, text, className = "") {
+  const element = document.createElement(tag);
+  element.textContent = text;
+  element.className = className;
+  return element;
 }
 
 async function load(before) {
@@ -61,7 +61,7 @@ async function load(before) {
 }
 
 function show(statement) {
-  $("login").hidden = $("message").hidden = true;
+  $("login").hidden = true;
   $("statement").hidden = false;
   $("name").textContent = `Thank you, ${statement.name}`;
   $("helping").textContent = statement.helping_now === 1 ? "1 viewer" : `${statement.helping_now} viewers`;
@@ -73,6 +73,9 @@ function show(statement) {
 
 function showMore(statement) {
   $("lines").append(...statement.lines.map(row));
+  const empty = $("lines").childElementCount === 0;
+  $("empty").hidden = !empty;
+  $("lines").parentElement.hidden = empty;
   $("more").hidden = !statement.next;
   $("more").onclick = async () => showMore(await load(statement.next));
 }
@@ -100,6 +103,10 @@ $("login").addEventListener("submit", (event) => {
   event.preventDefault();
   token = $("token").value.trim();
   void refresh(true);
+});
+$("leave").addEventListener("click", () => {
+  sessionStorage.removeItem(STORED);
+  location.reload();
 });
 if (location.hash) history.replaceState(null, "", location.pathname); // not into screenshots or shared links
 if (token) void refresh(true);

@@ -16,6 +16,7 @@ import { makeViewerKey, ReceiptBook } from "./receipts.js";
 const HUB = new URL("..", import.meta.url); // this file is {hub}/static/viewer.js
 const RETRY_MS_MIN = 1_000;
 const RETRY_MS_MAX = 10_000;
+const LOOK_TIMEOUT_MS = 5_000;
 
 const HLS_CONFIG = {
   lowLatencyMode: false,
@@ -31,6 +32,7 @@ export class Viewer extends EventTarget {
   #video;
   #slug;
   #hub;
+  #live;
   #health = new NodeHealth();
   #key = null;
   #hls = null;
@@ -45,10 +47,12 @@ export class Viewer extends EventTarget {
    */
   state = { phase: "idle", signing: false, nodeId: null, fromNodes: 0, fromHub: 0, rescued: 0, receipts: 0 };
 
-  constructor(video, { slug, hub = HUB }) {
+  /** `live`: false when the stream is known to be off air: then it is waited for, not tried. */
+  constructor(video, { slug, hub = HUB, live = true }) {
     super();
     this.#video = video;
     this.#slug = slug;
+    this.#live = live;
     this.#hub = new URL(hub);
   }
 
@@ -60,7 +64,8 @@ export class Viewer extends EventTarget {
     this.#video.addEventListener("ended", this.#onGone);
     addEventListener("pagehide", this.#onHide);
     document.addEventListener("visibilitychange", this.#onHide);
-    await this.#open();
+    if (this.#live) await this.#open();
+    else this.#later();
   }
 
   stop() {
@@ -163,8 +168,23 @@ export class Viewer extends EventTarget {
     this.#set({ phase: "waiting", nodeId: null });
     clearTimeout(this.#retry);
     // Spread out: the viewers of a stream lose it in the same second.
-    this.#retry = setTimeout(() => void this.#open(), this.#retryMs * (0.5 + Math.random()));
+    this.#retry = setTimeout(() => void this.#look(), this.#retryMs * (0.5 + Math.random()));
     this.#retryMs = Math.min(RETRY_MS_MAX, 2 * this.#retryMs);
+  }
+
+  /** Sessions are opened for streams that are live: a page left open overnight asks for none. */
+  async #look() {
+    let live = false;
+    try {
+      const url = new URL(`api/streams/${this.#slug}`, this.#hub);
+      const response = await fetch(url, { signal: AbortSignal.timeout(LOOK_TIMEOUT_MS) });
+      live = response.ok && (await response.json()).state === "LIVE";
+    } catch {
+      // The hub is away: looked for again.
+    }
+    if (this.#stopped || this.state.phase !== "waiting") return;
+    if (live) await this.#open();
+    else this.#later();
   }
 
   #onPlaying = () => {

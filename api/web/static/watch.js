@@ -3,11 +3,16 @@
 import { Viewer } from "./viewer.js";
 
 const POLL_MS = 5_000;
+const POLL_WAITING_MS = 2_500;
+const POLL_SOON_MS = 500; // somebody the page does not know by name has begun to carry the stream
 
 const slug = document.body.dataset.slug;
 const video = document.querySelector("video");
-const viewer = new Viewer(video, { slug });
-let stream = { state: document.body.dataset.state, viewers: 0, crew: [] };
+let stream = { state: document.body.dataset.state, interrupted: false, viewers: 0, crew: [] };
+const names = new Map(); // of every node that ever carried the stream while this page was open
+const viewer = new Viewer(video, { slug, live: stream.state === "LIVE" });
+let timer = null;
+let askedFor = null;
 
 const show = (id, text) => {
   const element = document.getElementById(id);
@@ -18,16 +23,40 @@ function render() {
   const { phase, signing, nodeId, fromNodes, receipts } = viewer.state;
   const live = stream.state === "LIVE";
   document.body.dataset.phase = phase;
-  document.body.dataset.live = String(live);
-  show("state", live ? "Live" : stream.state === "OFFLINE" ? "Offline" : "Not started yet");
-  const carrier = stream.crew.find((node) => node.node_id === nodeId);
-  show("carrier", nodeId ? (carrier?.name ?? "a friend") : phase === "playing" ? "the hub itself" : "…");
+  document.body.dataset.live = String(live && !stream.interrupted);
+  show("state", !live ? "Offline" : stream.interrupted ? "Reconnecting" : "Live");
+  document.title = document.title.replace(/^(● )?/, live ? "● " : "");
+  renderOverlay(phase, live);
+  renderCarrier(phase, nodeId);
   show("viewers", String(stream.viewers));
   show("segments", String(fromNodes));
   show("receipts", signing || phase !== "playing" ? String(receipts) : "–");
-  document.getElementById("waiting").hidden = phase === "playing" || live;
   document.getElementById("unmute").hidden = phase !== "playing" || !video.muted;
   renderCrew(nodeId);
+}
+
+function renderOverlay(phase, live) {
+  // A browser that wants a tap before it plays shows its first picture and its controls.
+  document.getElementById("waiting").hidden = phase === "playing" || (live && video.readyState >= 2);
+  if (!live) {
+    show("waiting-title", `${slug} is not live right now`);
+    show("waiting-text", "Stay here: this page starts playing by itself.");
+  } else if (stream.interrupted) {
+    show("waiting-title", "The creator's connection broke");
+    show("waiting-text", "It goes on by itself when they are back.");
+  } else {
+    show("waiting-title", "Starting…");
+    show("waiting-text", "The first picture is on its way.");
+  }
+}
+
+function renderCarrier(phase, nodeId) {
+  document.querySelector(".carrier").hidden = phase !== "playing";
+  show("carrier", nodeId ? (names.get(nodeId) ?? "a friend") : "the hub itself");
+  if (nodeId && !names.has(nodeId) && askedFor !== nodeId) {
+    askedFor = nodeId; // once: the read models may not know the node yet, the next poll does
+    schedule(POLL_SOON_MS);
+  }
 }
 
 function renderCrew(nodeId) {
@@ -46,30 +75,43 @@ function renderCrew(nodeId) {
   document.getElementById("crew-list").replaceChildren(...items);
 }
 
+function schedule(ms) {
+  clearTimeout(timer);
+  timer = setTimeout(() => void poll(), ms);
+}
+
 async function poll() {
   try {
     const response = await fetch(`/api/streams/${slug}`, { signal: AbortSignal.timeout(POLL_MS) });
     if (response.ok) {
       stream = await response.json();
+      for (const node of stream.crew) names.set(node.node_id, node.name);
       if (stream.state === "LIVE") viewer.wake();
       render();
     }
   } catch {
     // The hub is away: the picture goes on from the friends' nodes, the next poll tells more.
   }
-  setTimeout(() => void poll(), POLL_MS);
+  schedule(viewer.state.phase === "playing" ? POLL_MS : POLL_WAITING_MS);
 }
 
 viewer.addEventListener("change", render);
 video.addEventListener("volumechange", render);
+video.addEventListener("loadeddata", render);
 document.getElementById("unmute").addEventListener("click", () => {
   video.muted = false;
   void video.play();
 });
 document.getElementById("copy").addEventListener("click", async (event) => {
   const button = event.currentTarget;
-  await navigator.clipboard?.writeText(document.getElementById("vlc").textContent);
-  button.textContent = "Copied";
+  const address = document.getElementById("vlc");
+  try {
+    await navigator.clipboard.writeText(address.textContent);
+    button.textContent = "Copied";
+  } catch {
+    getSelection().selectAllChildren(address); // plain http: the browser has no clipboard for us
+    button.textContent = "Selected";
+  }
   setTimeout(() => (button.textContent = "Copy"), 1_500);
 });
 
