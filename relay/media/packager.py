@@ -5,7 +5,7 @@ after anything that breaks the flow of time the next one is marked as a disconti
 raises UnsupportedMedia or BadMedia once, with words for the creator, and nothing of it is published after that.
 """
 
-import hashlib
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -16,7 +16,7 @@ from relay.media.errors import BadMedia, UnsupportedMedia
 from relay.media.flv import Part
 from relay.media.h264 import H264Config
 from relay.media.timeline import Timeline
-from relay.media.ts import CLOCK, Frame, TsMuxer
+from relay.media.ts import CLOCK, TsMuxer, TsSegment
 
 _TICKS_PER_MS: Final = CLOCK // 1000
 AUDIO_ONLY_MS: Final = 5_000  # sound for this long without any picture: audio only
@@ -93,8 +93,7 @@ class Packager:
         self._video_header = self._audio_header = b""
         self._format: Format | None = None  # in force since the first key frame
         self._expects_audio: bool | None = None
-        self._frames: list[Frame] = []
-        self._bytes = 0
+        self._segment: TsSegment | None = None  # that grows
         self._start = 0  # dts of the segment's first frame
         self._last_video = 0
         self._interval = CLOCK // 30
@@ -168,8 +167,7 @@ class Packager:
 
     def _break(self) -> None:
         """The flow of time ends here: what is there becomes a segment, the next key frame starts anew."""
-        if self._frames:
-            self._cut(self._last_video + self._interval)
+        self._cut(self._last_video + self._interval)
         self._discontinuity = self._format is not None
         self._audio_count = 0
         self._waiting_since = None
@@ -184,12 +182,12 @@ class Packager:
         except BadMedia:
             self._damage()
             return
-        if self._frames:
+        if self._segment is not None:
             if tag.key and self._is_due(dts - self._start):
                 self._cut(dts)
             else:
                 self._check_caps(dts)
-        if not self._frames:
+        if self._segment is None:
             if not (tag.key and self._begin(out, dts)):
                 self._wait_for_key(out)
                 return
@@ -197,9 +195,17 @@ class Packager:
             self._interval = min(dts - self._last_video, CLOCK)
         self._last_video = dts
         shown_later = min(max(tag.composition_ms, 0), MAX_COMPOSITION_MS) * _TICKS_PER_MS
-        self._frames.append(Frame(True, tag.key, dts, dts + shown_later, data))
-        self._bytes += len(data)
-        self._tags.frame(flv.VIDEO, out, body, key=tag.key)
+        if self._put_video(data, dts, dts + shown_later, key=tag.key):
+            self._tags.frame(flv.VIDEO, out, body, key=tag.key)
+
+    def _put_video(self, data: bytes, dts: int, pts: int, *, key: bool) -> bool:
+        assert self._segment is not None
+        try:
+            self._segment.video(data, dts, pts, key=key)
+        except BadMedia:
+            self._drop_segment()
+            return False
+        return True
 
     def _is_due(self, elapsed: int) -> bool:
         """Timestamps are whole milliseconds, so key frames two seconds apart are now and then 1,999 ms apart: to wait
@@ -217,7 +223,7 @@ class Packager:
                 self._sound_since = out
             if out - self._sound_since > AUDIO_ONLY_MS:
                 raise UnsupportedMedia("this stream has sound only; add a picture in the encoder")
-        if not self._frames or (self._format is not None and self._format.audio is None):
+        if self._segment is None or (self._format is not None and self._format.audio is None):
             return
         try:
             framed = aac.adts(self._audio, data)
@@ -225,8 +231,11 @@ class Packager:
             self._damage()
             return
         dts = self._audio_time(out * _TICKS_PER_MS, self._audio)
-        self._frames.append(Frame(False, True, dts, dts, framed))
-        self._bytes += len(framed)
+        try:
+            self._segment.audio(framed, dts)
+        except BadMedia:
+            self._drop_segment()
+            return
         self._check_caps(dts)
         self._tags.frame(flv.AUDIO, out, body, key=False)
 
@@ -241,6 +250,14 @@ class Packager:
         self._audio_count += 1
         self._audio_last = expected
         return expected
+
+    def _drop_segment(self) -> None:
+        """What has come of it so far cannot be put together."""
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            with contextlib.suppress(BadMedia):
+                segment.abandon()
+        self._damage()
 
     def _damage(self) -> None:
         self._damaged += 1
@@ -271,6 +288,7 @@ class Packager:
             self._program = (self._now_us(), dts)
         self._start = dts
         self._waiting_since = None
+        self._segment = self._muxer.begin(self._video, self._audio)
         return True
 
     def _wait_for_key(self, out: int) -> None:
@@ -281,29 +299,34 @@ class Packager:
 
     def _check_caps(self, dts: int) -> None:
         too_long = dts - self._start > self._settings.segment_max_ms * _TICKS_PER_MS
-        if too_long or self._bytes > self._settings.segment_max_bytes:
+        if self._segment is not None and (
+            too_long or self._segment.frame_bytes > self._settings.segment_max_bytes
+        ):
             raise self._no_key_frames()
 
     def _no_key_frames(self) -> UnsupportedMedia:
-        self._frames = []
+        if self._segment is not None:
+            with contextlib.suppress(BadMedia):
+                self._segment.abandon()
+            self._segment = None
         return UnsupportedMedia(
             f"no key frame for {self._settings.segment_max_ms // 1000} s, or far too much data between two; "
             "set the key frame interval to 2 s"
         )
 
     def _cut(self, end: int) -> None:
-        if not self._frames or self._format is None:
+        segment, self._segment = self._segment, None
+        if segment is None or self._format is None:
             return
-        frames, self._frames, self._bytes = self._frames, [], 0
         try:
-            data = self._muxer.mux(frames, self._format.video, self._format.audio)
+            data, sha256 = segment.finish()
         except BadMedia:
             self._damage()
             return
         at_us, at = self._program
         cut = Cut(
             data=data,
-            sha256=hashlib.sha256(data).digest(),
+            sha256=sha256,
             duration_us=(end - self._start) * 1000 // _TICKS_PER_MS,
             program_us=at_us + (self._start - at) * 1000 // _TICKS_PER_MS,
             discontinuity=self._discontinuity,

@@ -5,7 +5,7 @@ bytes held back for unfinished chunks and messages never exceed `MAX_CHUNK_BYTES
 """
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 DEFAULT_CHUNK_BYTES: Final = 128
 MAX_CHUNK_BYTES: Final = 1 << 20
@@ -23,8 +23,7 @@ class RtmpError(Exception):
     """The peer broke the protocol; the text says how and may be shown to it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     type_id: int
     timestamp: int  # ms, modulo 2**32
     stream_id: int
@@ -49,7 +48,7 @@ class ChunkReader:
     def __init__(self) -> None:
         self.chunk_bytes = DEFAULT_CHUNK_BYTES
         self.consumed = 0  # bytes of complete chunks, for acknowledgements
-        self._buffer = bytearray()
+        self._buffer: bytes | bytearray = b""
         self._pos = 0
         self._streams: dict[int, _ChunkStream] = {}
         self._held = 0
@@ -60,9 +59,15 @@ class ChunkReader:
         return len(self._buffer) - self._pos + self._held
 
     def feed(self, data: bytes) -> None:
-        if self._pos:
-            del self._buffer[: self._pos]
-            self._pos = 0
+        if self._pos == len(self._buffer):
+            self._buffer, self._pos = data, 0  # the usual case: nothing is left of the read before
+            return
+        if isinstance(self._buffer, bytes):
+            self._buffer = bytearray(
+                self._buffer
+            )  # appending to bytes would copy all that is held for each read
+        del self._buffer[: self._pos]
+        self._pos = 0
         self._buffer += data
 
     def set_chunk_bytes(self, size: int) -> None:
@@ -157,12 +162,31 @@ class ChunkReader:
         end = pos + body_bytes
         if end > size:
             return None
+        body = bytes(buffer[pos:end])
+        if body_bytes < length and begins and not extended and chunk_stream_id < 64:
+            whole = self._whole(pos, length, 0xC0 | chunk_stream_id)
+            if whole is not None:
+                body, end = whole
         if begins:
             stream.timestamp = stamp if fmt == 0 else (stream.timestamp + stamp) & 0xFFFFFFFF
         stream.stamp, stream.extended = stamp, extended
         stream.length, stream.type_id, stream.stream_id = length, type_id, stream_id
         self._streams[chunk_stream_id] = stream
-        return stream, bytes(buffer[pos:end]), end
+        return stream, body, end
+
+    def _whole(self, pos: int, length: int, continuation: int) -> tuple[bytes, int] | None:
+        """A message whose chunks have all arrived and follow each other, with its end; None when it must be
+        put together chunk by chunk. Frames of an encoder are dozens of chunks, and are nearly always whole."""
+        size = self.chunk_bytes
+        count = (length - 1) // size
+        end = pos + length + count
+        if end > len(self._buffer) or self._held + length > MAX_HELD_BYTES:
+            return None
+        if self._buffer[pos + size : end : size + 1] != bytes((continuation,)) * count:
+            return None
+        body = bytearray(self._buffer[pos:end])
+        del body[size :: size + 1]
+        return bytes(body), end
 
 
 def write_message(chunk_stream_id: int, message: Message, chunk_bytes: int) -> bytes:

@@ -38,13 +38,13 @@ class Metadata:
     values: dict[str, amf.Amf]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made for every frame of every stream
 class Audio:
     timestamp: int  # ms, modulo 2**32
     payload: bytes  # an FLV audio tag body
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made for every frame of every stream
 class Video:
     timestamp: int  # ms, modulo 2**32
     payload: bytes  # an FLV video tag body
