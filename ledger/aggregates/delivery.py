@@ -4,10 +4,13 @@ Invariant: `credits` is the union of the units of all accepted receipts, each co
 what makes it exactly-once: whoever judged on an older state loses the append and judges again.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 from uuid import UUID
+
+from msgspec.structs import replace
 
 from ledger.aggregates.base import Aggregate
 from ledger.batch import batch_hash
@@ -45,6 +48,7 @@ class Delivery(Aggregate):
         super().__init__(aggregate_id)
         self.credits = CreditSet()
         self._batches: dict[bytes, SegmentsServed] = {}  # batch hash -> verdicts, oldest first
+        self._alone: dict[_Alone, SegmentsServed] = {}  # receipts that came without a batch, oldest first
 
     @classmethod
     def of(cls, broadcast_id: UUID) -> "Delivery":
@@ -66,7 +70,14 @@ class Delivery(Aggregate):
         digest_of: DigestOf,
         at_us: int,
     ) -> SegmentsServed:
-        """Judge the claims in order, each seeing the credits of those before it, and record all verdicts."""
+        """Judge the claims in order, each seeing the credits of those before it, and record all verdicts.
+
+        A receipt that a viewer sent itself (no batch header) is answered with the event of before when it is the same
+        one again, or is refused as another of its ticket was: anybody can sign as many as they like, and the log
+        forgets nothing.
+        """
+        if not batch_header and (known := self._alone.get(_name(claims[0].signed))):
+            return known
         scratch = self.credits.copy_of(
             {c.ticket.session_id for c in claims}, {c.session.network for c in claims}
         )
@@ -87,6 +98,8 @@ class Delivery(Aggregate):
             scratch.credit(claim.ticket.session_id, claim.session.network, judgement.units)
             judged.append(judgement.judged)
             networks.append(claim.session.network)
+        if not batch_header and (known := self._alone.get(_refusal(claims[0].signed, judged[0]))):
+            return known
         return self.trigger(
             SegmentsServed,
             at_us=at_us,
@@ -114,7 +127,31 @@ class Delivery(Aggregate):
             self.credits.credit(
                 session_id, network, self.credits.within_network_limit(network, fresh, event.network_limit)
             )
+        # Only what an answer needs is kept: a batch may have 50 kB, and there may be thousands.
+        answer = replace(event, receipts=b"", sessions=(), networks=())
         if event.batch_header:
-            self._batches[batch_hash(event.batch_header)] = event
-            if len(self._batches) > REMEMBERED_BATCHES:
-                del self._batches[next(iter(self._batches))]
+            _remember(self._batches, batch_hash(event.batch_header), answer)
+        else:
+            signed = SignedReceipt.decode(event.receipts)
+            _remember(self._alone, _name(signed), answer)
+            if event.judged[0].verdict != Verdict.ACCEPTED:
+                _remember(self._alone, _refusal(signed, event.judged[0]), answer)
+
+
+_Alone = tuple[bytes, str, str]
+"""A receipt's body hash, or its ticket's hash with a verdict and a cap."""
+K = TypeVar("K")
+
+
+def _name(signed: SignedReceipt) -> _Alone:
+    return hashlib.sha256(signed.receipt.body()).digest(), "", ""
+
+
+def _refusal(signed: SignedReceipt, judged: Judged) -> _Alone:
+    return signed.receipt.ticket_hash, judged.verdict, judged.cap
+
+
+def _remember(known: dict[K, SegmentsServed], key: K, event: SegmentsServed) -> None:
+    known[key] = event
+    if len(known) > REMEMBERED_BATCHES:
+        del known[next(iter(known))]

@@ -32,6 +32,7 @@ SegmentDigestOf = Callable[[UUID, bytes, int], bytes | None]
 """(rendition, nonce, sequence) -> SHA-256(nonce + segment), or None when the hub no longer knows it."""
 
 CACHED_TICKETS: Final = 50_000
+LOCKS: Final = 64
 
 
 class UnknownNodeError(DomainError):
@@ -62,7 +63,7 @@ class DeliveryDesk:
         self._ledger = ledger
         self._digest_of = digest_of
         self._tickets: _Lru[bytes, _Known] = _Lru(CACHED_TICKETS)
-        self._locks: defaultdict[UUID, threading.Lock] = defaultdict(threading.Lock)
+        self._locks = tuple(threading.Lock() for _ in range(LOCKS))  # by broadcast; some share one
 
     # --- sessions and tickets
 
@@ -189,7 +190,8 @@ class DeliveryDesk:
                 refused[i] = Judged(verdict.value)
             else:
                 claims[known.broadcast_id].append(Claim(i, signed, known.ticket, known.session))
-        locks = [self._locks[b] for b in sorted(claims)]  # one order for all, so that nobody waits in a ring
+        # One order for all, so that nobody waits in a ring.
+        locks = [self._locks[n] for n in sorted({b.int % LOCKS for b in claims})]
         for lock in locks:
             lock.acquire()
         try:

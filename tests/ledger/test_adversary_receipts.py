@@ -1,0 +1,248 @@
+"""Receipts made by somebody who wants more than was delivered, or wants the log to grow without end."""
+
+import os
+from uuid import uuid4
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ledger.aggregates.broadcast import Broadcast
+from ledger.aggregates.node import Node
+from ledger.application import Ledger
+from ledger.batch import Batch
+from ledger.credit import CreditSet
+from ledger.events import Segment
+from ledger.judge import Manifest, NodeFacts, SessionFacts, judge
+from ledger.keys import KeyPair
+from ledger.receipt import BITMAP_BITS, Receipt, fold_digests, segment_digest, to_bitmap
+from ledger.services import broadcasts, crew, nodes, streams
+from ledger.services.delivery import DeliveryDesk
+from ledger.settings import Settings
+from ledger.ticket import SignedTicket, Ticket, ViewerClass
+from ledger.verdict import Cap, Verdict
+
+T0 = 1_800_000_000_000_000
+HUB = KeyPair(b"h" * 32)
+NODE = KeyPair(b"n" * 32)
+VIEWER = KeyPair(b"v" * 32)
+NONCE = b"n" * 16
+
+
+def make_ticket(first: int, last: int, byte_budget: int) -> Ticket:
+    return Ticket(
+        viewer_class=ViewerClass.SIGNING,
+        hub_key_id=HUB.key_id,
+        ticket_id=uuid4(),
+        session_id=uuid4(),
+        stream_id=uuid4(),
+        rendition_id=uuid4(),
+        viewer_key=VIEWER.public_key,
+        node_key=NODE.public_key,
+        first_sequence=first,
+        last_sequence=last,
+        settle_by_s=2_000_000_000,
+        tariff_version=1,
+        byte_budget=byte_budget,
+        nonce=NONCE,
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 1_000), min_size=1, max_size=40),
+    first=st.integers(0, 60),
+    length=st.integers(1, 40),
+    budget=st.integers(1, 20_000),
+    claims=st.lists(
+        st.tuples(st.integers(0, 80), st.sets(st.integers(0, 45), max_size=20)), min_size=1, max_size=8
+    ),
+)
+def test_a_ticket_never_pays_for_more_bytes_than_it_allows_however_its_segments_are_claimed(
+    sizes: list[int], first: int, length: int, budget: int, claims: list[tuple[int, set[int]]]
+) -> None:
+    manifest = Manifest(10)
+    for size in sizes:
+        manifest.append(size)
+    ticket, credits = make_ticket(first, first + length - 1, budget), CreditSet()
+    paid = 0
+    for counter, (base, bits) in enumerate(claims):
+        receipt = Receipt(
+            ticket_hash=ticket.hash,
+            counter=counter,
+            base_sequence=base,
+            bitmap=to_bitmap(base, [base + b for b in bits]),
+            digest=bytes(32),
+        ).sign(VIEWER)
+        judgement = judge(
+            receipt,
+            ticket,
+            node=NodeFacts(NODE.public_key, uuid4(), b"", suspended=False),
+            session=SessionFacts(b"", None),
+            manifest=manifest,
+            credits=credits,
+            settings=Settings(),
+            digest_of=lambda *_: None,
+            now_s=1,
+        )
+        credits.credit(ticket.session_id, b"", judgement.units)
+        paid += judgement.judged.credited_bytes
+        if judgement.judged.verdict == Verdict.ACCEPTED:
+            assert all(ticket.covers(base + b) and 10 <= base + b < 10 + len(sizes) for b in bits)
+        assert paid <= budget
+
+
+@pytest.mark.parametrize("base", [0, (1 << 63) - 1 - BITMAP_BITS])
+def test_sequences_that_never_were_are_out_of_range_and_cost_nothing_to_judge(base: int) -> None:
+    manifest = Manifest(5)
+    manifest.append(100)
+    ticket = make_ticket(base, base + 511, 1)
+    receipt = Receipt(
+        ticket_hash=ticket.hash, counter=1, base_sequence=base, bitmap=b"\xff" * 64, digest=bytes(32)
+    ).sign(VIEWER)
+    judgement = judge(
+        receipt,
+        ticket,
+        node=NodeFacts(NODE.public_key, uuid4(), b"", suspended=False),
+        session=SessionFacts(b"", None),
+        manifest=manifest,
+        credits=CreditSet(),
+        settings=Settings(),
+        digest_of=lambda *_: None,
+        now_s=1,
+    )
+    assert judgement.judged.verdict == Verdict.OUT_OF_RANGE
+
+
+class Desk:
+    """A stream with ten segments, one node, one signing viewer's ticket."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger, self.now_us = ledger, T0
+        crew.found_crew(ledger, name="c", unit="EUR", epoch_length_s=60, at_us=T0)
+        key = streams.make_stream_key("main", b"k" * 20)
+        self.stream_id = streams.register_stream(
+            ledger, slug="main", owner_id=uuid4(), stream_key=key, at_us=T0
+        )
+        broadcast, _ = broadcasts.start_or_resume(
+            ledger,
+            self.stream_id,
+            new_broadcast_id=uuid4(),
+            new_rendition_id=uuid4(),
+            video_codec="v",
+            audio_codec="a",
+            grace_s=15,
+            at_us=T0,
+        )
+        self.media = {s: os.urandom(1_000) for s in range(10)}
+        segments = [Segment(s, 2_000_000, 1_000, b"h" * 32, T0) for s in self.media]
+        broadcasts.publish_segments(ledger, broadcast.id, segments, at_us=T0)
+        self.broadcast = ledger.load(Broadcast, broadcast.id)
+        self.desk = DeliveryDesk(
+            ledger,
+            digest_of=lambda _, nonce, s: segment_digest(nonce, self.media[s]) if s in self.media else None,
+        )
+        nodes.create_invite(ledger, friend_id=uuid4(), code="code", expires_us=2 * T0, at_us=T0)
+        self.node, _ = nodes.join_node(
+            ledger, code="code", public_key=NODE.public_key, prefix_commitment=b"home", at_us=T0
+        )
+
+    def ticket(self, network: bytes = b"") -> SignedTicket:
+        session_id = uuid4()
+        self.desk.open_session(
+            session_id=session_id,
+            stream_id=self.stream_id,
+            viewer_class=ViewerClass.SIGNING,
+            viewer_key=VIEWER.public_key,
+            prefix_commitment=network,
+            account_id=None,
+            at_us=self.now_us,
+        )
+        return self.desk.issue_ticket(
+            hub_key=HUB,
+            ticket_id=uuid4(),
+            session_id=session_id,
+            node=self.ledger.load(Node, self.node.id),
+            broadcast=self.broadcast,
+            first_sequence=0,
+            nonce=NONCE,
+            tariff_version=1,
+            at_us=self.now_us,
+        )
+
+    def receipt(self, ticket: SignedTicket, sequences: list[int], counter: int = 1) -> bytes:
+        digest = fold_digests(segment_digest(NONCE, self.media.get(s, b"?")) for s in sequences)
+        receipt = Receipt(
+            ticket_hash=ticket.ticket.hash,
+            counter=counter,
+            base_sequence=0,
+            bitmap=to_bitmap(0, sequences),
+            digest=digest,
+        )
+        return receipt.sign(VIEWER).encode()
+
+
+@pytest.fixture
+def desk(ledger: Ledger) -> Desk:
+    return Desk(ledger)
+
+
+def test_the_same_receipt_from_a_viewer_gets_the_same_answer_and_changes_nothing(desk: Desk) -> None:
+    receipt = desk.receipt(desk.ticket(), [0, 1])
+    first = desk.desk.judge_receipt(receipt, at_us=T0)
+    assert first.verdict == "accepted"
+    size = desk.ledger.size()
+    assert [desk.desk.judge_receipt(receipt, at_us=T0 + i) for i in range(3)] == [first] * 3
+    again = DeliveryDesk(desk.ledger, digest_of=lambda *_: None)  # after a restart
+    assert again.judge_receipt(receipt, at_us=T0) == first
+    assert desk.ledger.size() == size
+
+
+@pytest.mark.parametrize(
+    ("network", "sequences", "verdict"),
+    [(b"", [0], "duplicate"), (b"home", [0], "capped"), (b"", [50], "out_of_range"), (b"", [], "duplicate")],
+)
+def test_a_viewer_cannot_fill_the_log_with_refusals(
+    desk: Desk, network: bytes, sequences: list[int], verdict: str
+) -> None:
+    ticket = desk.ticket(network)
+    desk.desk.judge_receipt(desk.receipt(ticket, [0]), at_us=T0)
+    first = desk.desk.judge_receipt(desk.receipt(ticket, sequences, counter=2), at_us=T0)
+    size = desk.ledger.size()
+    answers = [
+        desk.desk.judge_receipt(desk.receipt(ticket, sequences, counter=n), at_us=T0) for n in range(3, 30)
+    ]
+    assert {(a.verdict, a.position) for a in answers} == {(verdict, first.position)}
+    assert desk.ledger.size() == size
+    if verdict != "capped":  # and what is new in it is taken all the same
+        assert desk.desk.judge_receipt(desk.receipt(ticket, [0, 7], counter=99), at_us=T0).units == 1
+
+
+def test_a_node_cannot_claim_its_own_viewers_receipt_twice_by_batch_and_by_itself(desk: Desk) -> None:
+    receipt = desk.receipt(desk.ticket(), [0, 1, 2])
+    assert desk.desk.judge_receipt(receipt, at_us=T0).units == 3
+    batches = [Batch.sign(NODE, n, n, [receipt] * 3).encode() for n in range(3)]
+    for batch in batches:
+        assert {a.verdict for a in desk.desk.judge_batch(batch, at_us=T0)} == {"duplicate"}
+
+
+def test_settle_by_is_the_last_second_in_which_a_receipt_is_taken(desk: Desk) -> None:
+    ticket = desk.ticket()
+    last_us = ticket.ticket.settle_by_s * 1_000_000 + 999_999
+    assert desk.desk.judge_receipt(desk.receipt(ticket, [0]), at_us=last_us).verdict == "accepted"
+    assert desk.desk.judge_receipt(desk.receipt(ticket, [1], 2), at_us=last_us + 1).verdict == "late"
+
+
+def test_a_broadcast_that_ended_still_pays_what_it_delivered_and_nothing_after_its_end(desk: Desk) -> None:
+    ticket = desk.ticket()
+    broadcasts.end_broadcast(desk.ledger, desk.broadcast.id, reason="over", at_us=T0)
+    assert desk.desk.judge_receipt(desk.receipt(ticket, [8, 9]), at_us=T0).units == 2
+    assert desk.desk.judge_receipt(desk.receipt(ticket, [10], 2), at_us=T0).verdict == "out_of_range"
+
+
+@pytest.mark.parametrize("end", [nodes.suspend, nodes.retire])
+def test_a_ticket_of_before_the_suspension_is_not_paid_after_it(desk: Desk, end) -> None:  # type: ignore[no-untyped-def]
+    ticket = desk.ticket()
+    end(desk.ledger, desk.node.id, reason="wrong bytes", at_us=T0)
+    answer = desk.desk.judge_receipt(desk.receipt(ticket, [0]), at_us=T0)
+    assert (answer.verdict, answer.cap) == ("capped", Cap.NODE_SUSPENDED)
