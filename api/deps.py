@@ -3,6 +3,7 @@
 Invariant: an endpoint reaches the ledger, the read models and the clock only through `Services`; there is no global.
 """
 
+import ipaddress
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +111,17 @@ def per_ip(rule: str) -> Callable[[Services, str], None]:
     """A dependency that counts the request under the peer's address. Runs in the thread pool."""
 
     def count(at: ServicesDep, ip: PeerIp) -> None:
-        limited(rule, ip, at)
+        limited(rule, counted_as(ip), at)
 
     return count
+
+
+def counted_as(ip: str) -> str:
+    """One customer of a network: an IPv4 address, or an IPv6 /64, in which everybody has 2^64 addresses."""
+    try:
+        address = ipaddress.ip_address(ip.partition("%")[0])
+    except ValueError:
+        return ip
+    if address.version == 4:
+        return str(address)
+    return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))

@@ -30,6 +30,7 @@ class Rules:
     sessions_per_ip: int = 120
     receipts_per_ip: int = 600
     batches_per_ip: int = 120
+    batches_per_node: int = 60
     joins_per_ip: int = 20
     requests_per_node: int = 120
     requests_per_token: int = 600

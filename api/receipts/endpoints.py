@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 
-from api.deps import ServicesDep, body_up_to, per_ip
+from api.deps import ServicesDep, body_up_to, limited, per_ip
 from api.metrics import Metrics
 from api.problems import ProblemType, responses
 from api.receipts.schemas import VerdictOut, Verdicts
@@ -40,7 +40,9 @@ def judge_batch(
     data: Annotated[bytes, Depends(body_up_to(batch.MAX_BYTES))], request: Request, at: ServicesDep
 ) -> Verdicts:
     """A verdict on every receipt. The same batch again gets the same verdicts and changes nothing."""
-    answers = at.desk.judge_batch(data, at_us=at.now_us())
+    answers = at.desk.judge_batch(
+        data, at_us=at.now_us(), admit=lambda key: limited("batches_per_node", key.hex(), at)
+    )
     return Verdicts(verdicts=[_out(a, request) for a in answers])
 
 

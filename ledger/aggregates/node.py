@@ -1,11 +1,15 @@
 """Node: a friend's relay, known by its key; Invite: the one-time code with which it joined.
 
 Invariant: an invite admits one node; a retired node never comes back; a suspended one is not routed to and not paid.
+What a node can make the log hold by itself is bounded: its moves by the minute, receipts that belong to nothing by the
+day.
 """
 
 from enum import StrEnum
 from typing import Final
 from uuid import UUID
+
+from msgspec.structs import replace
 
 from ledger.aggregates.base import Aggregate, DomainError
 from ledger.batch import batch_hash
@@ -27,6 +31,13 @@ from ledger.events import (
 from ledger.judge import NodeFacts
 
 REMEMBERED_REFUSALS: Final = 256
+REFUSED_PER_DAY_MAX: Final = 20_000  # receipts that belong to nothing; an honest node has none unless the hub lost some
+    20_000  # receipts that belong to nothing; an honest node has none, unless the hub lost some
+)
+MOVE_PAUSE_US: Final = (
+    60 * 1_000_000
+)  # two uplinks, or a carrier's many addresses, would else be a move each heartbeat
+_DAY_US: Final = 86_400 * 1_000_000
 
 
 class NodeStatus(StrEnum):
@@ -43,7 +54,9 @@ class Node(Aggregate):
         self.network = b""
         self.status = NodeStatus.ACTIVE
         self.online = False
+        self._moved_us: int | None = None
         self._refused: dict[bytes, ReceiptsRefused] = {}  # by batch hash, oldest first
+        self._refused_on = (0, 0)  # day, receipts refused on it
 
     @property
     def facts(self) -> NodeFacts:
@@ -69,11 +82,14 @@ class Node(Aggregate):
         )
 
     def move(self, prefix_commitment: bytes, *, at_us: int) -> None:
+        """Recorded at most once a minute: what is not, comes again with a later heartbeat."""
+        if self._moved_us is not None and 0 <= at_us - self._moved_us < MOVE_PAUSE_US:
+            return
         if prefix_commitment != self.network:
             self.trigger(NodeMoved, at_us=at_us, prefix_commitment=prefix_commitment)
 
     def go_online(self, *, at_us: int) -> None:
-        if not self.online:
+        if not self.online and self.status is not NodeStatus.RETIRED:
             self.trigger(NodeWentOnline, at_us=at_us)
 
     def go_offline(self, *, reason: str, at_us: int) -> None:
@@ -119,6 +135,12 @@ class Node(Aggregate):
         judged: tuple[Judged, ...],
         at_us: int,
     ) -> ReceiptsRefused:
+        """Raises DomainError when the node has sent too many of these today."""
+        day, count = self._refused_on
+        if day == at_us // _DAY_US and count + len(judged) > REFUSED_PER_DAY_MAX:
+            raise DomainError(
+                f"this node has sent {count} receipts today that belong to nothing: no more are taken before tomorrow"
+            )
         return self.trigger(
             ReceiptsRefused,
             at_us=at_us,
@@ -134,7 +156,7 @@ class Node(Aggregate):
                 self.public_key, self.friend_id = event.public_key, event.friend_id
                 self.network = event.prefix_commitment
             case NodeMoved():
-                self.network = event.prefix_commitment
+                self.network, self._moved_us = event.prefix_commitment, event.at_us
             case NodeWentOnline():
                 self.online = True
             case NodeWentOffline():
@@ -148,7 +170,10 @@ class Node(Aggregate):
             case NodeProbed():
                 pass  # read by projections only
             case ReceiptsRefused():
-                self._refused[batch_hash(event.batch_header)] = event
+                day, count = self._refused_on
+                today = event.at_us // _DAY_US
+                self._refused_on = (today, len(event.judged) + (count if day == today else 0))
+                self._refused[batch_hash(event.batch_header)] = replace(event, receipts=b"")
                 if len(self._refused) > REMEMBERED_REFUSALS:
                     del self._refused[next(iter(self._refused))]
             case _:

@@ -149,12 +149,16 @@ class DeliveryDesk:
 
     # --- receipts
 
-    def judge_batch(self, data: bytes, *, at_us: int) -> list[ReceiptAnswer]:
+    def judge_batch(
+        self, data: bytes, *, at_us: int, admit: Callable[[bytes], None] = lambda _: None
+    ) -> list[ReceiptAnswer]:
         """The verdict on every receipt of a node's batch, in order.
 
+        `admit` is called with the key of the node once its signature holds, and may raise to refuse the batch.
         Raises WireError when the bytes are no batch signed by its node, UnknownNodeError when that node never joined.
         """
         batch = Batch.decode(data)
+        admit(batch.node_key)
         nid = node_id(batch.node_key)
         return self._judge(
             list(batch.receipts), nid, batch_header=data[:HEADER_BYTES], batch_hash=batch.hash, at_us=at_us

@@ -1,11 +1,17 @@
 """What somebody with bad intentions, or with one bad node, tries on the API."""
 
+from pathlib import Path
+
 import pytest
-from api_world import World
+from api_world import World, new_key
 from fastapi.testclient import TestClient
 
+from api.deps import counted_as
 from api.nodes.addresses import node_address
 from api.problems import Problem
+from api.ratelimit import Rules
+from ledger.application import Ledger
+from ledger.batch import Batch
 
 
 def test_the_hub_is_not_ready_while_a_duty_of_its_worker_fails(client: TestClient, world: World) -> None:
@@ -84,3 +90,38 @@ def test_public_addresses_and_names_are_taken_as_they_are() -> None:
         "http://a_b.example.",
     ):
         assert node_address(url, "8.8.8.8", 1) == url
+
+
+# --- how much anybody may send
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("::ffff:198.51.100.1", "198.51.100.1", True),
+        ("198.51.100.1", "198.51.100.2", False),
+        ("fe80::1%eth0", "fe80::2%eth1", True),
+        ("unreadable", "unreadable", True),
+    ],
+)
+def test_who_has_a_whole_ipv6_network_counts_as_one(one: str, other: str, same: bool) -> None:
+    assert (counted_as(one) == counted_as(other)) is same
+
+
+def test_a_node_with_many_addresses_is_still_one_node(
+    ledger: Ledger, database_url: str, tmp_path: Path
+) -> None:
+    world = World(ledger, database_url, None, tmp_path / "log", Rules(batches_per_node=3))
+    key, stranger = new_key(), new_key()
+    clients = [TestClient(world.app, client=(f"198.51.100.{i}", 1)) for i in range(6)]
+    sent = [
+        clients[i].post("/api/receipts/batches", content=Batch.sign(key, i, i, []).encode()).status_code
+        for i in range(6)
+    ]
+    assert sent == [403] * 3 + [429] * 3  # it has not joined either
+    forged = Batch.sign(stranger, 0, 0, []).encode()
+    forged = forged[:1] + new_key().public_key + forged[33:]
+    assert clients[0].post("/api/receipts/batches", content=forged).status_code == 400
+    world.close()

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ledger.aggregates import node as node_module
+from ledger.aggregates.base import DomainError
 from ledger.aggregates.broadcast import Broadcast
 from ledger.aggregates.node import Node
 from ledger.application import Ledger
@@ -246,3 +248,40 @@ def test_a_ticket_of_before_the_suspension_is_not_paid_after_it(desk: Desk, end)
     end(desk.ledger, desk.node.id, reason="wrong bytes", at_us=T0)
     answer = desk.desk.judge_receipt(desk.receipt(ticket, [0]), at_us=T0)
     assert (answer.verdict, answer.cap) == ("capped", Cap.NODE_SUSPENDED)
+
+
+def test_receipts_that_belong_to_nothing_fill_the_log_only_so_far_each_day(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_module, "REFUSED_PER_DAY_MAX", 10)
+
+    def send(n: int, count: int = 4) -> None:
+        garbage = [os.urandom(205) for _ in range(count)]
+        answers = desk.desk.judge_batch(Batch.sign(NODE, n, n, garbage).encode(), at_us=desk.now_us)
+        assert {a.verdict for a in answers} == {"malformed"}
+
+    send(1)
+    send(2)
+    with pytest.raises(DomainError, match="tomorrow"):
+        send(3)
+    size = desk.ledger.size()
+    honest = Batch.sign(NODE, 9, 9, [desk.receipt(desk.ticket(), [0])]).encode()
+    assert [a.verdict for a in desk.desk.judge_batch(honest, at_us=desk.now_us)] == ["accepted"]
+    assert desk.ledger.size() == size + 3  # a session, a ticket, a verdict
+    desk.now_us += 86_400 * 1_000_000
+    send(4)
+
+
+def test_a_node_that_hops_between_networks_is_a_move_a_minute_at_most(desk: Desk) -> None:
+    node = desk.ledger.load(Node, desk.node.id)
+    for second in range(300):
+        node.move(b"ab"[second % 2 : second % 2 + 1] * 16, at_us=T0 + second * 1_000_000)
+    assert len(node.collect_events()) <= 6
+    node.move(b"c" * 16, at_us=T0 - 3_600 * 1_000_000)  # a clock set back stops no move
+    assert node.network == b"c" * 16
+
+
+def test_a_retired_node_does_not_come_online(desk: Desk) -> None:
+    node = nodes.retire(desk.ledger, desk.node.id, reason="moved out", at_us=T0)
+    node.go_online(at_us=T0)
+    assert not node.online
