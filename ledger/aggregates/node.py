@@ -31,12 +31,10 @@ from ledger.events import (
 from ledger.judge import NodeFacts
 
 REMEMBERED_REFUSALS: Final = 256
-REFUSED_PER_DAY_MAX: Final = 20_000  # receipts that belong to nothing; an honest node has none unless the hub lost some
-    20_000  # receipts that belong to nothing; an honest node has none, unless the hub lost some
-)
-MOVE_PAUSE_US: Final = (
-    60 * 1_000_000
-)  # two uplinks, or a carrier's many addresses, would else be a move each heartbeat
+# Receipts that belong to nothing: an honest node has none, unless the hub lost some.
+REFUSED_PER_DAY_MAX: Final = 20_000
+# Two uplinks, or a carrier's many addresses, would else be a move with each heartbeat.
+MOVE_PAUSE_US: Final = 60 * 1_000_000
 _DAY_US: Final = 86_400 * 1_000_000
 
 
