@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import Final
 
 import av
+from av.video.frame import PictureType
 
 WIDTH: Final = 640
 HEIGHT: Final = 360
@@ -69,6 +70,7 @@ def push(url: str, seconds: int, stop: threading.Event) -> None:
             frame = pictures.pull()
             assert isinstance(frame, av.VideoFrame)
             frame.pts, frame.time_base = number, Fraction(1, FPS)
+            frame.pict_type = PictureType.NONE  # testsrc2 marks every picture I, which would make each a key frame
             output.mux(video.encode(frame))
             while samples / SAMPLE_RATE <= number / FPS:
                 sound = tones.pull()
