@@ -12,7 +12,7 @@ from uuid import UUID, uuid5
 from ledger.aggregates.base import Aggregate
 from ledger.application import NotFound, Recorded
 from ledger.batch import MAX_RECEIPTS, Batch
-from ledger.events import Segment, encode
+from ledger.events import Event, Segment, encode
 from ledger.ids import NAMESPACE
 from ledger.keys import KeyPair
 from ledger.receipt import Receipt, to_bitmap
@@ -61,6 +61,9 @@ class MemoryLedger:
 
     def size(self) -> int:
         return len(self.log)
+
+    def last_event(self, aggregate_id: UUID) -> Event | None:
+        return next((r.event for r in reversed(self.log) if r.event.originator_id == aggregate_id), None)
 
     def position_of(self, originator_id: UUID, originator_version: int) -> int:
         return self._positions[originator_id, originator_version]

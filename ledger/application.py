@@ -127,6 +127,12 @@ class Ledger:
                 raise UnknownEventError(f"position {position}: {e}") from e
         return out
 
+    def last_event(self, aggregate_id: UUID) -> Event | None:
+        """The newest event of an aggregate. Raises Unavailable, UnknownEventError."""
+        with _translated():
+            newest = list(self._store.events.get(aggregate_id, desc=True, limit=1))
+        return cast("Event", newest[0]) if newest else None
+
     def size(self) -> int:
         """The number of events, which is the next position. Raises Unavailable."""
         with _translated():

@@ -28,6 +28,13 @@ class Tree(Aggregate):
         super().__init__(aggregate_id)
         self.position = -1  # of the last state leaf: the number of events its balances cover
 
+    @classmethod
+    def after(cls, event: StateRecorded) -> "Tree":
+        """As it is after its newest event: the fold of millions of state leaves is the last of them."""
+        tree = cls(event.originator_id)
+        tree.position, tree.version = event.position, event.originator_version
+        return tree
+
     def record(self, *, position: int, balances: Mapping[str, int], at_us: int) -> None:
         """`balances` are those after all events before `position`."""
         if position <= self.position:

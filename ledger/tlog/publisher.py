@@ -2,8 +2,9 @@
 
 Invariants: a checkpoint is signed only for a tree that contains the tree of the last one in the folder; every file it
 needs is durable before it is written; an interrupted publication, repeated, gives the files of an uninterrupted one.
-Work is proportional to the new events; only the first publication of a process reads the ledger from the start, to
-hold it against what was published before.
+Work is proportional to the new events. The first publication of a process takes the tree up from the published tiles
+and holds the newest events of the ledger against it, so that it does not grow with the log; the events before them are
+held against the tiles page by page, one page with each publication, until all are (`ledger.tlog.resume`).
 """
 
 import fcntl
@@ -25,9 +26,13 @@ from ledger.ids import TREE_ID
 from ledger.keys import KeyPair
 from ledger.note import Note, NoteError, VerifierKey
 from ledger.tlog.files import make_folder, remove_tree, sweep_temporaries, write_atomic
-from ledger.tlog.tiles import HEIGHT, WIDTH, Tile, TileBuilder
+from ledger.tlog.reader import LogReader, NotPublished
+from ledger.tlog.resume import Memory, take_up
+from ledger.tlog.source import FolderSource
+from ledger.tlog.tiles import HEIGHT, WIDTH, Tile, TileBuilder, TileError
 
 PAGE: Final = 1_000  # events read at once
+TAIL: Final = 4_096  # events at the end of the ledger that a restart reads; of the others, so many each time
 CHECKPOINT: Final = "checkpoint"
 VKEY: Final = "vkey"
 _LOCK: Final = ".lock"
@@ -55,8 +60,21 @@ class Entries(Protocol):
 
     def read(self, start: int, limit: int) -> Sequence[Entry]: ...
     def size(self) -> int: ...
-    def load_or_new(self, cls: type[Tree], aggregate_id: UUID) -> Tree: ...
+    def last_event(self, aggregate_id: UUID) -> Event | None: ...
     def save(self, *aggregates: Aggregate) -> list[int]: ...
+
+
+class _Differs(Exception):
+    """A published file is not what the ledger gives."""
+
+
+@dataclass
+class _Older:
+    """The events before `end`, while they are held against the published tiles."""
+
+    tiles: TileBuilder
+    end: int
+    root: bytes  # of the first `end` leaves, as published
 
 
 @dataclass
@@ -68,6 +86,7 @@ class _Head:
     balances: dict[str, int] = field(default_factory=dict)
     last_fact: int = -1  # position of the last event that is not a state leaf
     covered: int = 0  # events that the last state leaf covers
+    known: int = 0  # `balances` had taken in the events before this position when the tree was taken up
     log_keys: list[bytes] = field(default_factory=list)
 
     def take(self, entry: Entry) -> None:
@@ -78,6 +97,8 @@ class _Head:
         self.last_fact = entry.position
         if isinstance(event, KeyAdded) and event.purpose == "log":
             self.log_keys.append(event.public_key)
+        if entry.position < self.known:
+            return
         for transfer in transfers_of(event):
             for posting in transfer.postings:
                 self.balances[posting.account] = self.balances.get(posting.account, 0) + posting.amount_micro
@@ -104,6 +125,7 @@ class Publisher:
         self._vkey = VerifierKey(origin, log_key.public_key)
         self._mutex = threading.Lock()
         self._head: _Head | None = None
+        self._older: _Older | None = None  # events that were not yet held against the log since the restart
         self._published: bytes | None = None  # the checkpoint file as this process last saw it
 
     def publish(self, *, at_us: int) -> Checkpoint:
@@ -116,10 +138,23 @@ class Publisher:
             try:
                 if self._head is None or self._read(CHECKPOINT) != self._published:
                     self._head = self._recover()
+                elif self._older is not None and not self._hold_older(self._older):
+                    self._head = self._replay()
                 return self._advance(self._head, at_us)
             except BaseException:
                 self._head = None  # tiles in memory may be ahead of the files
                 raise
+
+    def check(self) -> Checkpoint | None:
+        """Hold the whole ledger against the published log, and mend files that were lost; None: nothing is published.
+
+        Raises as `publish` does.
+        """
+        with self._mutex, self._exclusive():
+            self._head = None
+            head = self._replay()
+            self._head = head
+            return self._parse(self._published) if self._published is not None else None
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -132,11 +167,14 @@ class Publisher:
             yield
 
     def _advance(self, head: _Head, at_us: int) -> Checkpoint:
+        memory: Memory | None = None
         self._take(head, self._ledger.size())
         if head.last_fact >= head.covered:
-            head.tree.record(position=head.tiles.size, balances=head.balances, at_us=at_us)
+            covered, balances = head.tiles.size, dict(head.balances)
+            head.tree.record(position=covered, balances=balances, at_us=at_us)
             (position,) = self._ledger.save(head.tree)
             self._take(head, position + 1)
+            memory = Memory(position, covered, balances)
         for tile, data in head.tiles.partials():
             self._put(tile.path, data)
         checkpoint = Checkpoint(self._origin, head.tiles.size, head.tiles.root())
@@ -144,6 +182,8 @@ class Publisher:
         note = checkpoint.sign(self._key)
         self._put(CHECKPOINT, note)
         self._published = note
+        if memory is not None and checkpoint.size > TAIL:
+            memory.write(self._folder)
         return checkpoint
 
     def _take(self, head: _Head, end: int) -> None:
@@ -161,10 +201,83 @@ class Publisher:
             head.tiles.extend([entry.data for entry in page])
 
     def _recover(self) -> _Head:
-        """Hold the ledger against the published log, event by event, and mend files that were lost."""
+        """What is known of the events that were published: taken up from the files, else from all of the ledger."""
         sweep_temporaries(self._folder)
+        return self._take_up() or self._replay()
+
+    def _take_up(self) -> _Head | None:
+        """From the published tiles and the end of the ledger; None when they do not fit, or are few."""
+        note, memory = self._read(CHECKPOINT), Memory.read(self._folder)
+        if note is None or memory is None:
+            return None
+        last = self._parse(note)
+        if last.size <= TAIL or self._ledger.size() < last.size or not memory.leaf < last.size:
+            return None
+        newest = self._ledger.last_event(TREE_ID)
+        if not isinstance(newest, StateRecorded) or not self._remembers(memory):
+            return None
+        damaged: list[str] = []
+        start = min(memory.covered, last.size - TAIL) // WIDTH * WIDTH
+        try:
+            reader = LogReader(FolderSource(self._folder), last.size)
+            tiles = take_up(reader, start, lambda tile, data: self._compare(tile, data, damaged))
+        except (NotPublished, TileError) as e:
+            log.warning("log.tiles_unreadable", error=str(e))
+            return None
+        head = _Head(
+            tiles, Tree.after(newest), dict(memory.balances), memory.covered - 1, known=memory.covered
+        )
+        older = _Older(self._tile_checker(), start, tiles.root())
+        self._take(head, last.size)
+        for tile, data in head.tiles.partials():
+            self._compare(tile, data, damaged)
+        if damaged or head.tiles.root() != last.root:
+            return None
+        try:
+            Checkpoint.open(note, self._vkey)
+        except NoteError:
+            return None  # signed by a key before this one: it stands somewhere in the log
+        head.tiles.sink = self._write_full
+        self._drop_unsigned(last.size)
+        self._published, self._older = note, older
+        return head
+
+    def _remembers(self, memory: Memory) -> bool:
+        leaf = self._ledger.read(memory.leaf, 1)
+        return bool(leaf) and memory.fits(leaf[0].event)
+
+    def _tile_checker(self) -> TileBuilder:
+        """A tree from the first event on that is only compared with the files. Raises _Differs."""
+
+        def compare(tile: Tile, data: bytes) -> None:
+            if self._read(tile.path) != data:
+                raise _Differs(tile.path)
+
+        return TileBuilder(compare)
+
+    def _hold_older(self, older: "_Older") -> bool:
+        """Hold one more page of old events against the published tiles. False when they are not the same."""
+        tiles = older.tiles
+        end = min(tiles.size + TAIL, older.end)
+        try:
+            for start in range(tiles.size, end, PAGE):
+                page = self._ledger.read(start, min(PAGE, end - start))
+                tiles.extend([entry.data for entry in page])
+            if tiles.size < older.end:
+                return True
+            same = tiles.root() == older.root
+        except _Differs as e:
+            log.warning("log.differs", file=str(e))
+            same = False
+        self._older = None
+        return same
+
+    def _replay(self) -> _Head:
+        """Hold the ledger against the published log, event by event, and mend files that were lost."""
+        self._older = None
         note = self._read(CHECKPOINT)
-        tree = self._ledger.load_or_new(Tree, TREE_ID)
+        newest = self._ledger.last_event(TREE_ID)
+        tree = Tree.after(newest) if isinstance(newest, StateRecorded) else Tree(TREE_ID)
         head = _Head(TileBuilder(self._write_full), tree)
         if note is not None:
             last = self._parse(note)

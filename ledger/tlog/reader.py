@@ -46,7 +46,7 @@ class LogReader:
     def __init__(self, source: Source, size: int) -> None:
         self._source = source
         self._size = size
-        self._hashes = lru_cache(_CACHED_TILES)(self._read_hashes)
+        self.hashes = lru_cache(_CACHED_TILES)(self._read_hashes)
 
     def entries(self, start: int, end: int) -> Iterator[tuple[int, bytes]]:
         """(position, bytes) of the entries in [start, end), as far as the log goes."""
@@ -63,10 +63,11 @@ class LogReader:
         """The hash of a full subtree (ledger.merkle.Subtree), from the tiles."""
         tile_level, inner = divmod(level, HEIGHT)
         first = index << inner
-        hashes = self._hashes(tile_level, first // WIDTH)
+        hashes = self.hashes(tile_level, first // WIDTH)
         return merkle.root_of_hashes(hashes[first % WIDTH :][: 1 << inner])
 
     def _read_hashes(self, level: int, index: int) -> list[bytes]:
+        """The hashes of one tile, as many as there were at this checkpoint."""
         tile = tile_of(level, index, self._size)
         return decode_tile(self._read(tile, TILE_BYTES), tile.width)
 

@@ -111,18 +111,24 @@ def decode_tile(data: bytes, width: int) -> list[bytes]:
     return [data[i : i + HASH_BYTES] for i in range(0, width * HASH_BYTES, HASH_BYTES)]
 
 
+Sink = Callable[[Tile, bytes], None]
+
+
 class TileBuilder:
     """Turns leaves into tiles, in order. Full tiles go to `sink` as soon as they are full.
 
     Invariant: what `sink` received, with `partials()`, is the whole tile set of a tree of `size` leaves.
     """
 
-    def __init__(self, sink: Callable[[Tile, bytes], None]) -> None:
-        self.size = 0
+    def __init__(
+        self, sink: Sink, *, levels: list[list[bytes]] | None = None, full: merkle.Frontier | None = None
+    ) -> None:
+        """Empty, or at a whole number of tiles: `levels` and `full` as below."""
         self.sink = sink  # may be exchanged between two leaves
-        self._full = merkle.Frontier()  # of full level 0 tiles
+        self._full = full or merkle.Frontier()  # of full level 0 tiles
         self._bundle = bytearray()
-        self._levels: list[list[bytes]] = [[]]  # the hashes of the last, partial tile of each level
+        self._levels = levels or [[]]  # the hashes of the last, partial tile of each level
+        self.size = self._full.size
 
     def append(self, entry: bytes) -> None:
         """Add a leaf."""

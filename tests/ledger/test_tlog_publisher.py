@@ -9,25 +9,28 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import psycopg
 import pytest
 from crew_life import LOG, Life, live_fully, make_id, make_key
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ledger import merkle
 from ledger.aggregates.base import Aggregate
-from ledger.aggregates.tree import Tree, balances_digest
+from ledger.aggregates.tree import balances_digest
 from ledger.application import Ledger
 from ledger.checkpoint import Checkpoint
-from ledger.events import Event, NodeWentOnline, StateRecorded, encode
-from ledger.ids import TREE_ID
+from ledger.events import BudgetDeposited, Event, NodeWentOnline, Posting, StateRecorded, Transfer, encode
+from ledger.ids import BOOK_ID, TREE_ID
 from ledger.keys import KeyPair
 from ledger.note import VerifierKey
 from ledger.services import crew
 from ledger.tlog import publisher as module
 from ledger.tlog.files import write_atomic
 from ledger.tlog.publisher import Publisher, PublishRefused
+from ledger.tlog.resume import MEMORY, Memory
+from ledger.tlog.tiles import WIDTH
 
 ORIGIN = "hub.example/log"
 VKEY = VerifierKey(ORIGIN, LOG.public_key)
@@ -56,12 +59,8 @@ class MemoryLedger:
     def size(self) -> int:
         return len(self.rows)
 
-    def load_or_new(self, cls: type[Tree], aggregate_id: UUID) -> Tree:
-        tree = cls(aggregate_id)
-        for row in self.rows:
-            if row.event.originator_id == aggregate_id:
-                tree.mutate(row.event)
-        return tree
+    def last_event(self, aggregate_id: UUID) -> Event | None:
+        return next((r.event for r in reversed(self.rows) if r.event.originator_id == aggregate_id), None)
 
     def save(self, *aggregates: Aggregate) -> list[int]:
         fail, self.fail_save = self.fail_save, ""
@@ -92,7 +91,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {
         str(p.relative_to(folder)): p.read_bytes()
         for p in folder.rglob("*")
-        if p.is_file() and p.name != ".lock"
+        if p.is_file() and not p.name.startswith(".")
     }
 
 
@@ -294,6 +293,124 @@ def test_damaged_files_are_mended_from_the_ledger(tmp_path: Path, damage: str) -
             (tmp_path / path).write_bytes(b"\xff" + before[path][1:])
         open_publisher(ledger, tmp_path).publish(at_us=1)
         assert files_in(tmp_path) == before
+
+
+# --- restarts
+
+
+@pytest.fixture
+def short_tail(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A restart reads the last 300 events in place of 4,096."""
+    monkeypatch.setattr(module, "TAIL", 300)
+    return 300
+
+
+def publish_often(publisher: Publisher) -> None:
+    for _ in range(12):
+        publisher.publish(at_us=1)
+
+
+def add_money(ledger: MemoryLedger, count: int) -> None:
+    version = sum(r.event.originator_id == BOOK_ID for r in ledger.rows)
+    for n in range(version, version + count):
+        transfer = Transfer("deposit", (Posting("external", -n), Posting(f"budget:{n % 7}", n)))
+        ledger.add(
+            BudgetDeposited(
+                originator_id=BOOK_ID,
+                originator_version=n + 1,
+                at_us=1,
+                stream_id=TREE_ID,
+                reference=str(n),
+                transfer=transfer,
+            )
+        )
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    steps=st.lists(st.tuples(st.integers(0, 700), st.integers(0, 5), st.booleans()), min_size=1, max_size=6)
+)
+def test_restarts_change_nothing_of_what_is_published(
+    steps: list[tuple[int, int, bool]], short_tail: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folders = [tmp_path_factory.mktemp("restarts") for _ in range(2)]
+    ledgers = [MemoryLedger() for _ in folders]
+    publishers = [open_publisher(ledger, folder) for ledger, folder in zip(ledgers, folders, strict=True)]
+    for facts, payments, restart in steps:
+        for ledger in ledgers:
+            add_money(ledger, payments)
+            ledger.grow(facts)
+        if restart:
+            publishers[1] = open_publisher(ledgers[1], folders[1])
+        one, other = (publisher.publish(at_us=1) for publisher in publishers)
+        assert one == other
+    assert files_in(folders[0]) == files_in(folders[1])
+
+
+def test_a_restart_reads_the_end_of_the_ledger_and_the_rest_page_by_page(
+    tmp_path: Path, short_tail: int
+) -> None:
+    ledger = MemoryLedger()
+    ledger.grow(3_000)
+    first = open_publisher(ledger, tmp_path).publish(at_us=1)
+    publisher, ledger.rows_read = open_publisher(ledger, tmp_path), 0
+    assert publisher.publish(at_us=1) == first
+    assert ledger.rows_read <= short_tail + WIDTH + 1
+    for _ in range(12):
+        ledger.rows_read = 0
+        assert publisher.publish(at_us=1) == first
+        assert ledger.rows_read <= short_tail
+    assert ledger.rows_read == 0  # all of it was held against the log once
+
+
+def test_an_old_event_that_was_changed_is_found_after_a_restart(tmp_path: Path, short_tail: int) -> None:
+    ledger = MemoryLedger()
+    ledger.grow(3_000)
+    open_publisher(ledger, tmp_path).publish(at_us=1)
+    row = ledger.rows[1_000]
+    ledger.rows[1_000] = Row(1_000, row.event, row.data[:-1] + b"\x07")
+    before, publisher = files_in(tmp_path), open_publisher(ledger, tmp_path)
+    with pytest.raises(PublishRefused, match="not the one the log was published from"):
+        publish_often(publisher)
+    with pytest.raises(PublishRefused, match="not the one the log was published from"):
+        open_publisher(ledger, tmp_path).check()
+    assert files_in(tmp_path) == before
+
+
+def test_an_old_file_that_was_lost_is_mended_after_a_restart(tmp_path: Path, short_tail: int) -> None:
+    ledger = MemoryLedger()
+    ledger.grow(3_000)
+    open_publisher(ledger, tmp_path).publish(at_us=1)
+    before = files_in(tmp_path)
+    for mend in (Publisher.check, publish_often):
+        (tmp_path / "tile/entries/003").unlink()
+        mend(open_publisher(ledger, tmp_path))
+        assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("change", ["balances", "covered", "leaf", "nonsense"])
+def test_remembered_balances_are_believed_only_with_their_state_leaf(
+    tmp_path: Path, short_tail: int, change: str
+) -> None:
+    ledger = MemoryLedger()
+    add_money(ledger, 20)
+    ledger.grow(1_000)
+    open_publisher(ledger, tmp_path).publish(at_us=1)
+    memory = Memory.read(tmp_path)
+    assert memory is not None
+    match change:
+        case "balances":
+            msgspec.structs.replace(memory, balances={**memory.balances, "fees": 1}).write(tmp_path)
+        case "nonsense":
+            (tmp_path / MEMORY).write_bytes(b"{")
+        case _:
+            msgspec.structs.replace(memory, **{change: getattr(memory, change) - 1}).write(tmp_path)
+    ledger.grow(1)
+    open_publisher(ledger, tmp_path).publish(at_us=1)
+    assert Memory.read(tmp_path).balances == memory.balances  # type: ignore[union-attr]
+    leaf = ledger.rows[-1].event
+    assert isinstance(leaf, StateRecorded)
+    assert (leaf.accounts, leaf.balances_sha256) == balances_digest(memory.balances)
 
 
 # --- crashes
