@@ -25,6 +25,8 @@ COMMANDS: Final = {
     "crew": "The crew's rules and keys.",
     "token": "API tokens.",
     "payout": "Plan, approve and run payouts.",
+    "dispute": "Freeze settlement lines, decide on them.",
+    "adjust": "Correct the books by hand.",
     "explain": "Why is this amount what it is?",
     "audit": "Replay a published log and check every figure.",
     "proof": "Show and check the proof of one event.",

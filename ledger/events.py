@@ -373,6 +373,58 @@ class PayoutLineFailed(Event, frozen=True, tag="book.payout_line_failed.v1"):
     transfer: Transfer
 
 
+# --- disputes and adjustments ---------------------------------------------------------------------------------------
+
+
+class DisputeOpened(Event, frozen=True, tag="book.dispute_opened.v1"):
+    """One settlement line is frozen: its amount stays pending when the rest of its epoch is released."""
+
+    dispute: int  # 1, 2, ...
+    epoch: int
+    position: int  # of the settlement that has the line
+    settled_version: int  # the same, as a version of the book
+    line: int  # in that event, from 0
+    friend_id: UUID
+    stream_id: UUID
+    amount_micro: int
+    opened_by: str  # "operator" | "friend" | "creator"
+    reason: str
+
+
+class DisputeUpheld(Event, frozen=True, tag="book.dispute_upheld.v1"):
+    """The line is void: pending goes back to the budget."""
+
+    dispute: int
+    friend_id: UUID
+    amount_micro: int
+    reason: str
+    transfers: tuple[Transfer, ...]  # one
+
+
+class DisputeRejected(Event, frozen=True, tag="book.dispute_rejected.v1"):
+    """The line holds: it is released with the rest of its epoch, or at once when that is released already."""
+
+    dispute: int
+    friend_id: UUID
+    amount_micro: int
+    reason: str
+    transfers: tuple[Transfer, ...]  # none, or one from pending to available
+
+
+class AdjustmentBooked(Event, frozen=True, tag="book.adjustment_booked.v1"):
+    """A correction by hand, between a budget, the fees and what is available to a friend."""
+
+    reference: str
+    reason: str
+    transfer: Transfer
+
+
+class PayoutProposed(Event, frozen=True, tag="payout.proposed.v1"):
+    """Who planned the payout; recorded with the plan. Above a limit somebody else has to approve it."""
+
+    operator: str
+
+
 # --- the tree ---------------------------------------------------------------------------------------------------------
 
 

@@ -18,8 +18,9 @@ SINGLE: Final = (
     e.PayoutLineReserved,
     e.PayoutLineConfirmed,
     e.PayoutLineFailed,
+    e.AdjustmentBooked,
 )
-PAGES: Final = (e.EpochSettled, e.HoldsReleased)
+PAGES: Final = (e.EpochSettled, e.HoldsReleased, e.DisputeUpheld, e.DisputeRejected)
 
 
 class Balances(base.Projection):
@@ -36,6 +37,7 @@ class Balances(base.Projection):
         | base.TARIFF
         | base.PAYOUT
         | base.TREE
+        | {e.DisputeOpened}
     )
 
     def __init__(self, tables: Tables) -> None:
@@ -50,7 +52,7 @@ class Balances(base.Projection):
     def _single(self, event: Any, position: int) -> None:
         self._post(event.transfer, position)
 
-    def _page(self, event: e.EpochSettled | e.HoldsReleased, position: int) -> None:
+    def _page(self, event: Any, position: int) -> None:
         for transfer in event.transfers:
             self._post(transfer, position)
 

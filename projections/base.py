@@ -58,11 +58,23 @@ MONEY: Kinds = frozenset(
         e.PayoutLineReserved,
         e.PayoutLineConfirmed,
         e.PayoutLineFailed,
+        e.DisputeOpened,
+        e.DisputeUpheld,
+        e.DisputeRejected,
+        e.AdjustmentBooked,
     }
 )
 PAYOUT: Kinds = frozenset(
-    {e.PayoutPlanned, e.PayoutApproved, e.PayoutCancelled, e.PayoutAttempted, e.PayoutResolved}
+    {
+        e.PayoutPlanned,
+        e.PayoutProposed,
+        e.PayoutApproved,
+        e.PayoutCancelled,
+        e.PayoutAttempted,
+        e.PayoutResolved,
+    }
 )
+DISPUTES: Kinds = frozenset({e.DisputeOpened, e.DisputeUpheld, e.DisputeRejected})
 TREE: Kinds = frozenset({e.StateRecorded})
 
 

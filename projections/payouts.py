@@ -27,7 +27,9 @@ class Payouts(base.Projection):
         | base.NODE
         | base.TARIFF
         | base.TREE
-        | {e.BudgetDeposited, e.BudgetWithdrawn, e.EpochSettled, e.HoldsReleased}
+        | base.DISPUTES
+        | {e.BudgetDeposited, e.BudgetWithdrawn, e.EpochSettled, e.HoldsReleased, e.AdjustmentBooked}
+        | {e.PayoutProposed}
     )
 
     def __init__(self, tables: Tables) -> None:

@@ -46,7 +46,9 @@ class StatementLine:
     friend_id: UUID
     position: int
     line: int  # within the position; (position, line) is the cursor for `before`
-    kind: str  # "earned" | "released" | "payout_reserved" | "payout_confirmed" | "payout_failed"
+    kind: (
+        str  # "earned" | "released" | one of PAYOUT_KINDS or DISPUTE_KINDS | "adjusted_up" | "adjusted_down"
+    )
     at_us: int
     epoch: int | None
     stream_id: UUID | None

@@ -2,7 +2,9 @@
 
 Invariant: the sum of a friend's `earned` lines is what was ever credited to them, and each later line moves a part of
 it: `released` makes it available, `payout_reserved` puts it in flight, `payout_confirmed` pays it out and
-`payout_failed` makes it available again. Amounts are what was earned or moved, never negative.
+`payout_failed` makes it available again. `disputed` freezes a line; `dispute_upheld` takes its amount away, and
+`dispute_rejected` lets it be released. `adjusted_up` and `adjusted_down` are corrections of what is available. Amounts
+are what was earned, frozen or moved, never negative.
 """
 
 from typing import Any, Final
@@ -18,6 +20,11 @@ PAYOUT_KINDS: Final[dict[type[e.Event], str]] = {
     e.PayoutLineReserved: "payout_reserved",
     e.PayoutLineConfirmed: "payout_confirmed",
     e.PayoutLineFailed: "payout_failed",
+}
+DISPUTE_KINDS: Final[dict[type[e.Event], str]] = {
+    e.DisputeOpened: "disputed",
+    e.DisputeUpheld: "dispute_upheld",
+    e.DisputeRejected: "dispute_rejected",
 }
 _EMPTY: Final[dict[str, Any]] = {
     "epoch": None,
@@ -52,6 +59,8 @@ class Statements(base.Projection):
         self._lines = Rows(tables.statements)
         handles: dict[type[e.Event], base.Handler] = dict.fromkeys(PAYOUT_KINDS, self._payout)
         handles |= {e.EpochSettled: self._settled, e.HoldsReleased: self._released}
+        handles |= dict.fromkeys(DISPUTE_KINDS, self._disputed)
+        handles[e.AdjustmentBooked] = self._adjusted
         self.use([self._lines], handles)
 
     @staticmethod
@@ -87,11 +96,29 @@ class Statements(base.Projection):
         reference = {"batch_id": event.batch_id, "payout_line": event.line}
         self._moved(kind, event, position, 0, event.transfer, **reference)
 
+    def _disputed(self, event: Any, position: int) -> None:
+        self._lines.make(
+            event.friend_id,
+            position,
+            0,
+            kind=DISPUTE_KINDS[type(event)],
+            at_us=event.at_us,
+            reason=event.reason,
+            amount_micro=event.amount_micro,
+            **_EMPTY,
+        )
+
+    def _adjusted(self, event: e.AdjustmentBooked, position: int) -> None:
+        for posting in event.transfer.postings:
+            if base.friend_of(posting.account) is not None:
+                kind = "adjusted_up" if posting.amount_micro > 0 else "adjusted_down"
+                self._moved(kind, event, position, 0, event.transfer)
+
     def _moved(
         self, kind: str, event: e.Event, position: int, number: int, transfer: e.Transfer, **more: Any
     ) -> None:
         """The line of a transfer from one pot of a friend to another."""
-        friends = {base.friend_of(p.account) for p in transfer.postings}
+        friends = {base.friend_of(p.account) for p in transfer.postings} - {None}
         friend_id = next(iter(friends), None)
         if len(friends) != 1 or friend_id is None:
             raise ProjectionError(

@@ -7,12 +7,21 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query
 
 from api.auth import Friend
-from api.balances.schemas import BalanceOut, Balances, ExplanationOut, Statement, StatementLineOut
+from api.balances.schemas import (
+    BalanceOut,
+    Balances,
+    DisputeOut,
+    ExplanationOut,
+    OpenDispute,
+    Statement,
+    StatementLineOut,
+)
 from api.deps import Services, ServicesDep
 from api.liveness import LivenessUnknown
 from api.problems import Problem, ProblemType, not_found, responses
 from ledger.money import friend_account
 from ledger.services import crew
+from ledger.services.disputes import open_dispute
 from ledger.services.explain import Earned, NothingToExplain
 from ledger.services.explain_log import explain_recorded
 from projections.queries import PAGE_MAX, Balance, StatementLine
@@ -103,6 +112,35 @@ def explain_line(
         raise not_found("there is no such line in your statement")
     kind = "earned" if isinstance(made, Earned) else "moved"
     return ExplanationOut.model_validate({"kind": kind, **asdict(made)})
+
+
+@router.post(
+    "/friends/me/disputes",
+    status_code=201,
+    responses=responses(
+        ProblemType.UNAUTHENTICATED,
+        ProblemType.FORBIDDEN,
+        ProblemType.NOT_FOUND,
+        ProblemType.NOT_ALLOWED,
+        ProblemType.RATE_LIMITED,
+        ProblemType.INVALID_FIELDS,
+    ),
+)
+def dispute_line(body: OpenDispute, at: ServicesDep, token: Friend) -> DisputeOut:
+    """Freeze a pending line of the friend's own statement until the operator has decided."""
+    if token.subject_id is None:
+        raise Problem(ProblemType.FORBIDDEN, "this token belongs to no friend")
+    return DisputeOut.of(
+        open_dispute(
+            at.ledger,
+            body.position,
+            body.line,
+            reason=body.reason,
+            friend_id=token.subject_id,
+            opened_by="friend",
+            at_us=at.now_us(),
+        )
+    )
 
 
 def _balance(balance: Balance) -> BalanceOut:

@@ -1,8 +1,11 @@
 """What the balance and statement endpoints answer. Amounts are integers in millionths of the crew's unit."""
 
+from typing import Annotated, Self
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+
+from ledger.aggregates.disputes import Dispute
 
 
 class BalanceOut(BaseModel):
@@ -19,7 +22,10 @@ class Balances(BaseModel):
 class StatementLineOut(BaseModel):
     position: int = Field(description="where it stands in the log")
     line: int
-    kind: str = Field(description="earned, released, payout_reserved, payout_confirmed or payout_failed")
+    kind: str = Field(
+        description="earned, released, payout_reserved, payout_confirmed, payout_failed, disputed, "
+        "dispute_upheld, dispute_rejected, adjusted_up or adjusted_down"
+    )
     reason: str
     at_us: int
     epoch: int | None
@@ -116,3 +122,32 @@ class ExplanationOut(BaseModel):
     parts: list[PartOut] = Field([], description="the settlement lines that a released amount adds up")
     batch_id: UUID | None = None
     payout_line: int | None = None
+
+
+class OpenDispute(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    position: Annotated[int, Field(strict=True, ge=0, le=(1 << 53) - 1)]
+    line: Annotated[int, Field(strict=True, ge=0, le=65_535)] = 0
+    # Into the log, which cannot forget: a word, not a story.
+    reason: Annotated[
+        str, Field(min_length=1, max_length=100, pattern=r"^[\x20-\x7e]+$", examples=["fewer bytes"])
+    ]
+
+
+class DisputeOut(BaseModel):
+    dispute: int
+    position: int
+    line: int
+    amount_micro: int
+    state: str = Field(description="open, upheld or rejected")
+
+    @classmethod
+    def of(cls, dispute: Dispute) -> Self:
+        return cls(
+            dispute=dispute.number,
+            position=dispute.position,
+            line=dispute.line,
+            amount_micro=dispute.amount_micro,
+            state=dispute.state,
+        )

@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 from fastapi import APIRouter, Response
 
 from api.auth import Operator, OperatorOrCreator
+from api.balances.schemas import DisputeOut, OpenDispute
 from api.deps import Services, ServicesDep
 from api.directory import Role
 from api.problems import Problem, ProblemType, not_found, responses
@@ -26,6 +27,7 @@ from ledger.aggregates.base import DomainError
 from ledger.aggregates.stream import Stream
 from ledger.services import budgets
 from ledger.services import streams as commands
+from ledger.services.disputes import open_dispute
 from projections.queries import StreamView
 
 router = APIRouter(prefix="/api/streams", tags=["streams"])
@@ -145,6 +147,29 @@ def change_tariff(slug: SlugPath, body: ChangeTariff, at: ServicesDep, _: Operat
     stream = _load(slug, at)
     version = budgets.set_tariff(at.ledger, stream.id, at_us=at.now_us(), **body.model_dump())
     return TariffChanged(stream_id=stream.id, tariff_version=version)
+
+
+@router.post(
+    "/{slug}/disputes",
+    status_code=201,
+    responses=responses(*_AUTH, ProblemType.NOT_FOUND, ProblemType.NOT_ALLOWED),
+)
+def dispute_line(slug: SlugPath, body: OpenDispute, at: ServicesDep, token: OperatorOrCreator) -> DisputeOut:
+    """Freeze a pending settlement line of the stream until the operator has decided."""
+    stream = _load(slug, at)
+    creator = token.role is Role.CREATOR
+    if creator and token.subject_id != stream.owner_id:
+        raise Problem(ProblemType.FORBIDDEN, "this is another creator's stream")
+    dispute = open_dispute(
+        at.ledger,
+        body.position,
+        body.line,
+        reason=body.reason,
+        stream_id=stream.id,
+        opened_by="creator" if creator else "operator",
+        at_us=at.now_us(),
+    )
+    return DisputeOut.of(dispute)
 
 
 def _load(slug: str, at: Services) -> Stream:

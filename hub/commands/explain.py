@@ -36,14 +36,14 @@ def explain(
         if friend is not None:
             _show_statement(log, friend, as_json)
             return
-        made = derive(log, *_parsed(place or ""))
+        made = derive(log, *parse_place(place or ""))
     if as_json:
         typer.echo(json.dumps(msgspec.to_builtins(made)))
     else:
         typer.echo("\n".join(_text(made)))
 
 
-def _parsed(place: str) -> tuple[int, int]:
+def parse_place(place: str) -> tuple[int, int]:
     position, _, line = place.partition(":")
     if not all(x.isascii() and x.isdecimal() and len(x) < 16 for x in (position, line or "0")):
         raise typer.BadParameter(f"{place!r} is not POSITION or POSITION:LINE")

@@ -2,7 +2,8 @@
 
 Invariants, checked on each write and on each replay: a transfer sums to zero and is exactly the movement its event
 stands for; no account but `external` is ever negative; an epoch is settled once and released once; a reservation is
-confirmed or failed once. Two writers of the same version cannot both win, so none of this is a race.
+confirmed or failed once; a line is disputed once and its dispute decided once; what a friend ever earned is pending,
+available, in flight, paid or voided. Two writers of the same version cannot both win, so none of this is a race.
 """
 
 from collections import defaultdict
@@ -13,16 +14,21 @@ from uuid import UUID
 
 from ledger import money
 from ledger.aggregates.base import Aggregate, DomainError
+from ledger.aggregates.disputes import OPENERS, Dispute, adjustable_kind, check_reason, rejected, upheld
+from ledger.aggregates.movements import amount_of, earned, friend_move, friend_of, move
 from ledger.events import (
+    AdjustmentBooked,
     BudgetDeposited,
     BudgetWithdrawn,
+    DisputeOpened,
+    DisputeRejected,
+    DisputeUpheld,
     EpochSettled,
     Event,
     HoldsReleased,
     PayoutLineConfirmed,
     PayoutLineFailed,
     PayoutLineReserved,
-    Posting,
     SettlementLine,
     TariffSet,
     Transfer,
@@ -55,8 +61,13 @@ class Book(Aggregate):
         self.settled_to = 0  # log positions below this are settled
         self.holds: dict[int, Hold] = {}
         self.reservations: dict[tuple[UUID, int], Reservation] = {}  # (batch, line)
+        self.disputes: dict[int, Dispute] = {}
+        # By friend (the id's text): all that was ever credited, and what of it was taken back.
+        self.earned: dict[str, int] = {}
+        self.voided: dict[str, int] = {}
+        self._disputed: set[tuple[int, int]] = set()  # (settled version, line)
         self._tariffs: dict[UUID, list[TariffSet]] = {}
-        self._references: dict[str, tuple[str, UUID, int]] = {}  # reference -> (kind, stream, amount)
+        self._references: dict[str, tuple[object, ...]] = {}  # reference -> what it stands for
         self._page: _NextPage | None = None  # while the pages of an epoch are not complete
 
     # --- reading
@@ -122,9 +133,9 @@ class Book(Aggregate):
 
         Raises DomainError when the reference stands for another movement.
         """
-        if self._known(reference, "deposit", stream_id, amount_micro):
+        if self._known(reference, ("deposit", stream_id, amount_micro)):
             return False
-        transfer = _move("deposit", money.EXTERNAL, money.budget_account(stream_id), amount_micro)
+        transfer = move("deposit", money.EXTERNAL, money.budget_account(stream_id), amount_micro)
         self.trigger(
             BudgetDeposited, at_us=at_us, stream_id=stream_id, reference=reference, transfer=transfer
         )
@@ -132,11 +143,11 @@ class Book(Aggregate):
 
     def withdraw(self, stream_id: UUID, *, amount_micro: int, reference: str, at_us: int) -> bool:
         """The creator takes unspent budget back. Idempotent by reference, as `deposit`."""
-        if self._known(reference, "withdrawal", stream_id, amount_micro):
+        if self._known(reference, ("withdrawal", stream_id, amount_micro)):
             return False
         if amount_micro > self.budget(stream_id):
             raise DomainError("the budget holds less than that")
-        transfer = _move("withdrawal", money.budget_account(stream_id), money.EXTERNAL, amount_micro)
+        transfer = move("withdrawal", money.budget_account(stream_id), money.EXTERNAL, amount_micro)
         self.trigger(
             BudgetWithdrawn, at_us=at_us, stream_id=stream_id, reference=reference, transfer=transfer
         )
@@ -165,7 +176,7 @@ class Book(Aggregate):
         if hold is None:
             raise DomainError(f"nothing is held for epoch {epoch}")
         transfers = [
-            _friend_move("hold_released", friend_id, "pending", "available", amount)
+            friend_move("hold_released", friend_id, "pending", "available", amount)
             for friend_id, amount in sorted(hold.amounts.items())
         ]
         chunks = [
@@ -181,18 +192,79 @@ class Book(Aggregate):
     ) -> None:
         if amount_micro > self.balance(money.friend_account(friend_id, "available")):
             raise DomainError("less is available than the payout line says")
-        transfer = _friend_move("payout_reserved", friend_id, "available", "in_flight", amount_micro)
+        transfer = friend_move("payout_reserved", friend_id, "available", "in_flight", amount_micro)
         self.trigger(PayoutLineReserved, at_us=at_us, batch_id=batch_id, line=line, transfer=transfer)
 
     def confirm_payout_line(self, batch_id: UUID, line: int, *, at_us: int) -> None:
         r = self._reserved(batch_id, line)
-        transfer = _friend_move("payout_confirmed", r.friend_id, "in_flight", "paid", r.amount_micro)
+        transfer = friend_move("payout_confirmed", r.friend_id, "in_flight", "paid", r.amount_micro)
         self.trigger(PayoutLineConfirmed, at_us=at_us, batch_id=batch_id, line=line, transfer=transfer)
 
     def fail_payout_line(self, batch_id: UUID, line: int, *, at_us: int) -> None:
         r = self._reserved(batch_id, line)
-        transfer = _friend_move("payout_failed", r.friend_id, "in_flight", "available", r.amount_micro)
+        transfer = friend_move("payout_failed", r.friend_id, "in_flight", "available", r.amount_micro)
         self.trigger(PayoutLineFailed, at_us=at_us, batch_id=batch_id, line=line, transfer=transfer)
+
+    def open_dispute(
+        self,
+        line: SettlementLine,
+        *,
+        epoch: int,
+        position: int,
+        settled_version: int,
+        number: int,
+        opened_by: str,
+        reason: str,
+        at_us: int,
+    ) -> int:
+        """Freeze line `number` of the settlement that is this book's event `settled_version`, at `position` in the log.
+
+        Returns the dispute's number. Raises DomainError when the line was disputed before or is released already.
+        """
+        self.trigger(
+            DisputeOpened,
+            at_us=at_us,
+            dispute=len(self.disputes) + 1,
+            epoch=epoch,
+            position=position,
+            settled_version=settled_version,
+            line=number,
+            friend_id=line.friend_id,
+            stream_id=line.stream_id,
+            amount_micro=line.amount_micro,
+            opened_by=opened_by,
+            reason=reason,
+        )
+        return len(self.disputes)
+
+    def uphold_dispute(self, number: int, *, reason: str, at_us: int) -> None:
+        """The line is void: its amount goes back to the budget. The platform fee stays."""
+        self._decide(DisputeUpheld, number, reason, at_us)
+
+    def reject_dispute(self, number: int, *, reason: str, at_us: int) -> None:
+        """The line holds: back into its hold, or available at once when the rest of it is released already."""
+        self._decide(DisputeRejected, number, reason, at_us)
+
+    def adjust(
+        self,
+        *,
+        source: str,
+        target: str,
+        amount_micro: int,
+        reference: str,
+        reason: str,
+        rests_on: tuple[int, ...] = (),
+        at_us: int,
+    ) -> bool:
+        """A correction by hand. False when it is in the book already.
+
+        Raises DomainError when the reference stands for another movement, or there is less than that in `source`.
+        """
+        if self._known(reference, ("adjustment", source, target, amount_micro)):
+            return False
+        transfer = move("adjustment", source, target, amount_micro, rests_on)
+        self.trigger(AdjustmentBooked, at_us=at_us, reference=reference, reason=reason, transfer=transfer)
+        return True
 
     # --- folding; every check comes before the first change
 
@@ -218,6 +290,12 @@ class Book(Aggregate):
                 self._apply_resolved(event, "payout_confirmed", "paid")
             case PayoutLineFailed():
                 self._apply_resolved(event, "payout_failed", "available")
+            case DisputeOpened():
+                self._apply_opened(event)
+            case DisputeUpheld() | DisputeRejected():
+                self._apply_decided(event)
+            case AdjustmentBooked():
+                self._apply_adjusted(event)
             case _:
                 raise TypeError(type(event).__name__)
 
@@ -236,9 +314,8 @@ class Book(Aggregate):
     def _apply_budget(
         self, kind: str, event: BudgetDeposited | BudgetWithdrawn, source: str, target: str
     ) -> None:
-        if not 1 <= len(event.reference) <= MAX_REFERENCE_CHARS or event.reference in self._references:
-            raise DomainError(f"a reference has 1 to {MAX_REFERENCE_CHARS} characters and is used once")
-        amount = _amount_of(event.transfer, kind, source, target)
+        self._check_reference(event.reference)
+        amount = amount_of(event.transfer, kind, source, target)
         if self.budget(event.stream_id) + amount > money.MAX_AMOUNT_MICRO:
             raise DomainError("a budget cannot hold so much")
         self._post([event.transfer])
@@ -252,11 +329,12 @@ class Book(Aggregate):
             raise DomainError(
                 f"the settlement of epoch {event.epoch} must read the log from {self.settled_to}"
             )
-        earned = _earned(event.lines, event.transfers)
+        earned_now = earned(event.lines, event.transfers)
         self._post(event.transfers)
         hold = self.holds.setdefault(event.epoch, Hold(event.at_us))
-        for friend_id, amount in earned.items():
+        for friend_id, amount in earned_now.items():
             hold.amounts[friend_id] = hold.amounts.get(friend_id, 0) + amount
+            self.earned[friend_id] = self.earned.get(friend_id, 0) + amount
         if self._turn_page(event):
             if not hold.amounts:
                 del self.holds[event.epoch]
@@ -268,7 +346,7 @@ class Book(Aggregate):
         if hold is None:
             raise DomainError(f"nothing is held for epoch {event.epoch}")
         held = sorted(hold.amounts.items())[: len(event.transfers)]
-        expected = tuple(_friend_move("hold_released", f, "pending", "available", a) for f, a in held)
+        expected = tuple(friend_move("hold_released", f, "pending", "available", a) for f, a in held)
         last = len(expected) == len(hold.amounts)
         if event.transfers != expected or not expected or last != (event.page == event.pages):
             raise DomainError(f"this is not what is held for epoch {event.epoch}")
@@ -282,9 +360,9 @@ class Book(Aggregate):
         key = (event.batch_id, event.line)
         if key in self.reservations:
             raise DomainError("this payout line is reserved already")
-        friend_id = _friend_of(event.transfer)
+        friend_id = friend_of(event.transfer)
         source, target = (money.friend_account(friend_id, s) for s in ("available", "in_flight"))
-        amount = _amount_of(event.transfer, "payout_reserved", source, target)
+        amount = amount_of(event.transfer, "payout_reserved", source, target)
         self._post([event.transfer])
         self.reservations[key] = Reservation(friend_id, amount)
 
@@ -292,16 +370,117 @@ class Book(Aggregate):
         self, event: PayoutLineConfirmed | PayoutLineFailed, reason: str, target: str
     ) -> None:
         r = self._reserved(event.batch_id, event.line)
-        if event.transfer != _friend_move(reason, r.friend_id, "in_flight", target, r.amount_micro):
+        if event.transfer != friend_move(reason, r.friend_id, "in_flight", target, r.amount_micro):
             raise DomainError("this is not what was reserved for the payout line")
         self._post([event.transfer])
         del self.reservations[event.batch_id, event.line]
 
+    def _apply_opened(self, event: DisputeOpened) -> None:
+        key, friend = (event.settled_version, event.line), str(event.friend_id)
+        hold = self.holds.get(event.epoch)
+        if key in self._disputed:
+            raise DomainError("this line was disputed before")
+        if hold is None or not 0 < event.amount_micro <= hold.amounts.get(friend, 0):
+            raise DomainError("only what is still held can be disputed; correct the rest by an adjustment")
+        check_reason(event.reason)
+        if event.dispute != len(self.disputes) + 1 or event.opened_by not in OPENERS:
+            raise DomainError(f"the next dispute is number {len(self.disputes) + 1}")
+        hold.amounts[friend] -= event.amount_micro
+        if not hold.amounts[friend]:
+            del hold.amounts[friend]
+        self._disputed.add(key)
+        self.disputes[event.dispute] = Dispute(
+            number=event.dispute,
+            epoch=event.epoch,
+            position=event.position,
+            settled_version=event.settled_version,
+            line=event.line,
+            friend_id=event.friend_id,
+            stream_id=event.stream_id,
+            amount_micro=event.amount_micro,
+            opened_by=event.opened_by,
+            reason=event.reason,
+            opened_us=event.at_us,
+        )
+
+    def _apply_decided(self, event: DisputeUpheld | DisputeRejected) -> None:
+        dispute = self._open_dispute(event.dispute)
+        check_reason(event.reason)
+        hold, friend = self.holds.get(dispute.epoch), str(dispute.friend_id)
+        void = isinstance(event, DisputeUpheld)
+        said = (event.friend_id, event.amount_micro, event.transfers)
+        if said != (dispute.friend_id, dispute.amount_micro, self._decision(type(event), dispute)):
+            raise DomainError(f"this is not what follows from the decision on dispute {event.dispute}")
+        self._post(event.transfers)
+        state = "upheld" if void else "rejected"
+        self.disputes[event.dispute] = replace(dispute, state=state, decision=event.reason)
+        if void:
+            self.voided[friend] = self.voided.get(friend, 0) + dispute.amount_micro
+        elif hold is not None:
+            hold.amounts[friend] = hold.amounts.get(friend, 0) + dispute.amount_micro
+        if hold is not None and not hold.amounts and not self._frozen(dispute.epoch):
+            del self.holds[dispute.epoch]
+
+    def _apply_adjusted(self, event: AdjustmentBooked) -> None:
+        self._check_reference(event.reference)
+        check_reason(event.reason)
+        source, target = (
+            (p.account for p in event.transfer.postings) if len(event.transfer.postings) == 2 else ("", "")
+        )
+        amount = event.transfer.postings[-1].amount_micro if event.transfer.postings else 0
+        kinds = (adjustable_kind(source), adjustable_kind(target))
+        if event.transfer != move("adjustment", source, target, amount, event.transfer.rests_on):
+            raise DomainError("an adjustment moves one amount from one account to another")
+        if "" in kinds or source == target or kinds == ("friend", "friend"):
+            raise DomainError("an adjustment is between a budget, the fees and what is available to a friend")
+        self._post([event.transfer])
+        self._references[event.reference] = ("adjustment", source, target, amount)
+        if kinds[1] == "friend":
+            friend = target.split(":")[1]
+            self.earned[friend] = self.earned.get(friend, 0) + amount
+        elif kinds[0] == "friend":
+            friend = source.split(":")[1]
+            self.voided[friend] = self.voided.get(friend, 0) + amount
+
     # --- helpers
 
-    def _known(self, reference: str, kind: str, stream_id: UUID, amount_micro: int) -> bool:
+    def _decide(
+        self, kind: type[DisputeUpheld | DisputeRejected], number: int, reason: str, at_us: int
+    ) -> None:
+        dispute = self._open_dispute(number)
+        self.trigger(
+            kind,
+            at_us=at_us,
+            dispute=number,
+            friend_id=dispute.friend_id,
+            amount_micro=dispute.amount_micro,
+            reason=reason,
+            transfers=self._decision(kind, dispute),
+        )
+
+    def _decision(
+        self, kind: type[DisputeUpheld | DisputeRejected], dispute: Dispute
+    ) -> tuple[Transfer, ...]:
+        if kind is DisputeUpheld:
+            return (upheld(dispute),)
+        return () if dispute.epoch in self.holds else (rejected(dispute),)
+
+    def _open_dispute(self, number: int) -> Dispute:
+        dispute = self.disputes.get(number)
+        if dispute is None or dispute.state != "open":
+            raise DomainError(f"there is no open dispute {number}")
+        return dispute
+
+    def _frozen(self, epoch: int) -> bool:
+        return any(d.epoch == epoch and d.state == "open" for d in self.disputes.values())
+
+    def _check_reference(self, reference: str) -> None:
+        if not 1 <= len(reference) <= MAX_REFERENCE_CHARS or reference in self._references:
+            raise DomainError(f"a reference has 1 to {MAX_REFERENCE_CHARS} characters and is used once")
+
+    def _known(self, reference: str, what: tuple[object, ...]) -> bool:
         known = self._references.get(reference)
-        if known is not None and known != (kind, stream_id, amount_micro):
+        if known is not None and known != what:
             raise DomainError(f"reference {reference!r} stands for another movement already")
         return known is not None
 
@@ -352,62 +531,3 @@ class _NextPage:
 def _next_page(event: EpochSettled | HoldsReleased) -> _NextPage:
     log_to = event.log_to if isinstance(event, EpochSettled) else 0
     return _NextPage(type(event), event.epoch, event.page, event.pages, log_to)
-
-
-def _move(reason: str, source: str, target: str, amount_micro: int) -> Transfer:
-    if not 0 < amount_micro <= money.MAX_AMOUNT_MICRO:
-        raise DomainError(f"an amount is a whole number from 1 to {money.MAX_AMOUNT_MICRO} micro-units")
-    return Transfer(reason, (Posting(source, -amount_micro), Posting(target, amount_micro)))
-
-
-def _friend_move(reason: str, friend_id: UUID | str, source: str, target: str, amount_micro: int) -> Transfer:
-    source, target = money.friend_account(friend_id, source), money.friend_account(friend_id, target)
-    return _move(reason, source, target, amount_micro)
-
-
-def _amount_of(transfer: Transfer, reason: str, source: str, target: str) -> int:
-    """The amount, when the transfer is exactly `source -> target` for that reason."""
-    amount = transfer.postings[-1].amount_micro if transfer.postings else 0
-    if transfer != _move(reason, source, target, amount):
-        raise DomainError(f"a {reason} moves one amount from {source} to {target}")
-    return amount
-
-
-def _friend_of(transfer: Transfer) -> UUID:
-    try:
-        return UUID(transfer.postings[0].account.split(":")[1])
-    except (IndexError, ValueError):
-        raise DomainError("a payout line moves the money of one friend") from None
-
-
-def _earned(lines: Iterable[SettlementLine], transfers: Iterable[Transfer]) -> dict[str, int]:
-    """Friend (the id's text) -> earned on this page. Raises DomainError unless lines and transfers say the same.
-
-    Money may only go from a budget to its streams' friends (pending, as the lines say) and to the fees.
-    """
-    # Keyed by plain integers: a book is folded from thousands of pages, and hashing a UUID is slow.
-    said: dict[tuple[int, int], int] = defaultdict(int)
-    for line in lines:
-        if line.amount_micro < 0:
-            raise DomainError("a settlement line is never negative")
-        said[line.stream_id.int, line.friend_id.int] += line.amount_micro
-    earned: dict[str, int] = defaultdict(int)
-    expected: dict[tuple[str, str], int] = {}
-    for (stream, friend), amount in said.items():
-        if amount:
-            friend_id = str(UUID(int=friend))
-            earned[friend_id] += amount
-            source = money.budget_account(UUID(int=stream))
-            expected[source, money.friend_account(friend_id, "pending")] = amount
-    done: dict[tuple[str, str], int] = defaultdict(int)
-    for transfer in transfers:
-        source, target = (p.account for p in transfer.postings) if len(transfer.postings) == 2 else ("", "")
-        reason = "platform_fee" if target == money.FEES else "settlement"
-        amount = _amount_of(transfer, reason, source, target)
-        if not source.startswith("budget:"):
-            raise DomainError("a settlement is paid from budgets")
-        if target != money.FEES:
-            done[source, target] += amount
-    if done != expected:
-        raise DomainError("the lines of a settlement and its transfers differ")
-    return earned

@@ -12,8 +12,12 @@ from ledger.aggregates.tree import balances_digest
 from ledger.audit.crew import Crew, present, require
 from ledger.audit.report import Counts
 from ledger.events import (
+    AdjustmentBooked,
     BudgetDeposited,
     BudgetWithdrawn,
+    DisputeOpened,
+    DisputeRejected,
+    DisputeUpheld,
     EpochSettled,
     HoldsReleased,
     Posting,
@@ -40,6 +44,13 @@ class Books:
         self._expected: list[Page] = []  # pages of the settlement in hand that are still to come
         self._held: dict[int, dict[UUID, int]] = {}  # epoch -> friend -> micro-units
         self._settled_us: dict[int, int] = {}
+        self._open: set[int] = set()  # epochs whose hold is not released yet
+        self._pages: dict[
+            int, tuple[int, int, tuple[SettlementLine, ...]]
+        ] = {}  # version -> epoch, position, lines
+        self._disputes: dict[int, DisputeOpened] = {}  # the open ones
+        self._disputed: set[tuple[int, int]] = set()
+        self._voided: dict[UUID, int] = defaultdict(int)
         self._releasing: int | None = None  # epoch whose pages of releases are not complete
         self._earned: dict[UUID, int] = defaultdict(int)
         self._next_epoch = 0
@@ -53,6 +64,7 @@ class Books:
         for friend_id, earned in self._earned.items():
             states = ("pending", "available", "in_flight", "paid")
             there = sum(self.balances.get(f"friend:{friend_id}:{s}", 0) for s in states)
+            there += self._voided[friend_id]
             require(there == earned, f"friend {friend_id} earned {earned} micro-units, but has {there}")
 
     @property
@@ -153,12 +165,17 @@ class Books:
         require(event.transfers == expected.transfers, "the transfers are not those that the lines give")
         self.post(position, event.transfers)
         held = self._held.setdefault(event.epoch, {})
+        self._pages[event.originator_version] = (event.epoch, position, event.lines)
         for line in event.lines:
             if line.amount_micro:
                 held[line.friend_id] = held.get(line.friend_id, 0) + line.amount_micro
                 self._earned[line.friend_id] += line.amount_micro
         if not self._expected:
             self._settled_us[event.epoch] = event.at_us
+            if held:
+                self._open.add(event.epoch)
+            else:
+                self._close(event.epoch)
             self._next_epoch, self._settled_to = event.epoch + 1, event.log_to
             self._counts.epochs += 1
 
@@ -207,6 +224,76 @@ class Books:
             del held[f]
         require((event.page == event.pages) == (not held), "the release ends before or after what is held")
         self._releasing = event.epoch if held else None
+        if not held:
+            self._close(event.epoch)
+
+    def _close(self, epoch: int) -> None:
+        """Nothing more can be released or disputed of the epoch."""
+        self._open.discard(epoch)
+        self._pages = {v: page for v, page in self._pages.items() if page[0] != epoch}
+
+    # --- disputes and adjustments
+
+    def dispute_opened(self, event: DisputeOpened) -> None:
+        self.nothing_pending()
+        key = (event.settled_version, event.line)
+        require(key not in self._disputed, "the line was disputed before")
+        require(event.dispute == len(self._disputed) + 1, "the dispute is not the next one")
+        epoch, position, lines = present(
+            self._pages.get(event.settled_version), "no line that is still held is at that place"
+        )
+        require((event.epoch, event.position) == (epoch, position), "the dispute names another settlement")
+        require(0 <= event.line < len(lines), "the settlement has no such line")
+        line, held = lines[event.line], self._held[epoch]
+        said = (event.friend_id, event.stream_id, event.amount_micro)
+        require(
+            said == (line.friend_id, line.stream_id, line.amount_micro), "the dispute is not of that line"
+        )
+        require(line.amount_micro > 0, "the line has no amount to freeze")
+        require(event.opened_by in ("operator", "friend", "creator"), "nobody may open a dispute so")
+        held[line.friend_id] -= line.amount_micro
+        if not held[line.friend_id]:
+            del held[line.friend_id]
+        self._disputed.add(key)
+        self._disputes[event.dispute] = event
+
+    def dispute_decided(self, position: int, event: DisputeUpheld | DisputeRejected) -> None:
+        self.nothing_pending()
+        dispute = present(self._disputes.pop(event.dispute, None), f"dispute {event.dispute} is not open")
+        said = (event.friend_id, event.amount_micro)
+        require(said == (dispute.friend_id, dispute.amount_micro), "the decision is on another amount")
+        upheld, held = isinstance(event, DisputeUpheld), dispute.epoch in self._open
+        friend, budget = f"friend:{dispute.friend_id}", f"budget:{dispute.stream_id}"
+        reason, target = ("dispute_upheld", budget) if upheld else ("dispute_rejected", f"{friend}:available")
+        require(len(event.transfers) == int(upheld or not held), "the decision moves too much or too little")
+        for transfer in event.transfers:
+            amount = self.move(position, transfer, reason, f"{friend}:pending", target)
+            require(amount == dispute.amount_micro, f"{dispute.amount_micro} micro-units were disputed")
+            require(transfer.rests_on == (dispute.position,), "the decision rests on another settlement")
+        amounts = self._held[dispute.epoch]
+        if upheld:
+            self._voided[dispute.friend_id] += dispute.amount_micro
+        elif held:
+            amounts[dispute.friend_id] = amounts.get(dispute.friend_id, 0) + dispute.amount_micro
+        if held and not amounts and all(d.epoch != dispute.epoch for d in self._disputes.values()):
+            self._close(dispute.epoch)
+
+    def adjusted(self, position: int, event: AdjustmentBooked) -> None:
+        self._refer(event.reference)
+        require(len(event.transfer.postings) == 2, "an adjustment has one source and one target")
+        source, target = (p.account for p in event.transfer.postings)
+        amount = self.move(position, event.transfer, "adjustment", source, target)
+        require(source != target, "an adjustment moves nothing")
+        require(
+            all(0 <= at < position for at in event.transfer.rests_on), "it rests on what is not there yet"
+        )
+        friends = [_adjusted_friend(account) for account in (source, target)]
+        require(None in friends, "an adjustment moves money from friend to friend")
+        if friends[0] is not None:
+            self._voided[friends[0]] += amount
+            self._earned[friends[0]] += 0
+        if friends[1] is not None:
+            self._earned[friends[1]] += amount
 
     # --- state leaves
 
@@ -230,6 +317,18 @@ class Books:
         self._journal = [j for j in self._journal if j[0] >= event.position]
         self._covered = event.position
         self._counts.state_leaves += 1
+
+
+def _adjusted_friend(account: str) -> UUID | None:
+    """The friend whose available money it is; None for a budget or the fees. Raises AuditFailure for all else."""
+    kind, _, rest = account.partition(":")
+    if account == "fees" or (kind == "budget" and str(UUID(rest)) == rest):
+        return None
+    friend, _, state = rest.partition(":")
+    require(
+        kind == "friend" and state == "available" and str(UUID(friend)) == friend, f"{account} is adjusted"
+    )
+    return UUID(friend)
 
 
 def _same_lines(recorded: tuple[SettlementLine, ...], expected: tuple[SettlementLine, ...]) -> None:

@@ -18,10 +18,14 @@ from ledger.audit.payouts import Payouts
 from ledger.audit.report import AuditFailure, Counts
 from ledger.audit.signatures import Signatures
 from ledger.events import (
+    AdjustmentBooked,
     BroadcastStarted,
     BudgetDeposited,
     BudgetWithdrawn,
     CrewFounded,
+    DisputeOpened,
+    DisputeRejected,
+    DisputeUpheld,
     EpochSettled,
     Event,
     HoldsReleased,
@@ -138,6 +142,10 @@ class Replay:
             BudgetWithdrawn: books.withdrawn,
             EpochSettled: books.settled,
             HoldsReleased: books.released,
+            DisputeOpened: _without_position(books.dispute_opened),
+            DisputeUpheld: books.dispute_decided,
+            DisputeRejected: books.dispute_decided,
+            AdjustmentBooked: books.adjusted,
             StateRecorded: books.state_recorded,
             PayoutPlanned: payouts.planned,
             PayoutApproved: _without_position(payouts.approved),

@@ -5,12 +5,16 @@ when it comes to the recorded amount; otherwise ExplanationFailed says what diff
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 from uuid import UUID
 
 from ledger import money
 from ledger.events import (
+    AdjustmentBooked,
+    DisputeOpened,
+    DisputeRejected,
+    DisputeUpheld,
     EpochSettled,
     Event,
     HoldsReleased,
@@ -28,6 +32,7 @@ PAGE_EVENTS: Final = 2_000
 
 PayoutMove = PayoutLineReserved | PayoutLineConfirmed | PayoutLineFailed
 PAYOUT_MOVES: Final = (PayoutLineReserved, PayoutLineConfirmed, PayoutLineFailed)
+DISPUTE_EVENTS: Final = (DisputeOpened, DisputeUpheld, DisputeRejected)
 
 
 class NothingToExplain(Exception):
@@ -143,8 +148,13 @@ def explain(log: Events, position: int, line: int = 0) -> Explanation:
         if not 0 <= line < len(event.transfers):
             raise NothingToExplain(f"position {position} has {len(event.transfers)} lines, from 0")
         return _explain_released(log, position, line, event)
-    if isinstance(event, PAYOUT_MOVES) and line == 0:
-        return _moved(position, 0, event.transfer, batch_id=event.batch_id, payout_line=event.line)
+    if line == 0:
+        if isinstance(event, PAYOUT_MOVES):
+            return _moved(position, 0, event.transfer, batch_id=event.batch_id, payout_line=event.line)
+        if isinstance(event, DISPUTE_EVENTS):
+            return _explain_dispute(log, position, event)
+        if isinstance(event, AdjustmentBooked) and _friends(event.transfer):
+            return _moved(position, 0, event.transfer)
     raise NothingToExplain(f"there is no statement line at {position}:{line}")
 
 
@@ -335,16 +345,62 @@ def _steps(d: Derivation, recorded: SettlementLine, share: Share | None) -> Step
 def _explain_released(log: Events, position: int, line: int, event: HoldsReleased) -> Moved:
     """The released amount is the friend's lines of the epoch, wherever their pages stand."""
     moved = _moved(position, line, event.transfers[line], epoch=event.epoch)
-    parts = tuple(
-        Part(position=at, line=n, reason=x.reason, amount_micro=x.amount_micro)
-        for at, settled in log.events(0, position)
-        if isinstance(settled, EpochSettled) and settled.epoch == event.epoch
-        for n, x in enumerate(settled.lines)
-        if x.friend_id == moved.friend_id and x.amount_micro
-    )
+    found: dict[tuple[int, int], Part] = {}
+    frozen: dict[int, tuple[int, int]] = {}  # dispute -> line
+    for at, before in log.events(0, position):
+        if isinstance(before, EpochSettled) and before.epoch == event.epoch:
+            for n, x in enumerate(before.lines):
+                if x.friend_id == moved.friend_id and x.amount_micro:
+                    found[at, n] = Part(position=at, line=n, reason=x.reason, amount_micro=x.amount_micro)
+        elif isinstance(before, DisputeOpened) and before.epoch == event.epoch:
+            frozen[before.dispute] = (before.position, before.line)
+        elif isinstance(before, DisputeRejected) and not before.transfers:
+            frozen.pop(before.dispute, None)
+    parts = tuple(part for place, part in found.items() if place not in frozen.values())
     if sum(p.amount_micro for p in parts) != moved.amount_micro:
         raise ExplanationFailed(f"the lines of epoch {event.epoch} do not add up to {position}:{line}")
-    return Moved(**{f: getattr(moved, f) for f in Moved.__slots__ if f != "parts"}, parts=parts)
+    return replace(moved, parts=parts)
+
+
+def _explain_dispute(
+    log: Events, position: int, event: DisputeOpened | DisputeUpheld | DisputeRejected
+) -> Moved:
+    """The amount is that of the line in dispute."""
+    opened = event
+    if not isinstance(event, DisputeOpened):
+        earlier = (e for _, e in log.events(0, position) if isinstance(e, DisputeOpened))
+        opened = next((e for e in earlier if e.dispute == event.dispute), event)
+    if not isinstance(opened, DisputeOpened):
+        raise ExplanationFailed(f"dispute {event.dispute} was never opened")
+    settled = next((e for _, e in log.events(opened.position, opened.position + 1)), None)
+    lines = settled.lines if isinstance(settled, EpochSettled) else ()
+    line = lines[opened.line] if opened.line < len(lines) else None
+    if line is None or line.amount_micro != event.amount_micro:
+        raise ExplanationFailed(f"the line {opened.position}:{opened.line} has another amount")
+    reasons = {
+        DisputeOpened: "disputed",
+        DisputeUpheld: "dispute_upheld",
+        DisputeRejected: "dispute_rejected",
+    }
+    return Moved(
+        position=position,
+        line=0,
+        friend_id=line.friend_id,
+        reason=reasons[type(event)],
+        epoch=opened.epoch,
+        batch_id=None,
+        payout_line=None,
+        amount_micro=event.amount_micro,
+        parts=(
+            Part(
+                position=opened.position, line=opened.line, reason=line.reason, amount_micro=line.amount_micro
+            ),
+        ),
+    )
+
+
+def _friends(transfer: Transfer) -> list[UUID]:
+    return [UUID(p.account.split(":")[1]) for p in transfer.postings if p.account.startswith("friend:")]
 
 
 def _moved(
@@ -360,7 +416,7 @@ def _moved(
     return Moved(
         position=position,
         line=line,
-        friend_id=UUID(target.account.split(":")[1]),
+        friend_id=_friends(transfer)[0],
         reason=transfer.reason,
         epoch=epoch,
         batch_id=batch_id,

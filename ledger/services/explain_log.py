@@ -10,7 +10,7 @@ from typing import Final
 from ledger.aggregates.book import Book
 from ledger.aggregates.session import TicketRecord
 from ledger.application import Ledger, NotFound
-from ledger.events import EpochSettled, Event, SegmentsServed
+from ledger.events import DisputeOpened, DisputeRejected, EpochSettled, Event, SegmentsServed
 from ledger.ids import BOOK_ID, ticket_record_id
 from ledger.receipt import SIGNED_BYTES, SignedReceipt
 from ledger.services.credit_index import Source
@@ -98,7 +98,7 @@ class _BookOnly:
             return
         book = self._ledger.load_or_new(Book, BOOK_ID)
         for event in self._ledger.history(BOOK_ID, up_to=book.version):
-            if isinstance(event, EpochSettled):
+            if isinstance(event, EpochSettled | DisputeOpened | DisputeRejected):
                 position = self._ledger.position_of(BOOK_ID, event.originator_version)
                 if end is not None and position >= end:
                     return

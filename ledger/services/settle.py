@@ -75,7 +75,11 @@ def release_due_holds(ledger: Ledger, *, hold_s: int, at_us: int) -> list[int]:
 
     def attempt() -> list[int]:
         book = ledger.load_or_new(Book, BOOK_ID)
-        due = [e for e, hold in sorted(book.holds.items()) if hold.settled_us + hold_s * 1_000_000 <= at_us]
+        due = [
+            epoch
+            for epoch, hold in sorted(book.holds.items())
+            if hold.amounts and hold.settled_us + hold_s * 1_000_000 <= at_us  # all of it may be in dispute
+        ]
         for epoch in due:
             book.release_hold(epoch, at_us=at_us)
         if due:

@@ -42,3 +42,31 @@ def test_a_friend_asks_why_and_gets_the_derivation_of_their_own_lines_only(
     assert client.get(f"/api/friends/me/explain/{settled.position}/9", headers=friend).status_code == 404
     assert client.get("/api/friends/me/explain/0/0", headers=friend).status_code == 404
     assert client.get(path, headers=world.operator).status_code == 403
+
+
+def test_a_friend_disputes_their_own_line_and_a_creator_one_of_their_stream(
+    client: TestClient, world: World, node: KeyPair
+) -> None:
+    budgets.set_tariff(world.ledger, world.stream_id, rate_micro_per_gb=10**12, at_us=world.now_us)
+    budgets.deposit(world.ledger, world.stream_id, amount_micro=10**7, reference="r", at_us=world.now_us)
+    world.now_us += 2 * 3_600_000_000
+    viewer = new_key()
+    ticket = world.issue(UUID(open_session(client, viewer).json()["session_id"]), node, 0)
+    client.post("/api/receipts", content=world.receipt(ticket, viewer, [0, 1]))
+    world.now_us += 3_600_000_000
+    assert settle.settle_due_epochs(world.ledger, at_us=world.now_us)
+    settled = next(r for r in world.ledger.read(0, 10_000) if isinstance(r.event, EpochSettled))
+    friend = world.token(Role.FRIEND, world.ledger.load(Node, node_id(node.public_key)).friend_id)
+    body = {"position": settled.position, "line": 0, "reason": "counted more"}
+    path = "/api/friends/me/disputes"
+    assert client.post(path, json=body, headers=world.token(Role.FRIEND, uuid4())).status_code == 404
+    opened = client.post(path, json=body, headers=friend)
+    assert (opened.status_code, opened.json()["state"]) == (201, "open"), opened.text
+    assert client.post(path, json=body, headers=friend).status_code == 409
+    stranger = world.token(Role.CREATOR, uuid4())
+    body["line"] = 1
+    assert client.post("/api/streams/main/disputes", json=body, headers=stranger).status_code == 403
+    assert client.post("/api/streams/main/disputes", json=body, headers=world.operator).status_code == 201
+    world.project()
+    statement = client.get("/api/friends/me/statement", headers=friend).json()
+    assert [line["kind"] for line in statement["lines"]].count("disputed") == 2

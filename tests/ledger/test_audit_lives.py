@@ -16,10 +16,11 @@ from ledger.aggregates.book import Book
 from ledger.application import Ledger
 from ledger.audit import audit
 from ledger.batch import Batch
+from ledger.events import EpochSettled
 from ledger.ids import BOOK_ID
 from ledger.rails import Answer, Outcome, Payment
 from ledger.receipt import to_bitmap
-from ledger.services import broadcasts, budgets, crew, nodes, payouts, settle
+from ledger.services import broadcasts, budgets, crew, disputes, nodes, payouts, settle
 from ledger.services.destinations import Destination
 from ledger.ticket import SignedTicket
 from ledger.tlog.publisher import Publisher
@@ -77,6 +78,10 @@ class RandomLife:
             self.an_hour,
             self.pay,
             self.reconcile,
+            self.dispute,
+            self.dispute,
+            self.decide,
+            self.adjust,
         ]
         return usual * 2 + seldom
 
@@ -200,6 +205,50 @@ class RandomLife:
         if self.dice.random() < 0.3:
             where.popitem()  # one of them had their destination erased
         payouts.run(self.ledger, self.rail, plan.batch_id, destinations=where, at_us=self.life.tick())
+
+    def dispute(self) -> None:
+        settled = [
+            r for r in self.ledger.read(0, 50_000) if isinstance(r.event, EpochSettled) and r.event.lines
+        ]
+        if settled:
+            at = self.dice.choice(settled)
+            line = self.dice.randrange(len(at.event.lines))
+            mine = at.event.lines[line].friend_id if self.dice.random() < 0.5 else None
+            disputes.open_dispute(
+                self.ledger,
+                at.position,
+                line,
+                reason="dice",
+                friend_id=mine,
+                opened_by="friend" if mine else "creator",
+                at_us=self.life.tick(),
+            )
+
+    def decide(self) -> None:
+        for dispute in disputes.disputes(self.ledger):
+            if dispute.state == "open" and self.dice.random() < 0.5:
+                disputes.decide_dispute(
+                    self.ledger,
+                    dispute.number,
+                    uphold=self.dice.random() < 0.5,
+                    reason="dice",
+                    at_us=self.life.tick(),
+                )
+
+    def adjust(self) -> None:
+        friends = [f"friend:{n.friend_id}:available" for _, n in self.life.nodes.values()]
+        places = [f"budget:{self.life.stream_id}", "fees", self.dice.choice(friends)]
+        source, target = self.dice.sample(places, 2)
+        disputes.adjust(
+            self.ledger,
+            source=source,
+            target=target,
+            amount_micro=self.dice.choice([1, 1_000]),
+            reference=f"a{self.life.now_us}",
+            reason="dice",
+            rests_on=(self.dice.randrange(self.ledger.size()),),
+            at_us=self.life.tick(),
+        )
 
     def reconcile(self) -> None:
         for batch_id in self.payouts:

@@ -77,6 +77,11 @@ class Money(RuleBasedStateMachine):
         self.held: dict[int, dict[UUID, int]] = {}
         self.references: set[str] = set()
         self.epoch = 0
+        self.voided: dict[UUID, int] = defaultdict(int)
+        self.settlements: list[tuple[int, int]] = []  # (version of the book, epoch)
+        self.disputes: dict[int, tuple[int, UUID, UUID, int]] = {}  # open: epoch, friend, stream, amount
+        self.disputed: set[tuple[int, int]] = set()
+        self.unreleased: set[int] = set()
 
     def move(self, source: str, target: str, amount: int) -> None:
         self.accounts[source] -= amount
@@ -174,7 +179,9 @@ class Money(RuleBasedStateMachine):
         # Two entries a page, so that page borders are met.
         cut = [p for i in range(0, len(entries), 2) for p in pages(entries[i : i + 2])] or [Page((), ())]
         log_to = self.book.settled_to + len(credits)
+        first = self.book.version + 1
         self.book.settle_epoch(epoch, log_to=log_to, pages=cut, at_us=self.now)
+        self.settlements += [(first + n, epoch) for n in range(len(cut))]
         held: dict[UUID, int] = defaultdict(int)
         for stream, tariff in tariffs.items():
             mine = [c for c in credits if c.stream_id == stream]
@@ -186,17 +193,102 @@ class Money(RuleBasedStateMachine):
                 held[friend] += amount
         if any(held.values()):
             self.held[epoch] = {f: a for f, a in held.items() if a}
+            self.unreleased.add(epoch)
         self.epoch = epoch + 1
         self.refused(self.book.settle_epoch, epoch, log_to=log_to, pages=[Page((), ())], at_us=self.now)
 
-    @precondition(lambda self: self.held)
+    @precondition(lambda self: any(self.held.values()))
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
-        epoch = data.draw(st.sampled_from(sorted(self.held)))
+        epoch = data.draw(st.sampled_from(sorted(e for e, held in self.held.items() if held)))
         self.book.release_hold(epoch, at_us=self.now)
+        self.unreleased.discard(epoch)
         for friend, amount in self.held.pop(epoch).items():
             self.move(f"friend:{friend}:pending", f"friend:{friend}:available", amount)
         self.refused(self.book.release_hold, epoch, at_us=self.now)
+
+    # --- disputes and adjustments
+
+    @precondition(lambda self: self.settlements)
+    @rule(data=st.data(), by=st.sampled_from(["operator", "friend", "creator"]))
+    def dispute(self, data: st.DataObject, by: str) -> None:
+        version, epoch = data.draw(st.sampled_from(self.settlements))
+        event = self.book._pending[version - 1]
+        assert isinstance(event, e.EpochSettled)
+        if not event.lines:
+            return
+        number = data.draw(st.integers(0, len(event.lines) - 1))
+        line = event.lines[number]
+        arguments: dict[str, Any] = {
+            "epoch": epoch,
+            "position": version,
+            "settled_version": version,
+            "number": number,
+            "opened_by": by,
+            "reason": "why",
+            "at_us": self.now,
+        }
+        if (version, number) in self.disputed or epoch not in self.unreleased or not line.amount_micro:
+            self.refused(self.book.open_dispute, line, **arguments)
+            return
+        made = self.book.open_dispute(line, **arguments)
+        self.disputed.add((version, number))
+        self.disputes[made] = (epoch, line.friend_id, line.stream_id, line.amount_micro)
+        self.held[epoch][line.friend_id] -= line.amount_micro
+        if not self.held[epoch][line.friend_id]:
+            del self.held[epoch][line.friend_id]
+
+    @precondition(lambda self: self.disputes)
+    @rule(data=st.data(), uphold=st.booleans())
+    def decide(self, data: st.DataObject, uphold: bool) -> None:
+        number = data.draw(st.sampled_from(sorted(self.disputes)))
+        epoch, friend, stream, amount = self.disputes.pop(number)
+        command = self.book.uphold_dispute if uphold else self.book.reject_dispute
+        command(number, reason="because", at_us=self.now)
+        if uphold:
+            self.move(f"friend:{friend}:pending", f"budget:{stream}", amount)
+            self.voided[friend] += amount
+        elif epoch in self.unreleased:
+            held = self.held[epoch]
+            held[friend] = held.get(friend, 0) + amount
+        else:
+            self.move(f"friend:{friend}:pending", f"friend:{friend}:available", amount)
+        still_open = any(d[0] == epoch for d in self.disputes.values())
+        if epoch in self.unreleased and not self.held[epoch] and not still_open:
+            self.unreleased.discard(epoch)
+            del self.held[epoch]
+        self.refused(self.book.uphold_dispute, number, reason="again", at_us=self.now)
+
+    @rule(data=st.data(), amount=amounts, reference=st.sampled_from("abcklmn"))
+    def adjust(self, data: st.DataObject, amount: int, reference: str) -> None:
+        places = [f"budget:{s}" for s in STREAMS] + [f"friend:{f}:available" for f in FRIEND_OF.values()]
+        places += ["fees", "external", f"friend:{UUID(int=20)}:paid"]
+        source, target = data.draw(st.sampled_from(places)), data.draw(st.sampled_from(places))
+        arguments: dict[str, Any] = {
+            "source": source,
+            "target": target,
+            "amount_micro": amount,
+            "reference": reference,
+            "reason": "corrected",
+            "at_us": self.now,
+        }
+        known = self.book._references.get(reference)
+        if known == ("adjustment", source, target, amount):
+            assert not self.book.adjust(**arguments)
+            return
+        friends = [x.startswith("friend:") for x in (source, target)]
+        forbidden = source == target or all(friends) or {source, target} & set(places[-2:])
+        if known or forbidden or amount > self.accounts[source]:
+            self.refused(self.book.adjust, **arguments)
+            return
+        assert self.book.adjust(**arguments)
+        assert not self.book.adjust(**arguments)
+        self.references.add(reference)
+        self.move(source, target, amount)
+        if friends[1]:
+            self.earned[UUID(target.split(":")[1])] += amount
+        if friends[0]:
+            self.voided[UUID(source.split(":")[1])] += amount
 
     # --- payouts
 
@@ -277,11 +369,19 @@ class Money(RuleBasedStateMachine):
         assert all(x >= 0 for a, x in self.book.accounts.items() if a != "external")
         for friend, earned in self.earned.items():
             states = ("pending", "available", "in_flight", "paid")
-            assert sum(self.book.balance(f"friend:{friend}:{s}") for s in states) == earned
+            there = sum(self.book.balance(f"friend:{friend}:{s}") for s in states)
+            assert there + self.voided[friend] == earned
+            assert self.book.earned.get(str(friend), 0) == earned
+            assert self.book.voided.get(str(friend), 0) == self.voided[friend]
+        frozen = sum(amount for _, _, _, amount in self.disputes.values())
+        held = sum(sum(x.values()) for x in self.held.values())
+        pending = sum(x for a, x in self.book.accounts.items() if a.endswith(":pending"))
+        assert pending == held + frozen
 
     def teardown(self) -> None:
         replayed = self.again(self.book)
-        for name in ("accounts", "holds", "reservations", "next_epoch", "settled_to", "version"):
+        names = ("accounts", "holds", "reservations", "next_epoch", "settled_to", "version")
+        for name in (*names, "disputes", "earned", "voided"):
             assert getattr(replayed, name) == getattr(self.book, name)
         for payout in self.payouts:
             assert self.again(payout).lines == payout.lines

@@ -70,8 +70,8 @@ class Shell:
         monkeypatch.setenv("STREAMRP2P_DATA_DIR", str(folder))
         monkeypatch.setenv("COLUMNS", "200")
 
-    def __call__(self, *arguments: str, code: int = 0) -> str:
-        self.monkeypatch.setattr(sys, "argv", ["streamrp2p", "payout", *arguments])
+    def __call__(self, *arguments: str, code: int = 0, group: str = "payout") -> str:
+        self.monkeypatch.setattr(sys, "argv", ["streamrp2p", group, *arguments])
         with pytest.raises(SystemExit) as done:
             main()
         out, err = self.capsys.readouterr()

@@ -14,6 +14,7 @@ from ledger.aggregates.broadcast import Broadcast
 from ledger.aggregates.node import Node
 from ledger.aggregates.stream import Stream
 from ledger.events import (
+    EpochSettled,
     Event,
     Judged,
     PayoutApproved,
@@ -21,6 +22,7 @@ from ledger.events import (
     PayoutCancelled,
     PayoutLine,
     PayoutPlanned,
+    PayoutProposed,
     PayoutResolved,
     ReceiptsRefused,
     Segment,
@@ -325,6 +327,43 @@ class History:
             self.book.release_hold(epoch, at_us=self.now_us)
             self.keep(self.book)
 
+    def dispute(self, number: int) -> None:
+        settled = [(n, x) for n, x in enumerate(self.events) if isinstance(x, EpochSettled) and x.lines]
+        for position, event in pick(settled, number):
+            line = number % len(event.lines)
+            self.book.open_dispute(
+                event.lines[line],
+                epoch=event.epoch,
+                position=position,
+                settled_version=event.originator_version,
+                number=line,
+                opened_by="friend",
+                reason="why",
+                at_us=self.now_us,
+            )
+            self.keep(self.book)
+
+    def decide(self, number: int) -> None:
+        for dispute in pick([d for d in self.book.disputes.values() if d.state == "open"], number):
+            decide = self.book.uphold_dispute if number % 2 else self.book.reject_dispute
+            decide(dispute.number, reason="because", at_us=self.now_us)
+            self.keep(self.book)
+
+    def adjust(self, number: int) -> None:
+        friend = f"friend:{named('friend', number % FRIENDS)}:available"
+        for stream in pick(self.streams, number):
+            places = [f"budget:{stream.id}", friend, "fees"]
+            source, target = places[number % 3], places[(number + 1) % 3]
+            self.book.adjust(
+                source=source,
+                target=target,
+                amount_micro=1 + number,
+                reference=f"adjustment {len(self.events)}",
+                reason="corrected",
+                at_us=self.now_us,
+            )
+            self.keep(self.book)
+
     def plan_payout(self, number: int) -> None:
         reserved = {line.friend_id for _, lines, _ in self.batches for line in lines}
         due = {f: a for f, a in self.book.available().items() if f not in reserved}
@@ -333,6 +372,7 @@ class History:
             batch_id = named("batch", len(self.batches))
             self.batches.append((batch_id, lines, {}))
             self.raw(PayoutPlanned, batch_id, rail="csv", lines=tuple(lines))
+            self.raw(PayoutProposed, batch_id, operator="planner")
             if number % 4:
                 self.raw(PayoutApproved, batch_id, operator="op")
             else:
@@ -387,6 +427,9 @@ MOVES: dict[str, Callable[[History, int], None]] = {
     "deposit": History.deposit,
     "settle": History.settle,
     "release": History.release,
+    "dispute": History.dispute,
+    "decide": History.decide,
+    "adjust": History.adjust,
     "plan_payout": History.plan_payout,
     "pay": History.pay,
 }
@@ -402,6 +445,8 @@ OPENING: list[Move] = [
     ("serve", 5),
     ("serve", 6),
     ("settle", 0),
+    ("dispute", 1),
+    ("adjust", 2),
     ("release", 0),
     ("plan_payout", 1),
     ("pay", 2),

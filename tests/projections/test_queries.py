@@ -92,7 +92,8 @@ def test_a_statement_adds_up_to_the_friends_accounts_and_pages_through(engine: E
             pot: history.book.balance(f"friend:{friend}:{pot}")
             for pot in ("pending", "available", "in_flight", "paid")
         }
-        assert total["earned"] == sum(held.values())
+        adjusted = total["adjusted_up"] - total["adjusted_down"]
+        assert total["earned"] + adjusted - total["dispute_upheld"] == sum(held.values())
         assert total["released"] == total["earned"] - held["pending"]
         assert total["payout_confirmed"] == held["paid"]
         assert [(x.position, x.line) for x in lines] == sorted(
