@@ -12,8 +12,6 @@ from relay_rig import FAST, KEY, Encoder, Tag, is_header, is_key, publishing, ri
 
 from relay.media.packager import PackagerSettings
 
-pytestmark = pytest.mark.ffmpeg
-
 
 def upto(source: list[Tag], ms: int, start: int = 0) -> list[Tag]:
     """The configuration tags and what lies in [start, ms)."""
