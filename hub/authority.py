@@ -7,7 +7,7 @@ is synchronous: every call runs in a thread pool, never on the event loop.
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 from uuid import UUID
 
 from hub.digests import SegmentDigests
@@ -22,18 +22,31 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+WAITING_MAX: Final = 1_000
+
+
 class InPool:
-    """Runs blocking ledger calls in a pool and speaks the relay's language about outages."""
+    """Runs blocking ledger calls in a pool and speaks the relay's language about outages. For one event loop.
+
+    Whoever would be the thousandth to wait is told at once to come again: with a slow database a queue without an end
+    answers nobody in time.
+    """
 
     def __init__(self, pool: Executor) -> None:
         self._pool = pool
+        self._waiting = 0
 
     async def __call__(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._waiting >= WAITING_MAX:
+            raise Unavailable("too much waits for the database")
         loop = asyncio.get_running_loop()
+        self._waiting += 1
         try:
             return await loop.run_in_executor(self._pool, lambda: call(*args, **kwargs))
         except application.Unavailable as e:
             raise Unavailable(str(e)) from e
+        finally:
+            self._waiting -= 1
 
 
 class LedgerAuthority:

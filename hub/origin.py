@@ -6,6 +6,7 @@ When the process dies, its publishers reconnect and go on with the same broadcas
 
 import asyncio
 import random
+import resource
 import signal
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -39,17 +40,25 @@ from ledger.services.delivery import DeliveryDesk
 from ledger.services.nodes import prefix_commitment
 from ledger.store.database import connect_pool, create_sql_engine
 from projections.queries import Queries, ReadModelUnavailable
+from relay.node.http_protocol import BoundedHttpProtocol
 from relay.origin import Origin, OriginSettings
 from relay.ports import Unavailable
 
 log = structlog.get_logger("hub.origin")
 
 POOL_THREADS: Final = 8
+INGEST_THREADS: Final = 3
 MEDIA_PATHS: Final = ("/live/", "/segments/")
 LIVENESS_EVERY_S: Final = 1.0
 OBSERVE_EVERY_S: Final = 5.0
 REAP_EVERY_S: Final = 5.0
 STOP_PATIENCE_S: Final = 2
+
+
+class HubHttpProtocol(BoundedHttpProtocol):
+    """Connections that say nothing, or take nothing, do not hold one for ever."""
+
+    max_connections = 20_000
 
 
 class OriginProcess:
@@ -62,6 +71,8 @@ class OriginProcess:
         self._engine = create_sql_engine(url)
         self._queries = Queries(self._engine)
         self._threads = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="ledger")
+        # Viewers, however many and whatever they ask, never keep a publisher waiting.
+        self._ingest_threads = ThreadPoolExecutor(INGEST_THREADS, thread_name_prefix="ingest")
         in_pool = InPool(self._threads)
         self._in_pool = in_pool
         digests = SegmentDigests(self._tables, keys)
@@ -72,7 +83,7 @@ class OriginProcess:
         authority = LedgerAuthority(
             self._ledger,
             digests,
-            in_pool,
+            InPool(self._ingest_threads),
             grace_s=settings.publish_grace_s,
             now_us=now_us,
             new_id=uuid4,
@@ -128,6 +139,7 @@ class OriginProcess:
         server = uvicorn.Server(
             uvicorn.Config(
                 self.asgi,
+                http=HubHttpProtocol,
                 host=self._settings.http_host,
                 port=self._settings.http_port,
                 interface="asgi3",
@@ -161,7 +173,8 @@ class OriginProcess:
             task.result()  # whatever ended the process comes to light
 
     def _close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._ingest_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
         self._ledger.close()
         self._tables.close()
         self._engine.dispose()
@@ -206,6 +219,10 @@ async def _forever(seconds: float, step: Callable[[], Coroutine[Any, Any, None]]
 def main() -> None:
     settings = load_settings()
     configure_logging(json=settings.log_json, level=settings.log_level)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (most, most)
+    )  # often 1024: a thousand viewers would be the end
     import uvloop
 
     uvloop.run(OriginProcess(settings).run())
