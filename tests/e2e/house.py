@@ -100,6 +100,10 @@ class House:
         with self.ledger() as ledger, connect_pool(self.database_url) as pool:
             change_settings(ledger, {"hold_s": 0, "payout_threshold_micro": 1}, at_us=now_us())
             self.token = Directory(pool).create_token(Role.OPERATOR, None, "test", at_us=now_us())
+        deadline = time.monotonic() + READY_S
+        while self.ask("GET", f"/api/streams/{SLUG}").status_code != 200:  # the worker has only just started
+            assert time.monotonic() < deadline, "the first stream never showed"
+            time.sleep(0.1)
         self.keys[SLUG] = str(self.call("POST", f"/api/streams/{SLUG}/key")["stream_key"])
         self.call("POST", f"/api/streams/{SLUG}/tariff", {"rate_micro_per_gb": 5_000_000})
         self.call("POST", f"/api/streams/{SLUG}/budget", {"amount_micro": 50_000_000, "reference": "test"})
@@ -127,16 +131,11 @@ class House:
     def pid_of(self, part: str) -> int | None:
         """The process id of one part of the hub: postgres, valkey, origin or worker."""
         assert self.hub is not None
-        wanted = {
-            "postgres": "postgres",
-            "valkey": "valkey-server",
-            "origin": "hub.origin",
-            "worker": "hub.worker",
-        }
         for pid in children(self.hub.process.pid):
             with contextlib.suppress(OSError):
-                command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-                if any(word.endswith(wanted[part]) for word in command[:3]):
+                name = Path(f"/proc/{pid}/comm").read_text().strip()
+                modules = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+                if name.partition("-")[0] == part or f"hub.{part}" in modules:
                     return pid
         return None
 

@@ -24,7 +24,7 @@ from relay.viewers.playlist import MediaPlaylist, PlaylistError, parse_media
 
 FAULTS = ("postgres", "valkey", "flush", "origin", "worker", "node", "publisher", "supervisor")
 SETTLE_S = 60.0
-SILENCE_S_MAX = 30.0  # a viewer that got nothing for so long was let down
+CALM_S = 30.0  # so long after the storm every viewer gets segments again
 
 
 class Witness(SigningViewer):
@@ -51,6 +51,8 @@ class Seat:
     openings: int = 0
     last_s: float = field(default_factory=time.monotonic)
     longest_silence_s: float = 0.0
+    calm_s: float | None = None  # when all processes were well again
+    after_s: float | None = None  # from then to the first segment
     acknowledged: list[bytes] = field(default_factory=list)
     stop: bool = False
 
@@ -65,7 +67,6 @@ class Seat:
                 await asyncio.sleep(0.5)
             finally:
                 self.acknowledged += getattr(viewer, "acknowledged", [])
-        self._tick()
 
     async def _follow(self, viewer: Player) -> None:
         seen = 0
@@ -78,6 +79,8 @@ class Seat:
 
     def _tick(self) -> None:
         now = time.monotonic()
+        if self.calm_s is not None and self.after_s is None:
+            self.after_s = now - self.calm_s
         self.longest_silence_s = max(self.longest_silence_s, now - self.last_s)
         self.last_s = now
 
@@ -265,9 +268,14 @@ class Storm:
                 lambda: house.ask("GET", "/api/ready").status_code == 200, 60, "the hub is ready again"
             )
             await until(lambda: house.nodes_online() == self._friends, 60, "all nodes are online again")
+            for seat in self.report.seats:
+                seat.calm_s = time.monotonic()
             top = self._top
             await until(lambda: self._top > top + 1, 40, "segments are listed again")
-            await asyncio.sleep(3)
+            with contextlib.suppress(AssertionError):  # told by `_check`, for each seat
+                await until(
+                    lambda: all(s.after_s is not None for s in self.report.seats), CALM_S, "all watch again"
+                )
         finally:
             for seat in self.report.seats:
                 seat.stop = True
@@ -337,8 +345,8 @@ class Storm:
             if before[name] != after.get(name):
                 problems.append(f"{name} is not what a rebuild makes of it")
         for seat in self.report.seats:
-            if seat.longest_silence_s > SILENCE_S_MAX or not seat.segments:
-                problems.append(f"a {seat.kind} viewer got nothing for {seat.longest_silence_s:.0f} s")
+            if seat.after_s is None or seat.after_s > CALM_S:
+                problems.append(f"a {seat.kind} viewer got nothing after the storm")
 
 
 async def storm(folder: Path, seed: int, seconds: float, **options: Any) -> Report:
