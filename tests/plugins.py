@@ -1,6 +1,7 @@
-"""Tests that drive another program are skipped, with the reason, where that program is not installed. Hypothesis has
+"""Tests that drive another program are skipped, with the reason, where something of it is not installed. Hypothesis has
 no deadlines: a shared machine's pauses are not failures (pytest-timeout bounds each test)."""
 
+import ctypes
 import shutil
 
 import pytest
@@ -12,18 +13,27 @@ PROGRAMS = {
     "ffmpeg": ("ffmpeg", "ffprobe"),
     "obs": ("obs",),
 }
+LIBRARIES = {"browser": ("libatomic.so.1",)}  # of the Node that Playwright brings along
 
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
 
 
+def has_library(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = {
-        marker: absent
+        marker: [program for program in programs if shutil.which(program) is None]
+        + [name for name in LIBRARIES.get(marker, ()) if not has_library(name)]
         for marker, programs in PROGRAMS.items()
-        if (absent := [program for program in programs if shutil.which(program) is None])
     }
     for item in items:
         for marker, absent in missing.items():
-            if item.get_closest_marker(marker):
+            if absent and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=f"not installed: {', '.join(absent)}"))
