@@ -5,7 +5,7 @@ but signatures (ledger.request).
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
@@ -18,10 +18,12 @@ from ledger.batch import Batch
 from ledger.keys import PUBLIC_KEY_BYTES, KeyPair
 from ledger.request import MAX_SKEW_S, sign_request
 from ledger.verdict import Verdict
+from relay.node.pull_client import PullClient, PullError, Unfit
 
 MAX_JSON_BYTES: Final = 1024 * 1024
 MAX_SEGMENT_BYTES: Final = 32 * 1024 * 1024
 MAX_KEYS: Final = 64
+_HEADERS: Final = {"accept-encoding": "identity", "user-agent": "streamrp2p-node"}
 _T = TypeVar("_T")
 
 
@@ -98,7 +100,7 @@ def public_keys(texts: list[str]) -> list[bytes]:
 
 
 class HubClient:
-    """One connection pool to one hub. `now_s` is the clock that request signatures carry."""
+    """Connections to one hub, a pool for segments and one for all else. `now_s` is the clock of request signatures."""
 
     def __init__(self, hub_url: str, key: KeyPair, *, now_s: Callable[[], float] = time.time) -> None:
         self.hub_url = hub_url.rstrip("/")
@@ -108,13 +110,15 @@ class HubClient:
         self._http = httpx2.AsyncClient(
             timeout=httpx2.Timeout(10.0, connect=5.0),
             limits=httpx2.Limits(max_connections=32, max_keepalive_connections=16),
-            headers={"accept-encoding": "identity", "user-agent": "streamrp2p-node"},
+            headers=_HEADERS,
         )
+        self._pulls = PullClient(self.hub_url)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._pulls.close()
         await self._http.aclose()
 
     async def join(self, invite_code: str, name: str, url: str | None, port: int) -> Joined:
@@ -148,10 +152,29 @@ class HubClient:
 
         The hub may hold the request for some seconds when the segment is the next to come; then HubError 404.
         """
-        headers, data = await self._send(
-            "GET", f"/segments/{rendition}/{sequence}.ts", b"", MAX_SEGMENT_BYTES
-        )
+        path = f"/segments/{rendition}/{sequence}.ts"
+        headers: Mapping[str, str]
+        if self._pulls.direct:
+            try:
+                headers, data = await self._pull(path)
+                return data, headers.get("repr-digest", "")
+            except Unfit:
+                self._pulls.direct = (
+                    False  # something in front of the hub leaves the length out, and will again
+                )
+        headers, data = await self._send("GET", path, b"", MAX_SEGMENT_BYTES)
         return data, headers.get("repr-digest", "")
+
+    async def _pull(self, path: str) -> tuple[Mapping[str, str], bytes]:
+        target = self._prefix + path
+        signed = sign_request(self._key, "GET", target, b"", now_s=int(self._now_s()))
+        try:
+            answer = await self._pulls.get(target, {**_HEADERS, "authorization": signed}, MAX_SEGMENT_BYTES)
+        except (PullError, OSError) as e:  # TimeoutError is an OSError
+            raise HubError(f"no answer from {self.hub_url}: {e or type(e).__name__}") from e
+        if answer.status // 100 != 2:
+            raise self._refusal(answer.status, answer.headers, answer.body)
+        return answer.headers, answer.body
 
     async def _json(self, method: str, path: str, body: dict[str, Any] | None, kind: type[_T]) -> _T:
         sent = b"" if body is None else msgspec.json.encode(body)
@@ -174,11 +197,10 @@ class HubClient:
         except (httpx2.HTTPError, httpx2.InvalidURL) as e:
             raise HubError(f"no answer from {self.hub_url}: {e or type(e).__name__}") from e
         if response.status_code // 100 != 2:
-            raise self._refusal(response, data)
+            raise self._refusal(response.status_code, response.headers, data)
         return response.headers, data
 
-    def _refusal(self, response: httpx2.Response, data: bytes) -> HubError:
-        status = response.status_code
+    def _refusal(self, status: int, headers: Mapping[str, str], data: bytes) -> HubError:
         try:
             problem = msgspec.json.decode(data, type=_Problem)
             said = problem.detail or problem.title
@@ -186,7 +208,7 @@ class HubClient:
             said = ""
         message = said or f"the hub answered {status}"
         if status == 401:
-            message += self._clock_advice(response.headers.get("date", ""))
+            message += self._clock_advice(headers.get("date", ""))
         return HubError(message, status=status, transient=status in (408, 425, 429) or status >= 500)
 
     def _clock_advice(self, date: str) -> str:
