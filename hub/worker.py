@@ -17,6 +17,7 @@ import structlog
 from api.liveness import Liveness, LivenessUnknown
 from api.valkey import connect
 from hub.bootstrap import now_us
+from hub.clock import SteadyClock
 from hub.keystore import KeyStore
 from hub.logs import configure_logging
 from hub.probes import Prober
@@ -29,6 +30,7 @@ from ledger.services.credit_index import CreditIndex
 from ledger.services.nodes import change_node
 from ledger.services.settle import release_due_holds, settle_due_epochs
 from ledger.store.database import create_sql_engine
+from ledger.tlog.cosigners import Cosigners, WitnessAddress
 from ledger.tlog.files import write_atomic
 from ledger.tlog.publisher import Publisher
 from projections.queries import Queries, ReadModelUnavailable
@@ -55,8 +57,16 @@ class Worker:
         self._queries = Queries(self._engine)
         self._runner = Runner(self._ledger, self._engine)
         self._credits = CreditIndex()
+        self._clock = SteadyClock(now_us)
         keys = KeyStore.open(settings.data_dir / "keys")
-        self._publisher = Publisher(self._ledger, settings.data_dir / "log", keys.log, log_origin(settings))
+        witnesses = WitnessAddress.parse_all(settings.witnesses or "")
+        self._publisher = Publisher(
+            self._ledger,
+            settings.data_dir / "log",
+            keys.log,
+            log_origin(settings),
+            cosigners=Cosigners(witnesses) if witnesses else None,
+        )
         self._liveness = Liveness(connect(settings.resolved_redis_url()))
         self._prober = Prober(self._ledger, f"http://127.0.0.1:{settings.http_port}")
 
@@ -87,14 +97,14 @@ class Worker:
     def settle(self) -> None:
         """Settle every epoch that is over, then release what was held long enough."""
         try:
-            settle_due_epochs(self._ledger, at_us=now_us(), index=self._credits)
+            settle_due_epochs(self._ledger, at_us=self._clock.checked(), index=self._credits)
         except TRANSIENT:
             raise
         except Exception:
             self._credits = CreditIndex()  # what failed half-way is folded anew
             raise
         hold_s = crew.settings(self._ledger).hold_s
-        release_due_holds(self._ledger, hold_s=hold_s, at_us=now_us())
+        release_due_holds(self._ledger, hold_s=hold_s, at_us=self._clock.checked())
 
     def publish(self) -> None:
         self._publisher.publish(at_us=now_us())

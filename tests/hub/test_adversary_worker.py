@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 
 from hub import worker
+from hub.clock import ClockLeaptError, SteadyClock
 from hub.troubles import Troubles
 from ledger.aggregates.delivery import Delivery
 from ledger.application import Ledger, Unavailable
@@ -100,3 +101,21 @@ def test_a_duty_in_trouble_tries_ever_more_rarely(tmp_path: Path) -> None:
     worker.repeat("settlement", 1.0, step, Clock(), Troubles(tmp_path))
     assert waits == sorted(waits)
     assert (waits[0], waits[-1]) == (2.0, worker.TROUBLED_MAX_S)
+
+
+def test_a_clock_that_leaps_settles_nothing_until_it_is_right_again() -> None:
+    wall, own = [T0], [5_000_000]
+    clock = SteadyClock(lambda: wall[0], lambda: own[0])
+
+    def later(wall_s: int, own_s: int) -> int:
+        wall[0] += wall_s * 1_000_000
+        own[0] += own_s * 1_000_000
+        return clock.checked()
+
+    assert later(60, 60) == wall[0]
+    assert later(30 * 86_400, 30 * 86_400) == wall[0]  # a machine that slept for a month
+    assert later(3_600, 0) == wall[0]  # an hour off, and put right
+    for leap_s in (30 * 86_400, -30 * 86_400):
+        with pytest.raises(ClockLeaptError):
+            later(leap_s, 1)
+        assert later(-leap_s, 1) == wall[0]
