@@ -62,7 +62,8 @@ class _Connection(asyncio.BufferedProtocol):
         assert self._transport is not None
         self._begin()
         self._limit, self.received = limit, 0
-        answer = self._answer = self._loop.create_future()
+        answer: asyncio.Future[Answer] = self._loop.create_future()
+        self._answer = answer
         self._transport.write(request)
         seen = -1
         try:
