@@ -10,10 +10,10 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from api.deps import Services, ServicesDep, limited
+from api.deps import Services, ServicesDep, limited, peer_ip
 from api.directory import Role, Token
 from api.problems import Problem, ProblemType
-from ledger.request import verify_request
+from ledger.request import RequestAuthError, verify_request
 
 _bearer = HTTPBearer(auto_error=False, description="`sp2p_<role>_...`", scheme_name="token")
 
@@ -49,6 +49,8 @@ def node_key(request: Request, body: Annotated[bytes, Depends(_raw_body)], at: S
         header, request.method, target.decode("latin-1"), body, now_s=at.now_us() // 1_000_000
     )
     limited("requests_per_node", key.hex(), at)
+    if at.replays.is_replayed(header or "", peer_ip(request)):
+        raise RequestAuthError("this request came from another address before")
     return key
 
 

@@ -16,6 +16,7 @@ from api.directory import Directory
 from api.liveness import Liveness
 from api.problems import Problem, ProblemType
 from api.ratelimit import RateLimiter
+from api.replays import Replays
 from ledger.application import Ledger
 from ledger.services.delivery import DeliveryDesk
 from projections.queries import Queries
@@ -61,6 +62,7 @@ class Services:
         [str, bytes], bytes
     ]  # (peer address, what makes a loopback unique) -> commitment
     ingest_ready: Callable[[], bool] = field(default=lambda: True)
+    replays: Replays = field(default_factory=Replays)
     troubles: Callable[[], list[str]] = field(
         default=list
     )  # duties of the hub that fail until somebody looks

@@ -12,6 +12,7 @@ from api.problems import Problem
 from api.ratelimit import Rules
 from ledger.application import Ledger
 from ledger.batch import Batch
+from ledger.ids import node_id
 
 
 def test_the_hub_is_not_ready_while_a_duty_of_its_worker_fails(client: TestClient, world: World) -> None:
@@ -125,3 +126,24 @@ def test_a_node_with_many_addresses_is_still_one_node(
     forged = forged[:1] + new_key().public_key + forged[33:]
     assert clients[0].post("/api/receipts/batches", content=forged).status_code == 400
     world.close()
+
+
+def test_a_heartbeat_that_was_overheard_does_not_move_the_node_to_the_eavesdropper(
+    client: TestClient, world: World
+) -> None:
+    key = new_key()
+    invited = client.post("/api/invites", json={"friend_name": "Ada"}, headers=world.operator).json()
+    body = {"invite_code": invited["code"], "name": "attic", "url": None, "port": 9000}
+    client.post("/api/nodes", **world.signed(key, "POST", "/api/nodes", body))
+    path, beat = "/api/nodes/me/heartbeat", {"url": None, "port": 9000, "viewers": 0, "uploaded_bytes": 0}
+    overheard = world.signed(key, "POST", path, beat)
+    assert client.post(path, **overheard).status_code == 200
+    assert client.post(path, **overheard).status_code == 200  # the node itself, within the same second
+    eavesdropper = TestClient(world.app, client=("192.0.2.66", 1))
+    assert eavesdropper.post(path, **overheard).status_code == 401
+    last = world.liveness.last(node_id(key.public_key))
+    assert last is not None
+    assert last.url == "http://203.0.113.7:9000"
+    world.now_us += 1_000_000
+    moved = TestClient(world.app, client=("192.0.2.77", 1))  # the node in another network
+    assert moved.post(path, **world.signed(key, "POST", path, beat)).status_code == 200
