@@ -41,6 +41,7 @@ class Fold:
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._session_of: dict[bytes, UUID] = {}  # by ticket hash
         self._versions: dict[UUID, int] = {}
         self._sizes: dict[tuple[UUID, int], int] = {}  # (delivery, sequence) -> bytes
         self._next: dict[UUID, int] = {}  # broadcast -> next sequence
@@ -104,6 +105,7 @@ class Fold:
         ):
             ticket, sequences = claims_of(receipt)
             self.judged[ticket].append((sequences, verdict))
+            self._session_of[ticket] = UUID(bytes=session)
             self.verdicts[verdict] += 1
             fresh = {s for s in sequences if (UUID(bytes=session), s) not in self.credited}
             if verdict != "accepted":
@@ -139,11 +141,15 @@ class Fold:
             self.problems.append(f"position {position}: {what}")
 
     def unjudged(self, acknowledged: list[bytes]) -> list[bytes]:
-        """Acknowledged receipts whose claims are in no judged receipt of their ticket (receipts are cumulative)."""
+        """Acknowledged receipts that claim something the log has no verdict on. (Receipts are cumulative, and one that
+        brings nothing new is answered without an event.)"""
         missing = []
         for receipt in acknowledged:
             ticket, sequences = claims_of(receipt)
-            if not any(sequences <= said for said, _ in self.judged.get(ticket, ())):
+            said = self.judged.get(ticket, [])
+            session = self._session_of.get(ticket)
+            new = {s for s in sequences if session is None or (session, s) not in self.credited}
+            if not any(sequences <= claimed for claimed, _ in said) and (new or not said):
                 missing.append(receipt)
         return missing
 
