@@ -8,6 +8,7 @@ import pytest
 import typer
 
 from api.problems import ProblemType
+from bench.__main__ import AREAS
 from hub.cli import COMMANDS, app
 from hub.settings import PREFIX, Settings
 
@@ -54,6 +55,26 @@ def test_every_command_in_the_docs_exists() -> None:
             subcommands = getattr(GROUP.get_command(None, name), "commands", None)  # type: ignore[attr-defined]
             if subcommands and subcommand:
                 assert subcommand in subcommands, f"streamrp2p {name} {subcommand} in {path.name}"
+
+
+def test_every_option_in_the_docs_exists() -> None:
+    for path, text in DOCS.items():
+        for line in re.findall(r"(?:bin/|`|^ {4}|^)streamrp2p ((?!-)[^`\n#]+)", text, re.MULTILINE):
+            command, words = GROUP, iter(line.split())
+            options = set(re.findall(r"(?<!\S)--[a-z-]+", line))
+            while commands := getattr(command, "commands", None) or (command is GROUP and COMMANDS):
+                word = next(words, None)
+                if word not in commands:
+                    break
+                command = command.get_command(None, word)  # type: ignore[attr-defined]
+            known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+            assert options <= known, f"streamrp2p {line} in {path.name}"
+
+
+def test_the_areas_of_the_bench_are_documented() -> None:
+    text = DOCS[ROOT / "docs" / "benchmarks.md"]
+    assert f"one area: {', '.join(AREAS)}" in text
+    assert set(re.findall(r"ONLY=([a-z]+)", "\n".join(DOCS.values()))) <= set(AREAS)
 
 
 @pytest.mark.parametrize("problem", ProblemType)
