@@ -115,6 +115,7 @@ def test_a_node_that_moves_to_another_network_is_recorded_as_moved(
     before = world.ledger.load(Node, nid).network
     beat(client, world, key)
     assert world.ledger.load(Node, nid).network == before
+    world.now_us += 5_000_000
     with TestClient(world.app, client=("198.51.100.1", 1)) as elsewhere:
         beat(elsewhere, world, key)
     assert world.ledger.load(Node, nid).network != before
