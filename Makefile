@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help ready up demo test check bench clean
+.PHONY: help ready up demo test check bench wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -25,11 +25,13 @@ check: ready ## lint, format, types, layers
 
 test: check ## check, then all tests
 	$(BIN)/pytest $(ARGS)
-	@if [ -d api/web/test ]; then PATH="$(PATH):$$PWD/.tools/node/bin" npm --prefix api/web test; fi
 
 bench: ready ## measure: ONLY=ledger|money|relay|api, JSON=1 for one object a line
 	@$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(if $(JSON),--json)
 
+wheel: ready ## dist/*.whl: the friend's node; with [hub], everything
+	@$(BIN)/python -m hatchling build -t wheel
+
 clean: ## remove what was installed and cached; the data in .data stays
-	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .tools dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	rm -rf api/web/node_modules api/web/static/vendor
