@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "audit": "Replay a published log and check every figure.",
     "proof": "Show and check the proof of one event.",
     "log": "The transparency log: keys, checkpoints, witnesses.",
+    "witness": "Witness somebody's log: cosign it as long as it only grows.",
     "projections": "Rebuild and check the read models.",
 }
 _OURS = frozenset({"api", "hub", "ledger", "projections", "relay"})

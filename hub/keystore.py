@@ -43,17 +43,18 @@ class KeyStore:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             return cls(
-                ticket=KeyPair(_secret(folder / "ticket.seed")),
-                log=KeyPair(_secret(folder / "log.seed")),
-                network_salt=_secret(folder / "network.salt"),
-                nonce_secret=_secret(folder / "nonce.secret"),
-                steering_secret=_secret(folder / "steering.secret"),
+                ticket=KeyPair(read_or_make_secret(folder / "ticket.seed")),
+                log=KeyPair(read_or_make_secret(folder / "log.seed")),
+                network_salt=read_or_make_secret(folder / "network.salt"),
+                nonce_secret=read_or_make_secret(folder / "nonce.secret"),
+                steering_secret=read_or_make_secret(folder / "steering.secret"),
             )
         except OSError as e:
             raise KeyStoreError(f"cannot read or make the keys in {folder}: {e.strerror}") from e
 
 
-def _secret(path: Path) -> bytes:
+def read_or_make_secret(path: Path) -> bytes:
+    """The 32 bytes in `path`, made when there is no such file. Raises KeyStoreError, OSError."""
     if not path.exists():
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

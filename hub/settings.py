@@ -50,6 +50,13 @@ def _scheme(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _witnesses(value: str) -> str:
+    from ledger.tlog.cosigners import WitnessAddress  # an HTTP client: not for every command
+
+    WitnessAddress.parse_all(value)
+    return value
+
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -92,6 +99,10 @@ class Settings(BaseSettings):
     )
     checkpoint_interval_s: int = Field(
         10, ge=1, le=60, description="seconds between log checkpoints, 1 to 60"
+    )
+    witnesses: Annotated[str, AfterValidator(_witnesses)] | None = Field(
+        None,
+        description="verifier key and URL of each witness of the log: name+hash+key@https://..., commas between",
     )
     log_json: bool = Field(False, description="true: log lines as JSON; false: for people")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

@@ -27,6 +27,7 @@ def audit(
     since: Path | None = typer.Option(None, help="File with the checkpoint you kept last time."),
     keep: Path | None = typer.Option(None, help="Write the new checkpoint here when the audit passes."),
     vkey: str | None = typer.Option(None, help="The log's verifier key, as its operator gave it to you."),
+    witness: list[str] = typer.Option([], help="Verifier key of a witness that must have cosigned."),
     jobs: int = typer.Option(os.cpu_count() or 1, min=1, max=256, help="Threads that verify signatures."),
     as_json: bool = typer.Option(False, "--json", help="Print the report as JSON."),
 ) -> None:
@@ -47,6 +48,7 @@ def audit(
                 place,
                 since=kept,
                 vkey=vkey,
+                witnesses=witness,
                 jobs=jobs,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
@@ -82,6 +84,7 @@ def _show(report: Report) -> None:
         "checkpoint": f"{report.size:,} events, root {report.root}",
         "key": report.vkey,
         "key given by": "you" if report.pinned else "the log itself: pin it with --vkey",
+        "cosigned by": ", ".join(report.cosigned_s),
         "consistent with": ""
         if report.consistent_with is None
         else f"{report.consistent_with:,} events, as you kept",

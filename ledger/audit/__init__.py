@@ -4,7 +4,7 @@ Invariant: a report without a problem means that every check of docs/auditors.md
 and nothing of the hub: a friend's plain install can audit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -14,6 +14,7 @@ from ledger.audit.report import AuditFailure, Counts, NothingThere, Problem, Rep
 from ledger.audit.stream import Entries
 from ledger.checkpoint import Checkpoint
 from ledger.note import MAX_NOTE_BYTES, Note, NoteError, VerifierKey
+from ledger.tlog.cosignature import WitnessKey
 from ledger.tlog.source import Source, SourceUnavailable, open_source
 
 __all__ = [
@@ -38,6 +39,7 @@ def audit(
     *,
     since: str | None = None,
     vkey: str | None = None,
+    witnesses: Sequence[str] = (),
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> Report:
@@ -45,15 +47,18 @@ def audit(
 
     `since` is the checkpoint (signed note) that the auditor kept from last time, `vkey` the log's verifier key that the
     auditor trusts; without it the key published beside the log is taken, which proves only that the log agrees with
-    itself. `jobs` threads verify signatures. Raises NothingThere, SourceUnavailable, and NoteError when `since` or
-    `vkey` themselves cannot be read.
+    itself. Each of `witnesses` (verifier keys) must have cosigned the checkpoint. `jobs` threads verify signatures.
+    Raises NothingThere, SourceUnavailable, and NoteError when `since` or
+    `vkey` or a witness's key themselves cannot be read.
     """
     with open_source(source) as files, ThreadPoolExecutor(max(1, jobs)) as pool:
         report = Report(files.name)
         replay = Replay(pool)
         pinned = VerifierKey.parse(vkey.strip()) if vkey is not None else None
+        asked = [WitnessKey.parse(text.strip()) for text in witnesses]
         try:
             checkpoint, key = _head(files, pinned, report)
+            _cosigned(asked, report)
             kept = _kept(since, checkpoint) if since is not None else None
             try:
                 _replay_all(Entries(files, checkpoint, kept, pool), replay, checkpoint, progress)
@@ -98,6 +103,21 @@ def _head(files: Source, pinned: VerifierKey | None, report: Report) -> tuple[Ch
     if checkpoint.origin != key.name:
         raise AuditFailure("the checkpoint's origin is not its key's name", file="checkpoint")
     return checkpoint, key
+
+
+def _cosigned(witnesses: list[WitnessKey], report: Report) -> None:
+    """Every witness that the auditor asks for saw this checkpoint, and that it continues those before."""
+    note = Note.parse(report.checkpoint.encode())
+    for witness in witnesses:
+        try:
+            at_s = witness.cosigned_s(note)
+        except NoteError as e:
+            raise AuditFailure(str(e), file="checkpoint") from e
+        if at_s is None:
+            raise AuditFailure(
+                f"the witness {witness.name} has not cosigned the checkpoint", file="checkpoint"
+            )
+        report.cosigned_s[witness.name] = at_s
 
 
 def _kept(since: str, checkpoint: Checkpoint) -> Checkpoint:

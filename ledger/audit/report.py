@@ -58,6 +58,7 @@ class Report:
     checkpoint: str = ""  # the signed note, to keep for the next audit
     vkey: str = ""
     pinned: bool = False  # the key was given by the auditor, not taken from the log's own folder
+    cosigned_s: dict[str, int] = field(default_factory=dict)  # witness -> when, Unix seconds; those asked for
     consistent_with: int | None = None  # size of the checkpoint the auditor had kept
     counts: Counts = field(default_factory=Counts)
     paid_micro: int = 0  # all that ever reached friends' `paid` accounts

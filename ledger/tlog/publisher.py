@@ -25,6 +25,7 @@ from ledger.events import Event, KeyAdded, StateRecorded, Transfer
 from ledger.ids import TREE_ID
 from ledger.keys import KeyPair
 from ledger.note import Note, NoteError, VerifierKey
+from ledger.tlog.cosigners import Cosigners, ForkSeen
 from ledger.tlog.files import make_folder, remove_tree, sweep_temporaries, write_atomic
 from ledger.tlog.reader import LogReader, NotPublished
 from ledger.tlog.resume import Memory, take_up
@@ -116,8 +117,17 @@ def transfers_of(event: Event) -> tuple[Transfer, ...]:
 class Publisher:
     """One per process; processes exclude each other by a lock on the folder. Methods may be called from any thread."""
 
-    def __init__(self, ledger: Entries, folder: Path, log_key: KeyPair, origin: str) -> None:
+    def __init__(
+        self,
+        ledger: Entries,
+        folder: Path,
+        log_key: KeyPair,
+        origin: str,
+        *,
+        cosigners: Cosigners | None = None,
+    ) -> None:
         """`origin` names the log: its public URL without the scheme. Raises NoteError when it cannot be a key name."""
+        self._cosigners = cosigners
         self._ledger = ledger
         self._folder = folder
         self._key = log_key
@@ -179,12 +189,26 @@ class Publisher:
             self._put(tile.path, data)
         checkpoint = Checkpoint(self._origin, head.tiles.size, head.tiles.root())
         self._put(VKEY, f"{self._vkey}\n".encode())
-        note = checkpoint.sign(self._key)
+        note = self._cosigned(checkpoint)
         self._put(CHECKPOINT, note)
         self._published = note
         if memory is not None and checkpoint.size > TAIL:
             memory.write(self._folder)
         return checkpoint
+
+    def _cosigned(self, checkpoint: Checkpoint) -> bytes:
+        """The signed note, with the cosignatures it has already and those that can be had now."""
+        note = checkpoint.sign(self._key)
+        published = self._read(CHECKPOINT)
+        if published is not None and published.startswith(note):
+            note = published
+        if self._cosigners is None:
+            return note
+        reader = LogReader(FolderSource(self._folder), checkpoint.size)
+        try:
+            return self._cosigners.cosign(note, reader.subtree)
+        except ForkSeen as e:
+            raise PublishRefused(str(e)) from e
 
     def _take(self, head: _Head, end: int) -> None:
         """Fold and publish the full tiles of the events up to `end`."""
