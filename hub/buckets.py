@@ -21,7 +21,7 @@ class Bucket:
 
     def fill(self, now_s: float) -> None:
         self.left = min(self.burst, self.left + max(0.0, now_s - self.at_s) * self.rate_s)
-        self.at_s = now_s
+        self.at_s = max(self.at_s, now_s)
 
 
 class Buckets:
