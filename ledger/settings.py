@@ -13,6 +13,11 @@ from ledger.aggregates.base import DomainError
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     hold_s: int = 72 * 3600
     payout_threshold_micro: int = 1_000_000
+    payout_batch_max_micro: int = 100_000_000_000  # of one payout
+    payout_day_max_micro: int = 100_000_000_000  # given to rails in one UTC day, over all payouts
+    payout_second_above_micro: int = (
+        0  # a payout of more is approved by somebody else than planned it; 0: never asked
+    )
     ticket_segments: int = 300  # about 10 minutes
     settle_by_s: int = 48 * 3600  # how long after its issue a ticket's receipts are taken
     ticket_bytes_max: int = 4_000_000_000
@@ -43,6 +48,9 @@ _DAY: Final = 86_400
 BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "hold_s": (0, 365 * _DAY),
     "payout_threshold_micro": (1, 10**15),
+    "payout_batch_max_micro": (1, 10**15),
+    "payout_day_max_micro": (0, 10**15),
+    "payout_second_above_micro": (0, 10**15),
     "ticket_segments": (1, 512),
     "settle_by_s": (60, 30 * _DAY),
     "ticket_bytes_max": (1, 10**12),

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query
 
 from api.auth import Operator
 from api.deps import ServicesDep
+from api.directory import Token
 from api.payouts.schemas import (
     CancelPayout,
     Decided,
@@ -19,6 +20,7 @@ from api.payouts.schemas import (
     WaitingAmount,
 )
 from api.problems import ProblemType, not_found, responses
+from ledger.rails.pain001 import CENT_MICRO, NAME
 from ledger.services import crew
 from ledger.services import payouts as commands
 from projections.queries import PAGE_MAX, PayoutView
@@ -36,7 +38,7 @@ _TOKEN_NAME_CHARS = 12
 
 
 @router.post("", status_code=201, responses=responses(*_AUTH, ProblemType.NOT_ALLOWED))
-def plan_payout(body: PlanPayout, at: ServicesDep, _: Operator) -> PayoutPlan:
+def plan_payout(body: PlanPayout, at: ServicesDep, token: Operator) -> PayoutPlan:
     """Everybody with enough available and a destination. Nothing is reserved yet; what is left out waits, with why."""
     threshold_micro = body.threshold_micro or crew.settings(at.ledger).payout_threshold_micro
     plan = commands.plan(
@@ -45,6 +47,8 @@ def plan_payout(body: PlanPayout, at: ServicesDep, _: Operator) -> PayoutPlan:
         threshold_micro=threshold_micro,
         destinations=at.directory.destination_commitments(),
         at_us=at.now_us(),
+        operator=_named(token),
+        quantum_micro=CENT_MICRO if body.rail == NAME else 1,
         dry_run=body.dry_run,
     )
     return PayoutPlan(
@@ -58,14 +62,18 @@ def plan_payout(body: PlanPayout, at: ServicesDep, _: Operator) -> PayoutPlan:
             WaitingAmount(friend_id=w.friend_id, amount_micro=w.amount_micro, reason=w.reason)
             for w in plan.waiting
         ],
+        further=[p.batch_id for p in plan.further if p.batch_id],
     )
+
+
+def _named(token: Token) -> str:
+    """Who decided enters the log: the token by its hash, no name."""
+    return f"token:{token.sha256.hex()[:_TOKEN_NAME_CHARS]}"
 
 
 @router.post("/{batch_id}/approve", responses=_DECIDE)
 def approve_payout(batch_id: UUID, at: ServicesDep, token: Operator) -> Decided:
-    # Who approved enters the log: the token by its hash, no name.
-    operator = f"token:{token.sha256.hex()[:_TOKEN_NAME_CHARS]}"
-    payout = commands.approve(at.ledger, batch_id, operator=operator, at_us=at.now_us())
+    payout = commands.approve(at.ledger, batch_id, operator=_named(token), at_us=at.now_us())
     return Decided(batch_id=batch_id, state=payout.state)
 
 

@@ -11,7 +11,7 @@ from api.text import AmountMicro
 class PlanPayout(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    rail: Literal["csv"] = "csv"
+    rail: Literal["csv", "pain.001"] = "csv"
     threshold_micro: AmountMicro | None = Field(None, description="null: the crew's setting")
     dry_run: bool = False
 
@@ -25,7 +25,7 @@ class PlannedLine(BaseModel):
 class WaitingAmount(BaseModel):
     friend_id: UUID
     amount_micro: int
-    reason: str = Field(description="below_threshold, no_destination or next_batch")
+    reason: str = Field(description="below_threshold, no_destination, in_open_payout or batch_limit")
 
 
 class PayoutPlan(BaseModel):
@@ -33,6 +33,7 @@ class PayoutPlan(BaseModel):
     total_micro: int
     lines: list[PlannedLine]
     waiting: list[WaitingAmount]
+    further: list[UUID] = Field([], description="more payouts, for what does not fit in this one")
 
 
 class Decided(BaseModel):

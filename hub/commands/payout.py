@@ -6,8 +6,10 @@ and repeated at will. A payout is named by its number (1, 2, ...) or its id. Eve
 again), 5 the rail paid twice, 10 some are still open.
 """
 
+import csv
 import json
 import secrets
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -24,17 +26,22 @@ from hub.operator import Console, console, micro_to_text
 from hub.settings import Settings, load_settings
 from ledger.aggregates.payout import Payout, payout_id
 from ledger.application import NotFound
-from ledger.rails import Rail
+from ledger.money import decimal_text
+from ledger.rails import Outcome, Rail, pain001
+from ledger.rails.bank_account import BankAccount, BankAccountError
 from ledger.rails.csv_file import CsvRail
+from ledger.rails.pain001 import Pain001Rail
+from ledger.rails.pain002 import MAX_REPORT_BYTES, read_report
 from ledger.services import crew, payouts
 from ledger.services.destinations import SALT_BYTES, Destination, load_destinations, set_destination
 from ledger.store.database import connect
 
-RAILS: Final = ("csv",)
+RAILS: Final = {"csv": 1, pain001.NAME: pain001.CENT_MICRO}  # rail -> the smallest amount it can pay
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Pay friends what is available to them.")
 
 BATCH = typer.Argument(help="The payout's number or id.")
+OPERATOR = typer.Option("operator", help="Who does it. Stays in the public log: no real names.")
 DRY_RUN = typer.Option(False, "--dry-run", help="Show what would happen; change nothing.")
 JSON = typer.Option(False, "--json", help="Print JSON.")
 
@@ -48,6 +55,7 @@ def _prepare() -> None:
 @app.command()
 def plan(
     rail: str = typer.Option("csv", help=f"How to pay: {', '.join(RAILS)}."),
+    operator: str = OPERATOR,
     dry_run: bool = DRY_RUN,
     as_json: bool = JSON,
 ) -> None:
@@ -61,29 +69,29 @@ def plan(
             threshold_micro=crew.settings(at.ledger).payout_threshold_micro,
             destinations=at.directory.destination_commitments(),
             at_us=now_us(),
+            operator=operator,
+            quantum_micro=RAILS[rail],
             dry_run=dry_run,
         )
-        lines = [
-            {"line": x.line, "friend_id": str(x.friend_id), "amount_micro": x.amount_micro}
-            for x in made.lines
-        ]
         waiting = [{**asdict(w), "friend_id": str(w.friend_id)} for w in made.waiting]
-        batch_id = str(made.batch_id) if made.batch_id else None
+        plans = [_planned(p) for p in (made, *made.further) if p.lines]
         if as_json:
-            _print_json({"batch_id": batch_id, "dry_run": dry_run, "lines": lines, "waiting": waiting})
+            first = plans[0] if plans else _planned(made)
+            _print_json({**first, "dry_run": dry_run, "waiting": waiting, "further": plans[1:]})
             return
-        _table(at, "To be paid", lines, ("line",))
+        for p in plans:
+            _table(at, "To be paid", p["lines"], ("line",))
         _table(at, "Waiting", waiting, ("reason",))
-        if batch_id is not None:
+        for batch_id in (p["batch_id"] for p in plans if not dry_run):
             typer.echo(f"\npayout {batch_id} is planned; next: streamrp2p payout approve {batch_id}")
-        else:
-            typer.echo("\ndry run: nothing was planned" if lines else "\nnobody to pay")
+        if dry_run or not plans:
+            typer.echo("\ndry run: nothing was planned" if plans else "\nnobody to pay")
 
 
 @app.command()
 def approve(
     batch: str = BATCH,
-    operator: str = typer.Option("operator", help="Who approves. Stays in the public log: no real names."),
+    operator: str = OPERATOR,
     dry_run: bool = DRY_RUN,
     as_json: bool = JSON,
 ) -> None:
@@ -109,29 +117,51 @@ def cancel(
 
 
 @app.command()
-def run(batch: str = BATCH, dry_run: bool = DRY_RUN, as_json: bool = JSON) -> None:
+def run(
+    batch: str = BATCH,
+    from_account: str | None = typer.Option(
+        None, help="The account that pays, IBAN;NAME or IBAN;BIC;NAME (pain.001; at the first run)."
+    ),
+    dry_run: bool = DRY_RUN,
+    as_json: bool = JSON,
+) -> None:
     """Pay an approved payout. Run it again after a crash: it goes on where it was, and pays nobody twice."""
     with console() as at:
         payout = at.ledger.load(Payout, _batch_id(batch))
+        rail = _rail(at.settings, payout, from_account)
         results = payouts.run(
             at.ledger,
-            _rail(at.settings, payout),
+            rail,
             payout.id,
             destinations=_destinations(at.settings),
             at_us=now_us(),
             dry_run=dry_run,
         )
+        if isinstance(rail, Pain001Rail) and not dry_run:
+            rail.seal()
         _print_results(at, payout, results, dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
-def reconcile(batch: str = BATCH, dry_run: bool = DRY_RUN, as_json: bool = JSON) -> None:
+def reconcile(
+    batch: str = BATCH,
+    status: Path | None = typer.Option(None, help="The bank's status report, pain.002 (for pain.001)."),
+    paid: list[int] = typer.Option([], help="A line that the bank has paid, as you saw in the account."),
+    refused: list[int] = typer.Option([], help="A line that the bank will never pay."),
+    dry_run: bool = DRY_RUN,
+    as_json: bool = JSON,
+) -> None:
     """Ask the rail what became of each line that is not confirmed. Pays nothing."""
     with console() as at:
         payout = at.ledger.load(Payout, _batch_id(batch))
-        results = payouts.reconcile(
-            at.ledger, _rail(at.settings, payout), payout.id, at_us=now_us(), dry_run=dry_run
-        )
+        rail = _rail(at.settings, payout)
+        if status is not None or paid or refused:
+            if not isinstance(rail, Pain001Rail):
+                raise typer.BadParameter(f"{payout.rail} knows by itself what it paid")
+            told = _told(rail, payout, status, paid, refused)
+            for key, (outcome, reference) in told.items() if not dry_run else ():
+                rail.record(key, outcome, reference)
+        results = payouts.reconcile(at.ledger, rail, payout.id, at_us=now_us(), dry_run=dry_run)
         _print_results(at, payout, results, dry_run=dry_run, as_json=as_json)
 
 
@@ -164,6 +194,43 @@ def show(
 
 
 @app.command()
+def export(
+    batch: str = BATCH,
+    destinations: bool = typer.Option(
+        False, "--destinations", help="With where each is paid: keep it to yourself."
+    ),
+    as_json: bool = JSON,
+) -> None:
+    """Print a payout's lines as CSV, for a spreadsheet."""
+    with console() as at:
+        payout = at.ledger.load(Payout, _batch_id(batch))
+        where = _destinations(at.settings) if destinations else {}
+        rows = []
+        for number, line in sorted(payout.lines.items()):
+            friend_id = line.planned.friend_id
+            row = {
+                "key": payout.key(number),
+                "friend_id": str(friend_id),
+                "amount_micro": line.planned.amount_micro,
+                "amount": decimal_text(line.planned.amount_micro),
+                "unit": crew.crew(at.ledger).unit,
+                "state": line.state.value,
+                "reference": line.reference,
+            }
+            found = where.get(friend_id)
+            known = found is not None and found.commitment == line.planned.destination_commitment
+            rows.append(
+                row | ({"destination": found.text if found and known else ""} if destinations else {})
+            )
+        if as_json:
+            _print_json({"batch_id": str(payout.id), "lines": rows})
+            return
+        out = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+        out.writeheader()
+        out.writerows(rows)
+
+
+@app.command()
 def destination(
     friend_id: UUID,
     text: str = typer.Argument(
@@ -188,10 +255,44 @@ def _batch_id(text: str) -> UUID:
         raise typer.BadParameter(f"{text!r} is neither a payout's number nor its id") from None
 
 
-def _rail(settings: Settings, payout: Payout) -> Rail:
+def _planned(plan: payouts.Plan) -> dict[str, Any]:
+    lines = [
+        {"line": x.line, "friend_id": str(x.friend_id), "amount_micro": x.amount_micro} for x in plan.lines
+    ]
+    return {"batch_id": str(plan.batch_id) if plan.batch_id else None, "lines": lines}
+
+
+def _told(
+    rail: Pain001Rail, payout: Payout, status: Path | None, paid: list[int], refused: list[int]
+) -> dict[str, tuple[Outcome, str]]:
+    """What the bank's report and the operator say, by key. A report may speak of other payouts too."""
+    told: dict[str, tuple[Outcome, str]] = {}
+    if status is not None:
+        with status.open("rb") as file:
+            report = read_report(file.read(MAX_REPORT_BYTES + 1))
+        keys = rail.keys()
+        told |= {keys[name]: answer for name, answer in report.items() if name in keys}
+    for numbers, outcome in ((paid, Outcome.CONFIRMED), (refused, Outcome.FAILED)):
+        for number in numbers:
+            if number not in payout.lines:
+                raise typer.BadParameter(f"this payout has no line {number}")
+            if told.setdefault(payout.key(number), (outcome, "operator"))[0] is not outcome:
+                raise typer.BadParameter(f"line {number} is given two outcomes")
+    return told
+
+
+def _rail(settings: Settings, payout: Payout, from_account: str | None = None) -> Rail:
     """One file a payout, so that it can be handed over as a whole."""
     if payout.rail not in RAILS:
         raise typer.BadParameter(f"payout {payout.id} is planned for {payout.rail!r}, which is not installed")
+    if payout.rail == pain001.NAME:
+        try:
+            debtor = BankAccount.parse(from_account) if from_account else None
+        except BankAccountError as error:
+            raise typer.BadParameter(str(error)) from error
+        return Pain001Rail(
+            settings.data_dir / "payouts", str(payout.id), debtor=debtor, created_us=payout.planned_us
+        )
     return CsvRail(_csv_path(settings, payout))
 
 
@@ -208,9 +309,11 @@ def _print_results(
     at: Console, payout: Payout, results: list[payouts.LineResult], *, dry_run: bool, as_json: bool
 ) -> None:
     lines = [{**asdict(r), "friend_id": str(r.friend_id)} for r in results]
-    file = _csv_path(at.settings, payout)
+    rail = _rail(at.settings, payout)
+    files = rail.files() if isinstance(rail, Pain001Rail) else [_csv_path(at.settings, payout)]
+    file = ", ".join(str(path) for path in files) or "none yet"
     if as_json:
-        _print_json({"batch_id": str(payout.id), "dry_run": dry_run, "file": str(file), "lines": lines})
+        _print_json({"batch_id": str(payout.id), "dry_run": dry_run, "file": file, "lines": lines})
     else:
         _table(at, f"Payout {payout.id}", lines, ("line", "state", "action", "reference"))
         typer.echo(f"\n{'dry run: nothing was changed' if dry_run else f'file: {file}'}")

@@ -36,6 +36,7 @@ from ledger.events import (
 from ledger.settlement import Page, Tariff, tariff_of
 
 MAX_REFERENCE_CHARS: Final = 100
+DAY_US: Final = 86_400 * 1_000_000
 RELEASES_PER_PAGE: Final = 200  # transfers of about 150 bytes in an event of at most 65,535
 
 
@@ -51,6 +52,7 @@ class Hold:
 class Reservation:
     friend_id: UUID
     amount_micro: int
+    day: int  # UTC, since the epoch of Unix
 
 
 class Book(Aggregate):
@@ -61,6 +63,7 @@ class Book(Aggregate):
         self.settled_to = 0  # log positions below this are settled
         self.holds: dict[int, Hold] = {}
         self.reservations: dict[tuple[UUID, int], Reservation] = {}  # (batch, line)
+        self.reserved_on: dict[int, int] = {}  # UTC day -> given to rails on it, without what failed
         self.disputes: dict[int, Dispute] = {}
         # By friend (the id's text): all that was ever credited, and what of it was taken back.
         self.earned: dict[str, int] = {}
@@ -99,6 +102,10 @@ class Book(Aggregate):
         """The last one set, effective or not."""
         known = self._tariffs.get(stream_id)
         return tariff_of(known[-1]) if known else None
+
+    def paid_out_on(self, at_us: int) -> int:
+        """What was given to rails on the UTC day of `at_us` and has not come back."""
+        return self.reserved_on.get(at_us // DAY_US, 0)
 
     # --- commands
 
@@ -364,7 +371,9 @@ class Book(Aggregate):
         source, target = (money.friend_account(friend_id, s) for s in ("available", "in_flight"))
         amount = amount_of(event.transfer, "payout_reserved", source, target)
         self._post([event.transfer])
-        self.reservations[key] = Reservation(friend_id, amount)
+        day = event.at_us // DAY_US
+        self.reservations[key] = Reservation(friend_id, amount, day)
+        self.reserved_on[day] = self.reserved_on.get(day, 0) + amount
 
     def _apply_resolved(
         self, event: PayoutLineConfirmed | PayoutLineFailed, reason: str, target: str
@@ -374,6 +383,8 @@ class Book(Aggregate):
             raise DomainError("this is not what was reserved for the payout line")
         self._post([event.transfer])
         del self.reservations[event.batch_id, event.line]
+        if target == "available":
+            self.reserved_on[r.day] -= r.amount_micro
 
     def _apply_opened(self, event: DisputeOpened) -> None:
         key, friend = (event.settled_version, event.line), str(event.friend_id)

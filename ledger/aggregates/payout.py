@@ -18,6 +18,7 @@ from ledger.events import (
     PayoutCancelled,
     PayoutLine,
     PayoutPlanned,
+    PayoutProposed,
     PayoutResolved,
 )
 from ledger.ids import BOOK_ID
@@ -64,6 +65,7 @@ class Payout(Aggregate):
         super().__init__(aggregate_id)
         self.rail = ""
         self.planned_us = 0
+        self.planned_by = ""  # empty for payouts from before it was recorded
         self.approved_by = ""
         self.cancelled = ""  # the reason
         self.lines: dict[int, Line] = {}
@@ -82,22 +84,35 @@ class Payout(Aggregate):
             return "finished"
         return "approved" if self.approved_by else "planned"
 
+    @property
+    def total_micro(self) -> int:
+        return sum(line.planned.amount_micro for line in self.lines.values())
+
     def key(self, line: int) -> str:
         return f"{self.id}:{line}"
 
     # --- commands
 
-    def plan(self, *, rail: str, lines: Sequence[PayoutLine], at_us: int) -> None:
+    def plan(self, *, rail: str, lines: Sequence[PayoutLine], at_us: int, operator: str = "") -> None:
         if self.version:
             raise DomainError("this payout is planned already")
         self.trigger(PayoutPlanned, at_us=at_us, rail=rail, lines=tuple(lines))
+        if operator:
+            self.trigger(PayoutProposed, at_us=at_us, operator=operator)
 
-    def approve(self, *, operator: str, at_us: int) -> None:
-        """Approving an approved payout changes nothing."""
+    def approve(self, *, operator: str, at_us: int, second_above_micro: int = 0) -> None:
+        """Approving an approved payout changes nothing.
+
+        Of more than `second_above_micro` (0: of any amount) it must be another operator than the one who planned it.
+        """
         if self.cancelled:
             raise DomainError("this payout is cancelled")
         if not operator:
             raise DomainError("an approval names the operator")
+        if 0 < second_above_micro < self.total_micro and operator == (self.planned_by or operator):
+            raise DomainError(
+                f"{self.planned_by or 'nobody known'} planned this payout; of so much, somebody else must approve it"
+            )
         if not self.approved_by:
             self.trigger(PayoutApproved, at_us=at_us, operator=operator)
 
@@ -131,6 +146,10 @@ class Payout(Aggregate):
         match event:
             case PayoutPlanned():
                 self._apply_planned(event)
+            case PayoutProposed():
+                if self.version != 1 or not event.operator:
+                    raise DomainError("who planned a payout is recorded with its plan")
+                self.planned_by = event.operator
             case PayoutApproved():
                 self.approved_by = event.operator
             case PayoutCancelled():

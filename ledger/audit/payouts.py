@@ -9,7 +9,7 @@ from typing import Final
 from uuid import UUID, uuid5
 
 from ledger.audit.books import Books
-from ledger.audit.crew import present, require
+from ledger.audit.crew import Crew, present, require
 from ledger.audit.report import AuditFailure, Counts
 from ledger.events import (
     PayoutApproved,
@@ -20,10 +20,12 @@ from ledger.events import (
     PayoutLineFailed,
     PayoutLineReserved,
     PayoutPlanned,
+    PayoutProposed,
     PayoutResolved,
 )
 from ledger.ids import BOOK_ID
 
+DAY_US: Final = 86_400 * 1_000_000
 # The money of a line in each state, once the events of a step are complete.
 _MONEY: Final = {
     "planned": "available",
@@ -49,18 +51,23 @@ class _Line:
     state: str = "planned"
     attempt: int = 0
     money: str = "available"
+    day: int = 0  # of its last reservation
 
 
 @dataclass(slots=True)
 class _Batch:
     lines: dict[int, _Line]
+    total_micro: int
+    planned_by: str = ""
     approved: bool = False
     cancelled: bool = False
 
 
 class Payouts:
-    def __init__(self, books: Books, counts: Counts) -> None:
+    def __init__(self, books: Books, crew: Crew, counts: Counts) -> None:
         self._books = books
+        self._crew = crew
+        self._days: dict[int, int] = {}  # UTC day -> given to rails on it, without what failed
         self._counts = counts
         self._batches: dict[UUID, _Batch] = {}
 
@@ -82,11 +89,25 @@ class Payouts:
         require(numbers == list(range(1, len(numbers) + 1)), "the lines are not numbered from 1")
         require(len({line.friend_id for line in event.lines}) == len(numbers), "a friend has two lines")
         require(all(line.amount_micro > 0 for line in event.lines), "a line has no amount")
-        self._batches[event.originator_id] = _Batch({x.line: _Line(x, position) for x in event.lines})
+        total = sum(line.amount_micro for line in event.lines)
+        within = any(total <= s.payout_batch_max_micro for s in self._crew.settings.in_force(event.at_us))
+        require(within, "the payout is larger than the crew's limit")
+        self._batches[event.originator_id] = _Batch({x.line: _Line(x, position) for x in event.lines}, total)
+
+    def proposed(self, event: PayoutProposed) -> None:
+        batch = self._batch(event.originator_id)
+        require(event.originator_version == 2 and bool(event.operator), "a plan is attributed afterwards")
+        batch.planned_by = event.operator
 
     def approved(self, event: PayoutApproved) -> None:
         batch = self._batch(event.originator_id)
         require(not batch.cancelled, "a cancelled payout is approved")
+        other = bool(batch.planned_by) and event.operator != batch.planned_by
+        enough = any(
+            other or not 0 < s.payout_second_above_micro < batch.total_micro
+            for s in self._crew.settings.in_force(event.at_us)
+        )
+        require(enough, "a payout of so much is approved by the operator who planned it")
         batch.approved = True
 
     def cancelled(self, event: PayoutCancelled) -> None:
@@ -117,7 +138,16 @@ class Payouts:
     # --- the movements in the book
 
     def reserved(self, position: int, event: PayoutLineReserved) -> None:
+        line = self._line(event.batch_id, event.line)
+        amount, day = line.plan.amount_micro, event.at_us // DAY_US
+        total = self._days.get(day, 0) + amount
+        # What a rail paid after it had said no is booked in any case.
+        within = line.state == "confirmed" or any(
+            total <= s.payout_day_max_micro for s in self._crew.settings.in_force(event.at_us)
+        )
+        require(within, "more is given to rails than the crew's limit of the day")
         self._move(position, event, "payout_reserved", "available", "in_flight", ("attempted", "confirmed"))
+        self._days[day], line.day = total, day
 
     def confirmed(self, position: int, event: PayoutLineConfirmed) -> None:
         self._move(position, event, "payout_confirmed", "in_flight", "paid", ("confirmed",))
@@ -125,6 +155,8 @@ class Payouts:
 
     def failed(self, position: int, event: PayoutLineFailed) -> None:
         self._move(position, event, "payout_failed", "in_flight", "available", ("failed",))
+        line = self._line(event.batch_id, event.line)
+        self._days[line.day] -= line.plan.amount_micro
 
     def _move(
         self,

@@ -45,6 +45,7 @@ from ledger.events import (
     PayoutLineFailed,
     PayoutLineReserved,
     PayoutPlanned,
+    PayoutProposed,
     PayoutResolved,
     ReceiptsRefused,
     SegmentsPublished,
@@ -76,7 +77,7 @@ class Replay:
         self._index = CreditIndex()
         self.books = Books(self.crew, self._index, self.counts)
         self._deliveries = Deliveries(self.crew, self.signatures, self.counts)
-        self._payouts = Payouts(self.books, self.counts)
+        self._payouts = Payouts(self.books, self.crew, self.counts)
         self._versions: dict[UUID, int] = {}
         self._rules = self._rules_by_type()
 
@@ -148,6 +149,7 @@ class Replay:
             AdjustmentBooked: books.adjusted,
             StateRecorded: books.state_recorded,
             PayoutPlanned: payouts.planned,
+            PayoutProposed: _without_position(payouts.proposed),
             PayoutApproved: _without_position(payouts.approved),
             PayoutCancelled: _without_position(payouts.cancelled),
             PayoutAttempted: payouts.attempted,

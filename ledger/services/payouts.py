@@ -5,7 +5,7 @@ its attempt recorded in one save before the rail is called; what the rail answer
 save after it. Whoever comes next finds in the log how far the line came, and asks the rail about its key.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -36,7 +36,7 @@ class Waiting:
 
     friend_id: UUID
     amount_micro: int
-    reason: str  # "below_threshold" | "no_destination" | "next_batch"
+    reason: str  # "below_threshold" | "no_destination" | "in_open_payout" | "batch_limit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class Plan:
     batch_id: UUID | None  # None when there is nobody to pay, or in a dry run
     lines: tuple[PayoutLine, ...]
     waiting: tuple[Waiting, ...]
+    further: tuple["Plan", ...] = ()  # what does not fit in one payout is planned in more of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,8 @@ class LineResult:
     amount_micro: int
     state: str  # a LineState, or OVERPAID
     reference: str
-    action: str  # what was done, or would be in a dry run: "none" | "submit" | "look_up" | "fail" | "retry"
+    action: str  # what was done, or would be in a dry run: "none" | "submit" | "look_up" | "fail" | "retry" |
+    # "limit": the day's limit is reached, run it again tomorrow
 
 
 # --- plan, approve, cancel
@@ -76,32 +78,55 @@ def plan(
     threshold_micro: int,
     destinations: Mapping[UUID, bytes],
     at_us: int,
+    operator: str = "",
+    quantum_micro: int = 1,
     dry_run: bool = False,
 ) -> Plan:
     """A batch for everybody with at least `threshold_micro` available. Nothing is reserved yet.
 
-    `destinations` are the commitments of those who said where to pay. Raises DomainError while another open batch
-    would still pay one of the same friends.
+    `destinations` are the commitments of those who said where to pay. Amounts are whole multiples of `quantum_micro`;
+    the rest stays available. A batch has up to MAX_LINES lines and pays no more than the crew's limit; all that are
+    needed are planned at once. Who is in another open batch waits for that one; raises DomainError when only such
+    friends are left.
     """
 
     def attempt() -> Plan:
         earlier = batches(ledger)
-        lines, waiting = _choose(ledger.load_or_new(Book, BOOK_ID), threshold_micro, destinations)
-        _refuse_overlap(earlier, lines)
-        if dry_run or not lines:
-            return Plan(None, lines, waiting)
-        payout = Payout(payout_id(len(earlier) + 1))
-        payout.plan(rail=rail, lines=lines, at_us=at_us)
-        ledger.save(payout)
-        return Plan(payout.id, lines, waiting)
+        limit_micro = crew.settings(ledger).payout_batch_max_micro
+        chosen, waiting = _choose(
+            ledger.load_or_new(Book, BOOK_ID), threshold_micro, destinations, _still_to_pay(earlier)
+        )
+        chosen = [(f, a - a % quantum_micro) for f, a in chosen if a >= quantum_micro]
+        cut, too_much = _cut(chosen, limit_micro)
+        if not cut:
+            _refuse_overlap(waiting)
+        waiting += [Waiting(friend_id, amount, "batch_limit") for friend_id, amount in too_much]
+        made: list[Plan] = []
+        payouts: list[Payout] = []
+        for number, part in enumerate(cut, len(earlier) + 1):
+            lines = tuple(
+                PayoutLine(n, friend_id, amount, destinations[friend_id])
+                for n, (friend_id, amount) in enumerate(part, 1)
+            )
+            payout = Payout(payout_id(number))
+            payout.plan(rail=rail, lines=lines, at_us=at_us, operator=operator)
+            payouts.append(payout)
+            made.append(Plan(None if dry_run else payout.id, lines, ()))
+        if payouts and not dry_run:
+            ledger.save(*payouts)
+        first = made[0] if made else Plan(None, (), ())
+        return Plan(first.batch_id, first.lines, tuple(waiting), tuple(made[1:]))
 
     return until_saved(attempt)
 
 
 def approve(ledger: Ledger, batch_id: UUID, *, operator: str, at_us: int, dry_run: bool = False) -> Payout:
+    """Raises DomainError when the crew's rules ask for another operator than the one who planned it."""
+
     def attempt() -> Payout:
         payout = ledger.load(Payout, batch_id)
-        payout.approve(operator=operator, at_us=at_us)
+        above_micro = crew.settings(ledger).payout_second_above_micro
+        payout.approve(operator=operator, at_us=at_us, second_above_micro=above_micro)
         if not dry_run:
             ledger.save(payout)
         return payout
@@ -123,34 +148,56 @@ def cancel(ledger: Ledger, batch_id: UUID, *, reason: str, at_us: int, dry_run: 
 
 
 def _choose(
-    book: Book, threshold_micro: int, destinations: Mapping[UUID, bytes]
-) -> tuple[tuple[PayoutLine, ...], tuple[Waiting, ...]]:
-    lines: list[PayoutLine] = []
+    book: Book, threshold_micro: int, destinations: Mapping[UUID, bytes], busy: Set[UUID]
+) -> tuple[list[tuple[UUID, int]], list[Waiting]]:
+    chosen: list[tuple[UUID, int]] = []
     waiting: list[Waiting] = []
     for friend_id, amount_micro in book.available().items():
         if amount_micro < threshold_micro:
             waiting.append(Waiting(friend_id, amount_micro, "below_threshold"))
         elif friend_id not in destinations:
             waiting.append(Waiting(friend_id, amount_micro, "no_destination"))
-        elif len(lines) == MAX_LINES:
-            waiting.append(Waiting(friend_id, amount_micro, "next_batch"))
+        elif friend_id in busy:
+            waiting.append(Waiting(friend_id, amount_micro, "in_open_payout"))
         else:
-            lines.append(PayoutLine(len(lines) + 1, friend_id, amount_micro, destinations[friend_id]))
-    return tuple(lines), tuple(waiting)
+            chosen.append((friend_id, amount_micro))
+    return chosen, waiting
 
 
-def _refuse_overlap(earlier: list[Payout], lines: tuple[PayoutLine, ...]) -> None:
-    """Money of lines that were attempted is in flight, out of reach of a new plan; that of planned lines is not."""
-    wanted = {line.friend_id for line in lines}
-    for number, payout in enumerate(earlier, 1):
-        if not payout.open:
+def _cut(
+    chosen: list[tuple[UUID, int]], limit_micro: int
+) -> tuple[list[list[tuple[UUID, int]]], list[tuple[UUID, int]]]:
+    """Batches of at most MAX_LINES lines and `limit_micro` each, and those who alone are more than that."""
+    batches_: list[list[tuple[UUID, int]]] = []
+    too_much: list[tuple[UUID, int]] = []
+    left_micro = -1
+    for friend_id, amount_micro in chosen:
+        if amount_micro > limit_micro:
+            too_much.append((friend_id, amount_micro))
             continue
-        for line in payout.lines.values():
-            if line.state is LineState.PLANNED and line.planned.friend_id in wanted:
-                raise DomainError(
-                    f"payout {number} ({payout.id}) is open and would pay friend {line.planned.friend_id} too: "
-                    "run or cancel it first"
-                )
+        if amount_micro > left_micro or len(batches_[-1]) == MAX_LINES:
+            batches_.append([])
+            left_micro = limit_micro
+        batches_[-1].append((friend_id, amount_micro))
+        left_micro -= amount_micro
+    return batches_, too_much
+
+
+def _still_to_pay(earlier: list[Payout]) -> set[UUID]:
+    """Money of lines that were attempted is in flight, out of reach of a new plan; that of planned lines is not."""
+    return {
+        line.planned.friend_id
+        for payout in earlier
+        if payout.open
+        for line in payout.lines.values()
+        if line.state is LineState.PLANNED
+    }
+
+
+def _refuse_overlap(waiting: list[Waiting]) -> None:
+    busy = next((w for w in waiting if w.reason == "in_open_payout"), None)
+    if busy is not None:
+        raise DomainError(f"an open payout would pay friend {busy.friend_id} too: run or cancel it first")
 
 
 # --- run
@@ -226,6 +273,9 @@ def _prepare(
         payout.resolve(number, Answer(Outcome.FAILED, fault), at_us=at_us)
         ledger.save(payout)
         return payout.lines[number], "fail"
+    if book.paid_out_on(at_us) + line.planned.amount_micro > crew.settings(ledger).payout_day_max_micro:
+        log.warning("payout limit of the day reached", batch=str(batch_id), line=number)
+        return line, "limit"
     payout.attempt(number, at_us=at_us)
     book.reserve_payout_line(
         batch_id,

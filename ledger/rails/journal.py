@@ -1,0 +1,97 @@
+"""A file of keyed records that only grows, for rails that must remember what they were given.
+
+Invariant: a key stands in it at most once, and `add` returns only when the record is on disk (fsync). A line torn by a
+crash is cut off before anything else is written. Several processes may use one file: each works under a lock.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+class Journal:
+    def __init__(self, path: Path) -> None:
+        """`path` is created with the first record, readable by the operator's account only."""
+        self._path = path
+
+    def add(self, key: str, make: Callable[[], dict[str, Any]]) -> bool:
+        """False when the key is known; its record stays as it was. `make` is called under the lock. Raises OSError."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # Only the operator's account may read who is paid where.
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            whole = _whole_lines(file)
+            new = key not in _records(whole)
+            if new:
+                file.seek(len(whole))
+                file.truncate()
+                file.write(json.dumps({"key": key, **make()}, sort_keys=True).encode() + b"\n")
+            # Also for a key found: who wrote it may have died before its fsync.
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(self._path.parent)
+        return new
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        return self.all().get(key)
+
+    def all(self) -> dict[str, dict[str, Any]]:
+        """In the order in which they were added."""
+        with self.locked() as records:
+            return records
+
+    @contextmanager
+    def locked(self) -> Iterator[dict[str, dict[str, Any]]]:
+        """All records; nobody adds one until the end of the block."""
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            yield {}
+            return
+        with os.fdopen(descriptor, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield _records(_whole_lines(file))
+
+
+def write_once(path: Path, data: bytes) -> None:
+    """The whole file or nothing, durable; a file that is there already is left alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """A new file is durable only once its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _whole_lines(file: BinaryIO) -> bytes:
+    content = file.read()
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _records(whole: bytes) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for line in whole.splitlines():
+        record = json.loads(line)
+        found[record.pop("key")] = record
+    return found

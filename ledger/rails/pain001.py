@@ -1,0 +1,219 @@
+"""The bank rail: ISO 20022 customer credit transfers, pain.001.001.09.
+
+Invariants: the bank sees whole files only, and each payment in one of them, once: payments are first collected, one
+line each on disk (fsync), and a file is written in one piece when a run is over, from what was collected since the last
+file; a written file never changes. The same collection gives the same bytes. What the bank did with a payment is
+`unknown` until its status report (pain.002) or the operator says so.
+
+A payment's end-to-end id is 32 characters of the SHA-256 of its key (the standard allows 35).
+"""
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+from xml.sax.saxutils import escape
+
+from ledger.money import decimal_text
+from ledger.rails import Answer, Outcome, Payment
+from ledger.rails.bank_account import BankAccount, BankAccountError
+from ledger.rails.journal import Journal, write_once
+
+NAME: Final = "pain.001"
+NAMESPACE: Final = "urn:iso:std:iso:20022:tech:xsd:pain.001.001.09"
+CENT_MICRO: Final = 10_000  # banks pay whole cents
+MAX_CENTS: Final = 99_999_999_999  # SEPA: 999,999,999.99
+
+
+class NoDebtorError(Exception):
+    """Nobody said from which account to pay."""
+
+    exit_code = 2
+
+
+def end_to_end_id(key: str) -> str:
+    return base64.b32encode(hashlib.sha256(key.encode()).digest()[:20]).decode()
+
+
+class Pain001Rail:
+    def __init__(self, folder: Path, batch: str, *, debtor: BankAccount | None, created_us: int) -> None:
+        """`debtor` is needed at the first run and stays; `created_us` is the time in the files: the payout's plan."""
+        self._folder, self._batch = folder, batch
+        self._created_us = created_us
+        self._debtor = debtor
+        self._collected = Journal(folder / f"{batch}.pain001")
+        self._answers = Journal(folder / f"{batch}.answers")
+
+    @property
+    def name(self) -> str:
+        return NAME
+
+    def submit(self, payment: Payment) -> Answer:
+        """Collect it for the next file. Raises OSError, NoDebtorError."""
+        fault = _fault(payment)
+        if fault:
+            return Answer(Outcome.FAILED, fault)
+        debtor = self._from_account()
+        account = BankAccount.parse(payment.destination)
+        self._collected.add(
+            payment.key,
+            lambda: {
+                "file": len(self.files()) + 1,
+                "amount_micro": payment.amount_micro,
+                "unit": payment.unit,
+                "iban": account.iban,
+                "bic": account.bic,
+                "name": account.name,
+                "debtor": [debtor.iban, debtor.bic, debtor.name],
+            },
+        )
+        return self.look_up(payment.key)
+
+    def look_up(self, key: str) -> Answer:
+        said = self._answers.get(key)
+        if said is not None:
+            return Answer(Outcome(said["outcome"]), str(said["reference"]))
+        known = self._collected.get(key)
+        return Answer(Outcome.ABSENT) if known is None else Answer(Outcome.UNKNOWN, end_to_end_id(key))
+
+    def seal(self) -> Path | None:
+        """Write what was collected since the last file as a file of its own; None when there is nothing new."""
+        with self._collected.locked() as collected:  # nobody adds to the file that is being written
+            number = len(self.files()) + 1
+            rows = [(key, row) for key, row in collected.items() if row["file"] == number]
+            if not rows:
+                return None
+            path = self._folder / f"{self._batch}-{number}.xml"
+            message_id = f"{self._batch.replace('-', '')[:28]}-{number}"
+            write_once(path, _document(message_id, self._created_us, rows))
+            return path
+
+    def files(self) -> list[Path]:
+        """The files for the bank, oldest first."""
+        found: list[Path] = []
+        while (path := self._folder / f"{self._batch}-{len(found) + 1}.xml").exists():
+            found.append(path)
+        return found
+
+    def keys(self) -> dict[str, str]:
+        """End-to-end id -> key, of all that was collected."""
+        return {end_to_end_id(key): key for key in self._collected.all()}
+
+    def record(self, key: str, outcome: Outcome, reference: str) -> bool:
+        """What the bank says of a payment: CONFIRMED or FAILED, once. False when it is known already.
+
+        Raises ValueError for a payment that no file holds, or an answer that contradicts an earlier one.
+        """
+        sealed = len(self.files())
+        row = self._collected.get(key)
+        if row is None or int(row["file"]) > sealed:
+            raise ValueError("no file for the bank holds this payment")
+        if outcome not in (Outcome.CONFIRMED, Outcome.FAILED):
+            raise ValueError("a bank's final answer is confirmed or failed")
+        known = self._answers.get(key)
+        if known is not None and known["outcome"] != outcome.value:
+            raise ValueError(f"this payment is recorded as {known['outcome']} already")
+        return self._answers.add(key, lambda: {"outcome": outcome.value, "reference": reference})
+
+    def _from_account(self) -> BankAccount:
+        first = next(iter(self._collected.all().values()), None)
+        if first is not None:
+            kept = BankAccount(*first["debtor"])
+            if self._debtor not in (None, kept):
+                raise NoDebtorError("this payout is paid from another account already")
+            return kept
+        if self._debtor is None:
+            raise NoDebtorError("say from which account to pay")
+        return self._debtor
+
+
+def _fault(payment: Payment) -> str:
+    """Why no bank can be given this payment; empty when it can. Never holds the destination."""
+    cents, rest = divmod(payment.amount_micro, CENT_MICRO)
+    if rest or not 0 < cents <= MAX_CENTS:
+        return "a bank pays whole cents, at most 999999999.99"
+    if len(payment.unit) != 3 or not payment.unit.isascii() or not payment.unit.isalpha():
+        return "the unit of account is no currency (ISO 4217)"
+    try:
+        BankAccount.parse(payment.destination)
+    except BankAccountError as e:
+        return str(e)
+    return ""
+
+
+def amount_text(amount_micro: int) -> str:
+    """Exact, with two decimals."""
+    return decimal_text(amount_micro)[:-4]
+
+
+def _document(message_id: str, created_us: int, rows: list[tuple[str, dict[str, Any]]]) -> bytes:
+    """The elements in the order of the schema, each escaped, UTF-8, one line each."""
+    created = datetime.fromtimestamp(created_us // 1_000_000, UTC)
+    total = amount_text(sum(int(row["amount_micro"]) for _, row in rows))
+    iban, bic, name = rows[0][1]["debtor"]
+    unit = str(rows[0][1]["unit"])
+    sums = [_e("NbOfTxs", str(len(rows))), _e("CtrlSum", total)]
+    header = _w(
+        "GrpHdr",
+        [
+            _e("MsgId", message_id),
+            _e("CreDtTm", created.strftime("%Y-%m-%dT%H:%M:%SZ")),
+            *sums,
+            *_w("InitgPty", [_e("Nm", name)]),
+        ],
+    )
+    service = _w("PmtTpInf", _w("SvcLvl", [_e("Cd", "SEPA")])) if unit == "EUR" else []
+    payments = _w(
+        "PmtInf",
+        [
+            _e("PmtInfId", message_id),
+            _e("PmtMtd", "TRF"),
+            *sums,
+            *service,
+            *_w("ReqdExctnDt", [_e("Dt", created.strftime("%Y-%m-%d"))]),
+            *_w("Dbtr", [_e("Nm", name)]),
+            *_w("DbtrAcct", _w("Id", [_e("IBAN", iban)])),
+            *_w("DbtrAgt", _institution(bic)),
+            _e("ChrgBr", "SLEV" if unit == "EUR" else "SHAR"),
+            *(line for key, row in rows for line in _transfer(key, row)),
+        ],
+    )
+    body = _w("CstmrCdtTrfInitn", [*header, *payments])
+    lines = [
+        '<?xml version="1.0" encoding="UTF-8"?>',
+        f'<Document xmlns="{NAMESPACE}">',
+        *body,
+        "</Document>",
+    ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _transfer(key: str, row: dict[str, Any]) -> list[str]:
+    agent = _w("CdtrAgt", _institution(row["bic"])) if row["bic"] else []
+    unit, amount = escape(str(row["unit"])), amount_text(int(row["amount_micro"]))
+    return _w(
+        "CdtTrfTxInf",
+        [
+            *_w("PmtId", [_e("EndToEndId", end_to_end_id(key))]),
+            *_w("Amt", [f'<InstdAmt Ccy="{unit}">{amount}</InstdAmt>']),
+            *agent,
+            *_w("Cdtr", [_e("Nm", row["name"])]),
+            *_w("CdtrAcct", _w("Id", [_e("IBAN", row["iban"])])),
+            *_w("RmtInf", [_e("Ustrd", f"StreamrP2P payout {key.replace(':', ' line ')}"[:140])]),
+        ],
+    )
+
+
+def _institution(bic: str) -> list[str]:
+    inner = [_e("BICFI", bic)] if bic else _w("Othr", [_e("Id", "NOTPROVIDED")])
+    return _w("FinInstnId", inner)
+
+
+def _e(tag: str, text: str) -> str:
+    return f"<{tag}>{escape(text)}</{tag}>"
+
+
+def _w(tag: str, inner: Iterable[str]) -> list[str]:
+    return [f"<{tag}>", *inner, f"</{tag}>"]
