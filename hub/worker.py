@@ -28,7 +28,7 @@ from ledger.application import Conflict, Ledger, Unavailable
 from ledger.services import crew
 from ledger.services.credit_index import CreditIndex
 from ledger.services.nodes import change_node
-from ledger.services.settle import release_due_holds, settle_due_epochs
+from ledger.services.settle import keep_index, recall_index, release_due_holds, settle_due_epochs
 from ledger.store.database import create_sql_engine
 from ledger.tlog.cosigners import Cosigners, WitnessAddress
 from ledger.tlog.files import write_atomic
@@ -56,7 +56,7 @@ class Worker:
         self._engine = create_sql_engine(url)
         self._queries = Queries(self._engine)
         self._runner = Runner(self._ledger, self._engine)
-        self._credits = CreditIndex()
+        self._credits: CreditIndex | None = None  # not recalled yet
         self._clock = SteadyClock(now_us)
         keys = KeyStore.open(settings.data_dir / "keys")
         witnesses = WitnessAddress.parse_all(settings.witnesses or "")
@@ -96,8 +96,11 @@ class Worker:
 
     def settle(self) -> None:
         """Settle every epoch that is over, then release what was held long enough."""
+        if self._credits is None:
+            self._credits = recall_index(self._ledger)
         try:
             settle_due_epochs(self._ledger, at_us=self._clock.checked(), index=self._credits)
+            keep_index(self._ledger, self._credits)
         except TRANSIENT:
             raise
         except Exception:

@@ -5,29 +5,43 @@ was committed before the call; `read` never skips a position. One `Ledger` serve
 of the database.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Condition
 from time import monotonic
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
 import psycopg.errors
 from eventsourcing import persistence
 
 from ledger.aggregates.base import Aggregate
+from ledger.aggregates.book import Book
 from ledger.events import Event, UnknownEventError, decode
+from ledger.money import EXTERNAL
 from ledger.store.cache import AggregateCache
 from ledger.store.database import Datastore
 from ledger.store.factory import Store
+from ledger.store.folds import Folds
 from ledger.store.listener import Listener
 
 A = TypeVar("A", bound=Aggregate)
+F = TypeVar("F")
 
 READ_LIMIT_MAX: Final = 50_000
+KEPT_EVERY: Final = 256  # events of an aggregate between two times that it is kept
 _FOLD_PAGE: Final = 1_000
 _FALLBACK_POLL_S: Final = 1.0
+
+
+def _balanced(book: Any) -> bool:
+    amounts: dict[str, int] = book.accounts
+    return sum(amounts.values()) == 0 and all(a >= 0 for name, a in amounts.items() if name != EXTERNAL)
+
+
+# Aggregates that live as long as the crew, with what must hold of one that was kept. The others are short.
+KEPT: Final[dict[type[Aggregate], Callable[[Any], bool]]] = {Book: _balanced}
 
 
 class Conflict(Exception):
@@ -65,6 +79,8 @@ class Ledger:
         self._datastore = Datastore(database_url, schema)
         self._store = Store(self._datastore)
         self._cache = AggregateCache()
+        self._folds = Folds(self._datastore)
+        self._kept: dict[str, int] = {}  # name of a fold -> how far it was kept last
         self._news = Condition()
         self._generation = 0
         self._listener: Listener | None = None
@@ -133,6 +149,28 @@ class Ledger:
             newest = list(self._store.events.get(aggregate_id, desc=True, limit=1))
         return cast("Event", newest[0]) if newest else None
 
+    def recall(self, name: str, cls: type[F]) -> F | None:
+        """A fold of the log that was kept by `keep`, by this very program; None when there is none that fits.
+
+        Raises Unavailable.
+        """
+        with _translated():
+            found = self._folds.recall(name, self._leaf_before)
+        if found is None or not isinstance(found[1], cls):
+            return None
+        self._kept[name] = found[0]
+        return found[1]
+
+    def keep(self, name: str, position: int, fold: object, *, every: int) -> None:
+        """Keep `fold`, which has taken in the events before `position`, when that is `every` more than last time."""
+        if position - self._kept.get(name, 0) < every:
+            return
+        with _translated():
+            last = self._leaf_before(position)
+        if last is not None:
+            self._folds.keep(name, position, last, fold)
+            self._kept[name] = position
+
     def size(self) -> int:
         """The number of events, which is the next position. Raises Unavailable."""
         with _translated():
@@ -183,7 +221,7 @@ class Ledger:
         self._store.close()
 
     def _load(self, cls: type[A], aggregate_id: UUID) -> A | None:
-        aggregate = self._cache.take(cls, aggregate_id)
+        aggregate = self._cache.take(cls, aggregate_id) or self._recall(cls, aggregate_id)
         project = cls.projector()
         with _translated():
             while True:
@@ -194,7 +232,45 @@ class Ledger:
                     break
         if aggregate is not None:
             self._cache.put(aggregate)
+            self._keep(aggregate)
         return aggregate
+
+    def _recall(self, cls: type[A], aggregate_id: UUID) -> A | None:
+        """The aggregate as it was kept, when it is one that is worth it and what was kept holds."""
+        holds = KEPT.get(cls)
+        if holds is None:
+            return None
+        with _translated():
+            found = self._folds.recall(
+                _fold_name(cls, aggregate_id), lambda version: self._state_of(aggregate_id, version)
+            )
+        if found is None:
+            return None
+        version, aggregate = found
+        if not isinstance(aggregate, cls) or (aggregate.id, aggregate.version) != (aggregate_id, version):
+            return None
+        if aggregate.torn or not holds(aggregate):
+            return None
+        self._kept[_fold_name(cls, aggregate_id)] = version
+        return aggregate
+
+    def _keep(self, aggregate: Aggregate) -> None:
+        name = _fold_name(type(aggregate), aggregate.id)
+        if type(aggregate) not in KEPT or aggregate.version - self._kept.get(name, 0) < KEPT_EVERY:
+            return
+        with _translated():
+            last = self._state_of(aggregate.id, aggregate.version)
+        if last is not None:
+            self._folds.keep(name, aggregate.version, last, aggregate)
+            self._kept[name] = aggregate.version
+
+    def _state_of(self, aggregate_id: UUID, version: int) -> bytes | None:
+        stored = self._store.recorder.select_events(aggregate_id, gt=version - 1, lte=version)
+        return stored[0].state if stored else None
+
+    def _leaf_before(self, position: int) -> bytes | None:
+        rows = self._store.recorder.select_rows(position - 1, 1) if position > 0 else []
+        return rows[0].state if rows and rows[0].position == position - 1 else None
 
     def _start_listening(self) -> None:
         with self._news:
@@ -206,6 +282,10 @@ class Ledger:
         with self._news:
             self._generation += 1
             self._news.notify_all()
+
+
+def _fold_name(cls: type[Aggregate], aggregate_id: UUID) -> str:
+    return f"{cls.__name__}:{aggregate_id}"
 
 
 @contextmanager

@@ -18,6 +18,8 @@ from ledger.settlement import Page, pages, settle
 __all__ = ["BrokenLogError", "CreditIndex", "catch_up", "draft", "release_due_holds", "settle_due_epochs"]
 
 PAGE_EVENTS: Final = 2_000
+INDEX_NAME: Final = "credits"
+INDEX_KEPT_EVERY: Final = 20_000  # events
 
 log = structlog.get_logger()
 
@@ -27,6 +29,16 @@ def catch_up(ledger: Ledger, index: CreditIndex) -> None:
     while recorded := ledger.read(index.position, PAGE_EVENTS):
         for entry in recorded:
             index.apply(entry.position, entry.event)
+
+
+def recall_index(ledger: Ledger) -> CreditIndex:
+    """The index as it was kept last, or an empty one: `catch_up` does the rest. Raises Unavailable."""
+    return ledger.recall(INDEX_NAME, CreditIndex) or CreditIndex()
+
+
+def keep_index(ledger: Ledger, index: CreditIndex) -> None:
+    """Keep the index now and then, so that the next start need not fold the whole log. Raises Unavailable."""
+    ledger.keep(INDEX_NAME, index.position, index, every=INDEX_KEPT_EVERY)
 
 
 def draft(index: CreditIndex, book: Book, *, epoch: int, log_to: int) -> list[Page]:

@@ -1,0 +1,134 @@
+"""Kept folds: the same as folding everything, and never believed when anything about them is odd."""
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from crew_life import Life, live_fully
+
+from ledger import application
+from ledger.aggregates.book import Book
+from ledger.application import Ledger
+from ledger.ids import BOOK_ID
+from ledger.services import settle
+from ledger.services.credit_index import CreditIndex
+from ledger.store.folds import shape
+
+
+@pytest.fixture(autouse=True)
+def _kept_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(application, "KEPT_EVERY", 4)
+    monkeypatch.setattr(settle, "INDEX_KEPT_EVERY", 1)
+
+
+def fill(ledger: Ledger, deposits: int) -> None:
+    stream_id = uuid4()
+    for n in range(deposits):
+        book = ledger.load_or_new(Book, BOOK_ID)
+        book.deposit(stream_id, amount_micro=n + 1, reference=str(uuid4()), at_us=n)
+        ledger.save(book)
+
+
+def folded(ledger: Ledger) -> Book:
+    """The book from all of its events."""
+    events = [r.event for r in ledger.read(0, 10_000) if r.event.originator_id == BOOK_ID]
+    book = Book.projector()(None, events)
+    assert book is not None
+    return book
+
+
+def state(fold: object) -> dict[str, Any]:
+    return {name: pickle.dumps(value) for name, value in sorted(vars(fold).items()) if name != "_pending"}
+
+
+def reloaded(database_url: str) -> tuple[Book, int]:
+    """The book as a new process loads it, and the version that it was recalled at."""
+    fresh = Ledger(database_url)
+    try:
+        recalled = fresh._recall(Book, BOOK_ID)
+        return fresh.load(Book, BOOK_ID), recalled.version if recalled is not None else 0
+    finally:
+        fresh.close()
+
+
+def test_a_recalled_book_is_the_fold_of_its_events(ledger: Ledger, database_url: str) -> None:
+    fill(ledger, 30)
+    book, recalled_at = reloaded(database_url)
+    assert recalled_at >= 25
+    assert book.version == 30
+    assert vars(book).keys() == vars(folded(ledger)).keys()
+    assert book.accounts == folded(ledger).accounts
+    fill(ledger, 3)
+    assert reloaded(database_url)[0].accounts == folded(ledger).accounts
+
+
+ODD = {
+    "another program": "shape = sha256('x')",
+    "a damaged state": "state = set_byte(state, 40, 7)",
+    "another log": "anchor = sha256('x')",
+    "a position that is not there": "position = position + 1000",
+    "an earlier position": "position = position - 1",
+}
+
+
+@pytest.mark.parametrize("change", ODD.values(), ids=ODD.keys())
+def test_a_fold_with_anything_odd_about_it_is_folded_again(
+    ledger: Ledger, database_url: str, change: str
+) -> None:
+    fill(ledger, 12)
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute(f"UPDATE crew_main.folds SET {change}").rowcount == 1
+    book, recalled_at = reloaded(database_url)
+    assert recalled_at == 0
+    assert book.accounts == folded(ledger).accounts
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("/tmp/evil"),))
+
+
+@pytest.mark.parametrize("wrong", ["evil", "unbalanced", "not a book"])
+def test_whoever_can_write_the_table_can_neither_run_code_nor_make_money(
+    ledger: Ledger, database_url: str, wrong: str
+) -> None:
+    fill(ledger, 12)
+    book = folded(ledger)
+    book.accounts["fees"] = 10**9
+    forged = pickle.dumps({"evil": Evil(), "unbalanced": book, "not a book": CreditIndex()}[wrong])
+    digest, last = hashlib.sha256(forged).digest(), ledger.read(11, 1)[0].data
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "UPDATE crew_main.folds SET state = %b, digest = %b, position = 12, anchor = %b, shape = %b",
+            (forged, digest, hashlib.sha256(last).digest(), shape()),
+        )
+    again, recalled_at = reloaded(database_url)
+    assert recalled_at == 0
+    assert again.accounts == folded(ledger).accounts
+
+
+def test_a_recalled_credit_index_goes_on_like_one_that_read_everything(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    kept: list[CreditIndex] = []
+
+    def between(at_us: int) -> None:
+        index = settle.recall_index(ledger)
+        settle.catch_up(ledger, index)
+        settle.keep_index(ledger, index)
+        kept.append(index)
+
+    live_fully(ledger, tmp_path, between)
+    recalled, everything = settle.recall_index(ledger), CreditIndex()
+    assert recalled.position > 0
+    for index in (recalled, everything):
+        settle.catch_up(ledger, index)
+    at_us = Life(ledger).now_us + 10**12
+    assert recalled.due(at_us) == everything.due(at_us)
+    assert vars(recalled).keys() == vars(everything).keys()
+    for epoch in range(everything.next_epoch + 3):
+        assert recalled.credits(epoch, recalled.position) == everything.credits(epoch, everything.position)
