@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "payout": "Plan, approve and run payouts.",
     "dispute": "Freeze settlement lines, decide on them.",
     "adjust": "Correct the books by hand.",
+    "books": "The books, for beancount and hledger.",
     "explain": "Why is this amount what it is?",
     "audit": "Replay a published log and check every figure.",
     "proof": "Show and check the proof of one event.",

@@ -32,7 +32,7 @@ def explain(
     """Show how an amount in a statement follows from the log, step by step."""
     if (place is None) == (friend is None):
         raise typer.BadParameter("give either a POSITION[:LINE] or --friend ID")
-    with _log(source) as log:
+    with open_log(source) as log:
         if friend is not None:
             _show_statement(log, friend, as_json)
             return
@@ -51,7 +51,7 @@ def parse_place(place: str) -> tuple[int, int]:
 
 
 @contextmanager
-def _log(source: str | None) -> Iterator[Events]:
+def open_log(source: str | None) -> Iterator[Events]:
     if source is None:
         from hub.operator import console  # the hub's packages
         from ledger.services.explain_log import LedgerLog

@@ -25,6 +25,7 @@ from ledger.events import (
     TariffSet,
     Transfer,
 )
+from ledger.journal import transfers_of
 from ledger.services.credit_index import CreditIndex, Source
 from ledger.settlement import FLOOR_SHARE, NO_TARIFF, Derivation, Share, Tariff, derive, tariff_of
 
@@ -175,15 +176,6 @@ def statement(log: Events, friend_id: UUID) -> list[Part]:
                 amount = sum(p.amount_micro for p in transfer.postings if p.amount_micro > 0)
                 found.append(Part(position=position, line=n, reason=transfer.reason, amount_micro=amount))
     return found
-
-
-def transfers_of(event: Event) -> tuple[Transfer, ...]:
-    """The movements of any event of the book; none for other events."""
-    many: tuple[Transfer, ...] | None = getattr(event, "transfers", None)
-    if many is not None:
-        return many
-    one: Transfer | None = getattr(event, "transfer", None)
-    return () if one is None else (one,)
 
 
 # --- a settlement line

@@ -1,0 +1,31 @@
+"""`streamrp2p books`: the books for other programs.
+
+Invariant: everything comes from the log; with `--from` it needs no hub, no database and no account.
+"""
+
+import typer
+
+from hub.commands.explain import open_log
+from ledger.journal import FORMATS, journal
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def _group() -> None:
+    """The books for other programs."""
+
+
+@app.command()
+def export(
+    format_name: str = typer.Option("beancount", "--format", help=f"One of: {', '.join(FORMATS)}."),
+    source: str | None = typer.Option(
+        None, "--from", metavar="URL|FOLDER", help="A published log, instead of the running hub's database."
+    ),
+) -> None:
+    """Print every transfer as a journal for beancount or hledger, balances asserted at the end."""
+    if format_name not in FORMATS:
+        raise typer.BadParameter(f"there is no format {format_name!r}; there are: {', '.join(FORMATS)}")
+    with open_log(source) as log:
+        for line in journal(log.events(0, None), format_name):
+            typer.echo(line)
