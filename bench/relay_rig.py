@@ -30,6 +30,7 @@ from relay.media.packager import Format
 from relay.node.cache import SegmentCache
 from relay.node.hub_client import HubClient
 from relay.origin.asgi import MediaApp
+from relay.origin.http import MediaHttpProtocol
 from relay.origin.live import Catalogue, Live
 from relay.origin.service import wall_clock_us
 from relay.origin.settings import OriginSettings
@@ -106,7 +107,15 @@ async def origin() -> None:
     app = MediaApp(catalogue, steering, settings, wall_clock_us)
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     server = uvicorn.Server(
-        uvicorn.Config(app, lifespan="off", access_log=False, log_level="error", interface="asgi3")
+        uvicorn.Config(
+            app,
+            http=MediaHttpProtocol,
+            lifespan="off",
+            access_log=False,
+            log_level="error",
+            interface="asgi3",
+            server_header=False,
+        )
     )
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     serving = asyncio.create_task(server.serve(sockets=[listener]))

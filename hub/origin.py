@@ -40,8 +40,8 @@ from ledger.services.delivery import DeliveryDesk
 from ledger.services.nodes import prefix_commitment
 from ledger.store.database import connect_pool, create_sql_engine
 from projections.queries import Queries, ReadModelUnavailable
-from relay.node.http_protocol import BoundedHttpProtocol
 from relay.origin import Origin, OriginSettings
+from relay.origin.http import MediaHttpProtocol
 from relay.ports import Unavailable
 
 log = structlog.get_logger("hub.origin")
@@ -55,7 +55,7 @@ REAP_EVERY_S: Final = 5.0
 STOP_PATIENCE_S: Final = 2
 
 
-class HubHttpProtocol(BoundedHttpProtocol):
+class HubHttpProtocol(MediaHttpProtocol):
     """Connections that say nothing, or take nothing, do not hold one for ever."""
 
     max_connections = 20_000

@@ -62,11 +62,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             raise ValueError("request head is too long")
 
     def on_headers_complete(self) -> None:
+        self.head_complete()
+        super().on_headers_complete()
+
+    def head_complete(self) -> None:
         self._in_head = False
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-        super().on_headers_complete()
 
     def pause_writing(self) -> None:
         super().pause_writing()

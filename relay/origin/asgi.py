@@ -28,6 +28,7 @@ from relay.origin.answers import (
     peer_ip,
     problem,
 )
+from relay.origin.http import WRITE_NOW
 from relay.origin.live import Catalogue, Live
 from relay.origin.settings import OriginSettings
 from relay.origin.store import RenditionStore, Stored
@@ -270,10 +271,18 @@ class MediaApp:
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
-        await self._stream_flv(live, receive, send)
+        await self._stream_flv(live, receive, send, (scope.get("extensions") or {}).get(WRITE_NOW))
 
-    async def _stream_flv(self, live: Live, receive: Receive, send: Send) -> None:
-        viewer = live.fanout.join()
+    async def _stream_flv(
+        self, live: Live, receive: Receive, send: Send, write_now: Callable[[bytes], bool] | None
+    ) -> None:
+        def count_and_write(data: bytes) -> bool:
+            assert write_now is not None
+            written = write_now(data)
+            self.sent_bytes += len(data) * written
+            return written
+
+        viewer = live.fanout.join(count_and_write if write_now is not None else None)
 
         async def watch() -> None:
             # send() goes on "succeeding" after the client is gone: only receive() tells

@@ -9,21 +9,27 @@ so that a viewer who has to skip can come back exactly there.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from relay.media import flv
 from relay.origin.settings import OriginSettings
 
 
 class FlvViewer:
-    """One viewer's queue. `next` gives bytes to send, None at the end."""
+    """One viewer's queue. `next` gives bytes to send, None at the end; asked again only when those are sent.
 
-    def __init__(self, max_bytes: int) -> None:
+    `write_now` sends at once where the client keeps up (False: it does not); it is used only while nothing waits.
+    """
+
+    def __init__(self, max_bytes: int, write_now: Callable[[bytes], bool] | None = None) -> None:
         self._max_bytes = max_bytes
         self._blocks: deque[bytes] = deque()
         self._queued = 0
         self._skipping = False
         self._closed = False
         self._wake = asyncio.Event()
+        self._write_now = write_now
+        self._sending = True  # what `next` gave is on its way, or nobody has asked yet
         self.skips = 0
 
     def preload(self, block: bytes, *, at_key: bool) -> None:
@@ -47,6 +53,8 @@ class FlvViewer:
         if self._skipping and not key:
             return
         self._skipping = False
+        if self._write_now is not None and not self._sending and not self._blocks and self._write_now(block):
+            return
         self._blocks.append(block)
         self._queued += len(block)
         self._wake.set()
@@ -61,6 +69,7 @@ class FlvViewer:
         self._queued = 0
 
     async def next(self) -> bytes | None:
+        self._sending = False
         while not self._blocks:
             if self._closed:
                 return None
@@ -69,6 +78,7 @@ class FlvViewer:
         data = b"".join(self._blocks) if len(self._blocks) > 1 else self._blocks[0]
         self._blocks.clear()
         self._queued = 0
+        self._sending = True
         return data
 
 
@@ -118,10 +128,10 @@ class FlvFanout:
 
     # --- viewers -------------------------------------------------------------------------------------------------
 
-    def join(self) -> FlvViewer:
+    def join(self, write_now: Callable[[bytes], bool] | None = None) -> FlvViewer:
         """A new viewer, with file header, codec headers and the GOP so far already queued."""
         self._flush()
-        viewer = FlvViewer(self._settings.viewer_queue_bytes)
+        viewer = FlvViewer(self._settings.viewer_queue_bytes, write_now)
         parts = [flv.file_header(audio=flv.AUDIO in self._headers)]
         parts += [flv.tag(kind, 0, self._headers[kind]) for kind in sorted(self._headers, reverse=True)]
         parts += [flv.tag(*frame) for frame in self._gop]

@@ -15,6 +15,7 @@ import uvicorn
 from ledger.events import Segment
 from relay.media.packager import PackagerSettings
 from relay.origin import Origin, OriginSettings
+from relay.origin.http import MediaHttpProtocol
 from relay.ports import Assignment, BroadcastGrant, StreamGrant, Unavailable
 
 KEY = "main_0123456789abcdefghijklmnopqrstuv"
@@ -175,7 +176,13 @@ async def rig(settings: OriginSettings = FAST, **ports: object) -> AsyncIterator
     origin = Origin(authority, steering, settings)
     rtmp_port = await origin.start_rtmp("127.0.0.1", 0)
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(origin.asgi, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        origin.asgi,
+        http=MediaHttpProtocol,
+        log_level="warning",
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+    )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:

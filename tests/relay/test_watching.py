@@ -268,3 +268,62 @@ def test_a_slow_flv_viewer_skips_to_a_key_frame_and_holds_little(source, batch_s
         assert is_key(read_flv(flv.file_header(audio=True) + out)[0])
 
     asyncio.run(scenario())
+
+
+def test_requests_in_one_packet_are_answered_in_their_order(source):
+    async def scenario():
+        async with rig() as r:
+            encoder = await publishing(r)
+            await encoder.send(source)
+            await r.until(lambda: len(r.authority.published) >= 3)
+            path = await r.media_playlist()
+            segment = f"{path.rpartition('/')[0]}/1.ts"
+            reader, writer = await asyncio.open_connection("127.0.0.1", r.http_port)
+            asked = [segment, path, "/live/nobody.m3u8", segment]
+            head = "GET {} HTTP/1.1\r\nhost: x\r\n\r\n"
+            writer.write("".join(map(head.format, asked)).encode())
+            answers = []
+            for _ in asked:
+                said = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                length = int(said.split("content-length: ")[1].split("\r\n")[0])
+                answers.append((said.split()[1], await reader.readexactly(length)))
+            assert [status for status, _ in answers] == ["200", "200", "404", "200"]
+            assert answers[0][1] == answers[3][1] == r.authority.published[1][1]
+            assert answers[1][1].startswith(b"#EXTM3U")
+            writer.write(head.format(segment).replace("GET", "HEAD").encode() + head.format(path).encode())
+            said = (await reader.readuntil(b"\r\n\r\n")).decode()
+            assert f"content-length: {len(answers[0][1])}" in said
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")  # nothing in between
+            writer.close()
+            await encoder.kill()
+
+    asyncio.run(scenario())
+
+
+def test_an_flv_viewer_who_stops_reading_skips_and_goes_on_with_a_well_formed_file(source):
+    async def scenario():
+        async with rig(replace(FAST, viewer_queue_bytes=200_000)) as r:
+            encoder = await publishing(r)
+            await encoder.send(source[:200])
+            live = r.origin._catalogue.lives["main"]
+            await r.until(lambda: live.fanout.started)
+            reader, writer = await asyncio.open_connection("127.0.0.1", r.http_port, limit=4096)
+            writer.write(b"GET /live/main.flv HTTP/1.1\r\nhost: x\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            await r.until(lambda: live.fanout.viewers)
+            (viewer,) = live.fanout.viewers
+            filler = [t for t in source if not is_header(t) and t[0] != 18]
+            for turn in range(1, 200):  # far more than all buffers between the two hold
+                await encoder.send(filler, shift=turn * 12_000)
+                await asyncio.sleep(0)
+                if viewer.skips > 1:
+                    break
+            assert viewer.skips > 1
+            await encoder.stop()
+            file = b""
+            while size := int(await reader.readline(), 16):
+                file += (await reader.readexactly(size + 2))[:-2]
+            assert len(read_flv(file)) > 200
+            writer.close()
+
+    asyncio.run(scenario())

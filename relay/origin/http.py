@@ -1,0 +1,125 @@
+"""uvicorn's HTTP protocol with a shorter way for media: the same ASGI application, a third of the work around it.
+
+Invariant: only plain GETs of media paths go the short way, one at a time on a connection; everything else is uvicorn's.
+Head and first bytes leave in one write; the chunks of an answer without a length are framed beside the bytes, so that
+the very object all viewers share is what is written. `scope["extensions"][WRITE_NOW]` writes such a chunk without a
+task where the client keeps up. (Ending the answer with the connection would be cheaper still, and libavformat would
+call every end of a broadcast an input/output error.)
+"""
+
+import asyncio
+from collections.abc import MutableMapping
+from typing import Any, Final, cast
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+from relay.node.http_protocol import BoundedHttpProtocol
+
+MEDIA_PATHS: Final = (b"/live/", b"/segments/")
+WRITE_NOW: Final = "relay.write_now"
+_JOIN_BYTES: Final = 65_536  # head and body up to here are joined: copying is cheaper than a second write
+
+
+class _MediaCycle(RequestResponseCycle):
+    """Trusts what the application says: it is ours, and its header names are constants."""
+
+    _head: bytes | None = None
+    _left: int | None = None  # of the announced length; None: in chunks
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:  # type: ignore[override]
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if message["type"] == "http.response.start":
+            self._start(message["status"], message["headers"])
+        else:
+            self._write(message.get("body", b""), more=message.get("more_body", False))
+
+    def write_now(self, data: bytes) -> bool:
+        """False when the client has not taken what it was sent before, or has gone."""
+        if self.flow.write_paused or self.disconnected or self.response_complete or self._head is not None:
+            return False
+        self._write_chunk(data)
+        return True
+
+    def _write_chunk(self, data: bytes) -> None:
+        self.transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
+
+    def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.response_started = True
+        self._left = 0 if status in (204, 304) else None
+        parts = [STATUS_LINE[status]]
+        for name, value in (*self.default_headers, *headers):
+            if name == b"content-length":
+                self._left = 0 if self.scope["method"] == "HEAD" else int(value)
+            parts += (name, b": ", value, b"\r\n")
+        if self._left is None and self.scope["method"] == "HEAD":
+            self._left = 0
+        elif self._left is None:
+            parts.append(b"transfer-encoding: chunked\r\n")
+        parts.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
+        self._head = b"".join(parts)
+
+    def _write(self, body: bytes, *, more: bool) -> None:
+        if self._left is not None:
+            self._left -= len(body)
+            if self._left < 0 or (self._left and not more):
+                raise RuntimeError("the answer is not as long as it says")
+        head, self._head = self._head, None
+        if head is not None and (self._left is None or len(body) > _JOIN_BYTES):
+            self.transport.write(head)
+        elif head is not None:
+            body = head + body
+        if self._left is None:
+            if body:
+                self._write_chunk(body)
+            if not more:
+                self.transport.write(b"0\r\n\r\n")
+        elif body:
+            self.transport.write(body)
+        if not more:
+            self.response_complete = True
+            self.message_event.set()
+            if not self.keep_alive:
+                self.transport.close()
+            self.on_response()
+
+
+class MediaHttpProtocol(BoundedHttpProtocol):
+    """For `uvicorn.Config(http=...)`."""
+
+    def on_headers_complete(self) -> None:
+        url, cycle = self.url, self.cycle
+        if (
+            not url.startswith(MEDIA_PATHS)
+            or b"%" in url
+            or b"#" in url
+            or (cycle is not None and not cycle.response_complete)
+            or self.limit_concurrency is not None
+            or self.parser.get_method() not in (b"GET", b"HEAD")
+            or self.parser.get_http_version() != "1.1"
+            or self.parser.should_upgrade()
+        ):
+            super().on_headers_complete()
+            return
+        self.head_complete()
+        path, _, query = url.partition(b"?")
+        scope = cast("dict[str, Any]", self.scope)
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["path"], scope["raw_path"], scope["query_string"] = path.decode("latin-1"), path, query
+        self.cycle = media = _MediaCycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        scope["extensions"] = {WRITE_NOW: media.write_now}
+        self._start_asgi_task(media, self.app)
