@@ -8,6 +8,8 @@ import asyncio
 import random
 import resource
 import signal
+import socket
+import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -128,20 +130,18 @@ class OriginProcess:
         else:
             await self._api(scope, receive, send)
 
-    async def run(self) -> None:
-        """Until SIGTERM or SIGINT."""
+    async def run(self, rtmp: list[socket.socket], http: list[socket.socket]) -> None:
+        """Accept from these listening sockets until SIGTERM or SIGINT."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        await self._origin.start_rtmp(self._settings.rtmp_host, self._settings.rtmp_port)
+        await self._origin.start_rtmp_on(rtmp)
         self._rtmp_ready = True
         server = uvicorn.Server(
             uvicorn.Config(
                 self.asgi,
                 http=HubHttpProtocol,
-                host=self._settings.http_host,
-                port=self._settings.http_port,
                 interface="asgi3",
                 lifespan="off",
                 access_log=False,
@@ -152,7 +152,7 @@ class OriginProcess:
         )
         server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
         tasks: list[asyncio.Task[Any]] = [
-            loop.create_task(server.serve()),
+            loop.create_task(server.serve(sockets=http)),
             loop.create_task(_forever(LIVENESS_EVERY_S, self._refresh_nodes)),
             loop.create_task(_forever(OBSERVE_EVERY_S, self._steering.record_observations)),
             loop.create_task(_forever(REAP_EVERY_S, self._end_abandoned)),
@@ -217,6 +217,7 @@ async def _forever(seconds: float, step: Callable[[], Coroutine[Any, Any, None]]
 
 
 def main() -> None:
+    """Arguments: the numbers of the listening sockets inherited from the supervisor, for RTMP and for HTTP."""
     settings = load_settings()
     configure_logging(json=settings.log_json, level=settings.log_level)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -225,7 +226,8 @@ def main() -> None:
     )  # often 1024: a thousand viewers would be the end
     import uvloop
 
-    uvloop.run(OriginProcess(settings).run())
+    rtmp, http = ([socket.socket(fileno=int(fd)) for fd in text.split(",")] for text in sys.argv[1:3])
+    uvloop.run(OriginProcess(settings).run(rtmp, http))
 
 
 if __name__ == "__main__":

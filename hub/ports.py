@@ -1,10 +1,13 @@
-"""Is a port free, and if not, who has it? Asked before anything is started, so that the answer is one clear line."""
+"""Is a port free, and if not, who has it? Asked before anything is started, so that the answer is one clear line. And
+the listening sockets, which outlive the process that accepts from them."""
 
 import errno
 import os
 import socket
 import time
 from pathlib import Path
+
+BACKLOG = 1024  # connections that wait while the process that accepts them starts again
 
 
 class PortInUse(Exception):
@@ -46,6 +49,18 @@ def _bind_problem(host: str, port: int) -> int | None:
         except OSError as error:
             return error.errno or errno.EIO
     return None
+
+
+def listen_on(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets on every address of `host`. Whoever holds them keeps the port open: a connection made while
+    nobody accepts waits, and is not refused. Raises OSError."""
+    found = dict.fromkeys(
+        (family, address)
+        for family, _, _, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    )
+    return [socket.create_server(address[:2], family=family, backlog=BACKLOG) for family, address in found]
 
 
 def listener_of(port: int) -> str | None:

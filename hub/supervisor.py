@@ -71,6 +71,7 @@ class Program:
     environment: Mapping[str, str] = field(default_factory=dict)
     start_timeout_s: float = 60.0
     stop_patience_s: float = 2.5
+    pass_fds: tuple[int, ...] = ()  # inherited under the same numbers
     output: int = 2  # stdout is for data: what a service says goes to stderr
     process: subprocess.Popen[bytes] | None = None
 
@@ -80,6 +81,7 @@ class Program:
             env={**os.environ, **self.environment},
             stdin=subprocess.DEVNULL,
             stdout=self.output,
+            pass_fds=self.pass_fds,
             start_new_session=True,  # Ctrl-C in the terminal is the supervisor's to handle
             preexec_fn=die_with_parent(signal.SIGKILL),
         )

@@ -6,6 +6,7 @@ or with a reason that was sent to it. The key is never logged.
 
 import asyncio
 import os
+import socket
 from typing import Final, cast
 
 import structlog
@@ -221,6 +222,14 @@ class IngestServer:
     async def start(self, host: str, port: int) -> int:
         """Listen; port 0 takes a free one. Returns the port. Raises OSError when it is taken."""
         server = await asyncio.get_running_loop().create_server(lambda: _Encoder(self), host, port)
+        return self._started(server)
+
+    async def start_on(self, listener: socket.socket) -> int:
+        """Accept from a socket that listens already. Returns its port."""
+        server = await asyncio.get_running_loop().create_server(lambda: _Encoder(self), sock=listener)
+        return self._started(server)
+
+    def _started(self, server: asyncio.Server) -> int:
         self._servers.append(server)
         if self._ticker is None:
             self._ticker = asyncio.get_running_loop().create_task(self._tick(), name="rtmp limits")

@@ -7,6 +7,7 @@ whether or not the start succeeds, and never in a log.
 import http.client
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import typer
 
 from hub.embedded.home import take_lock
 from hub.logs import configure_logging
-from hub.ports import require_free_port
+from hub.ports import listen_on, require_free_port
 from hub.settings import Settings, load_settings, unknown_variables
 from hub.supervisor import Program, Supervisor
 
@@ -52,7 +53,17 @@ def _run(settings: Settings, supervisor: Supervisor) -> None:
         return
     told = json.loads(setup)
     here = {"STREAMRP2P_DATA_DIR": str(settings.data_dir.absolute())}
-    origin = Program("origin", [sys.executable, "-m", "hub.origin"], lambda: _http_answers(settings), here)
+    # Held here, so that encoders and players who come while the origin starts again wait a moment: VLC gives a stream
+    # up for good after three refusals.
+    rtmp = listen_on(settings.rtmp_host, settings.rtmp_port)
+    http = listen_on(settings.http_host, settings.http_port)
+    origin = Program(
+        "origin",
+        [sys.executable, "-m", "hub.origin", _numbers(rtmp), _numbers(http)],
+        lambda: _http_answers(settings),
+        here,
+        pass_fds=tuple(s.fileno() for s in (*rtmp, *http)),
+    )
     worker = Program("worker", [sys.executable, "-m", "hub.worker"], environment=here)
     complete = False
     try:
@@ -61,6 +72,10 @@ def _run(settings: Settings, supervisor: Supervisor) -> None:
         typer.echo(welcome(settings, told, complete=complete))
         sys.stdout.flush()
     supervisor.run()
+
+
+def _numbers(sockets: list[socket.socket]) -> str:
+    return ",".join(str(s.fileno()) for s in sockets)
 
 
 def _start_servers(settings: Settings, supervisor: Supervisor) -> bool:
@@ -95,7 +110,7 @@ def write_private(path: Path, text: str) -> None:
 
 def _http_answers(settings: Settings) -> bool:
     host = "127.0.0.1" if settings.http_host == "0.0.0.0" else settings.http_host  # noqa: S104
-    connection = http.client.HTTPConnection("::1" if host == "::" else host, settings.http_port, timeout=1)
+    connection = http.client.HTTPConnection("::1" if host == "::" else host, settings.http_port, timeout=0.5)
     try:
         connection.request("GET", "/api/health")
         return connection.getresponse().status == 200

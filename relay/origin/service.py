@@ -1,8 +1,9 @@
 """The origin as one object: start the RTMP port, mount the ASGI application, close."""
 
 import asyncio
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from relay.ingest import IngestServer
@@ -51,6 +52,11 @@ class Origin:
     async def start_rtmp(self, host: str, port: int) -> int:
         """Listen for encoders; port 0 takes a free one. Returns the port. Raises OSError when it is taken."""
         return await self._ingest.start(host, port)
+
+    async def start_rtmp_on(self, listeners: Sequence[socket.socket]) -> None:
+        """Accept encoders from sockets that listen already; they are closed with the origin."""
+        for listener in listeners:
+            await self._ingest.start_on(listener)
 
     async def close(self, timeout_s: float = 10.0) -> None:
         """End every broadcast, give the ledger `timeout_s` to record it, close all connections."""

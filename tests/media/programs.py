@@ -142,6 +142,7 @@ VBitrate=500
 ABitrate=128
 UseAdvanced=true
 Preset=ultrafast
+x264Settings=keyint=60
 """
 OBS_GLOBAL = """[General]
 FirstRun=true
