@@ -70,7 +70,8 @@ def push(url: str, seconds: int, stop: threading.Event) -> None:
             frame = pictures.pull()
             assert isinstance(frame, av.VideoFrame)
             frame.pts, frame.time_base = number, Fraction(1, FPS)
-            frame.pict_type = PictureType.NONE  # testsrc2 marks every picture I, which would make each a key frame
+            # testsrc2 marks every picture I, which would make each a key frame.
+            frame.pict_type = PictureType.NONE
             output.mux(video.encode(frame))
             while samples / SAMPLE_RATE <= number / FPS:
                 sound = tones.pull()
