@@ -59,7 +59,7 @@ def audit_rate(folder: Path, *, signatures: bool) -> float:
 
     def work() -> None:
         nonlocal report
-        report = audit(folder, jobs=CORES, signatures=signatures)
+        report = audit(folder, jobs=CORES, verify_signatures=signatures)
 
     took = timed(work)
     assert report is not None

@@ -36,14 +36,18 @@ def first_failure(checks: list[Check]) -> Check | None:
 
 
 class Signatures:
-    def __init__(self, pool: Executor) -> None:
+    def __init__(self, pool: Executor, *, verify: bool = True) -> None:
+        """`verify` is False only to measure what the rest of an audit costs."""
         self.count = 0
+        self._verify = verify
         self._pool = pool
         self._chunk: list[Check] = []
         self._running: deque[Future[Check | None]] = deque()
 
     def add(self, check: Check) -> None:
         """Raises AuditFailure when an earlier signature is found not to hold."""
+        if not self._verify:
+            return
         self.count += 1
         self._chunk.append(check)
         if len(self._chunk) >= CHUNK:
