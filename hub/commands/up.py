@@ -133,7 +133,7 @@ def welcome(settings: Settings, told: dict[str, str | None], *, complete: bool =
     if told["stream_key"]:
         lines.append(f"    Stream Key  {told['stream_key']}   {shown_once}")
     else:
-        lines.append("    Stream Key  as shown at the first run")
+        lines.append(f"    Stream Key  as shown at the first run (a new one: streamrp2p stream key {slug})")
     lines += ["", "  Viewers", f"    browser     {base}/watch/{slug}"]
     lines.append(f"    VLC         {base}/live/{slug}.m3u8")
     if told["invite_code"]:
