@@ -70,10 +70,10 @@ _BROKEN: Final = (ValueError, KeyError, IndexError, TypeError, OverflowError, Do
 
 
 class Replay:
-    def __init__(self, pool: Executor) -> None:
+    def __init__(self, pool: Executor, *, verify_signatures: bool = True) -> None:
         self.counts = Counts()
         self.crew = Crew()
-        self.signatures = Signatures(pool)
+        self.signatures = Signatures(pool, verify=verify_signatures)
         self._index = CreditIndex()
         self.books = Books(self.crew, self._index, self.counts)
         self._deliveries = Deliveries(self.crew, self.signatures, self.counts)
