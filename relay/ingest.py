@@ -7,6 +7,7 @@ or with a reason that was sent to it. The key is never logged.
 import asyncio
 import os
 import socket
+import ssl
 from typing import Final, cast
 
 import structlog
@@ -219,9 +220,16 @@ class IngestServer:
         self._servers: list[asyncio.Server] = []
         self._ticker: asyncio.Task[None] | None = None
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen; port 0 takes a free one. Returns the port. Raises OSError when it is taken."""
-        server = await asyncio.get_running_loop().create_server(lambda: _Encoder(self), host, port)
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
+        """Listen; port 0 takes a free one; with `tls` for RTMPS. Returns the port. Raises OSError when it is taken."""
+        server = await asyncio.get_running_loop().create_server(
+            lambda: _Encoder(self),
+            host,
+            port,
+            ssl=tls,
+            ssl_handshake_timeout=self.settings.handshake_timeout_s if tls is not None else None,
+            ssl_shutdown_timeout=_LINGER_S if tls is not None else None,
+        )
         return self._started(server)
 
     async def start_on(self, listener: socket.socket) -> int:

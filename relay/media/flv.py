@@ -18,6 +18,14 @@ _FOURCC: Final = {
     b"vp09": "VP9",
     b"avc1": "multitrack H.264",
 }
+_AUDIO_FOURCC: Final = {
+    b"Opus": "Opus",
+    b"fLaC": "FLAC",
+    b"ac-3": "AC-3",
+    b"ec-3": "E-AC-3",
+    b".mp3": "MP3",
+    b"mp4a": "multitrack AAC",
+}
 _AUDIO_CODECS: Final = {
     0: "PCM",
     1: "ADPCM",
@@ -25,10 +33,10 @@ _AUDIO_CODECS: Final = {
     3: "PCM",
     7: "G.711",
     8: "G.711",
-    9: "Enhanced RTMP",
     11: "Speex",
 }
 _AVC, _AAC = 7, 10
+_ENHANCED: Final = 9  # Enhanced RTMP: the codec's name follows
 
 
 class Part(Enum):
@@ -78,9 +86,9 @@ def parse_audio(body: bytes) -> AudioTag:
     """Raises UnsupportedMedia for anything but AAC, BadMedia for a tag that is cut short."""
     codec = body[0] >> 4
     if codec != _AAC:
-        raise UnsupportedMedia(
-            f"the audio is {_AUDIO_CODECS.get(codec, f'codec {codec}')}; set the encoder to AAC"
-        )
+        enhanced = _AUDIO_FOURCC.get(body[1:5], "an unknown codec") if codec == _ENHANCED else None
+        name = enhanced or _AUDIO_CODECS.get(codec, f"codec {codec}")
+        raise UnsupportedMedia(f"the audio is {name}; set the encoder to AAC")
     if len(body) < 2 or body[1] > 1:
         raise BadMedia("an audio tag is malformed")
     if body[1] == 0:

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,9 +50,10 @@ class Origin:
         self._ingest = IngestServer(authority, self._catalogue, chosen)
         self.asgi = MediaApp(self._catalogue, steering, chosen, now_us)
 
-    async def start_rtmp(self, host: str, port: int) -> int:
-        """Listen for encoders; port 0 takes a free one. Returns the port. Raises OSError when it is taken."""
-        return await self._ingest.start(host, port)
+    async def start_rtmp(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
+        """Listen for encoders; port 0 takes a free one; with `tls` for RTMPS. Returns the port. Raises OSError when it
+        is taken."""
+        return await self._ingest.start(host, port, tls)
 
     async def start_rtmp_on(self, listeners: Sequence[socket.socket]) -> None:
         """Accept encoders from sockets that listen already; they are closed with the origin."""

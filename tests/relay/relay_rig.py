@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -237,8 +238,11 @@ class Encoder:
         _encoders.add(self)
 
     @classmethod
-    async def connect(cls, port: int, key: str = KEY, app: str = "live") -> "Encoder":
-        encoder = cls(*await asyncio.open_connection("127.0.0.1", port))
+    async def connect(
+        cls, port: int, key: str = KEY, app: str = "live", tls: ssl.SSLContext | None = None
+    ) -> "Encoder":
+        name = "localhost" if tls is not None else None
+        encoder = cls(*await asyncio.open_connection("127.0.0.1", port, ssl=tls, server_hostname=name))
         encoder._writer.write(rtmp.hello(key, app) + rtmp.set_chunk_size(65536))
         return encoder
 

@@ -4,11 +4,13 @@ import asyncio
 import hashlib
 import itertools
 import os
+import ssl
+import subprocess
 from dataclasses import replace
 
 import pytest
 import rtmp_client as rtmp
-from relay_rig import FAST, KEY, Encoder, Tag, is_header, is_key, publishing, rig
+from relay_rig import FAST, KEY, Encoder, Tag, is_header, is_key, publishing, read_flv, rig
 
 from relay.media.packager import PackagerSettings
 
@@ -128,6 +130,8 @@ def test_sound_alone_is_refused_in_words(source):
     ("tag", "words"),
     [
         ((9, 0, b"\x90hvc1" + bytes(20)), b"the video is HEVC; set the encoder to H.264"),
+        ((9, 0, b"\x90av01" + bytes(20)), b"the video is AV1; set the encoder to H.264"),
+        ((8, 0, b"\x90Opus" + bytes(20)), b"the audio is Opus; set the encoder to AAC"),
         ((9, 0, b"\x14" + bytes(20)), b"the video is VP6"),
         ((8, 0, b"\x2f" + bytes(20)), b"the audio is MP3; set the encoder to AAC"),
         ((9, 0, b"\x17\x01\0\0\0" + bytes(20)), b"no H.264 sequence header"),
@@ -381,5 +385,85 @@ def test_a_stream_that_starts_and_stops_again_and_again_is_always_ended_and_then
                 await encoder.stop()
                 await r.until(lambda n=n: len(r.authority.ended) == n)
             await r.until(lambda: not r.origin._catalogue.lives and not r.origin._catalogue.renditions)
+
+    asyncio.run(scenario())
+
+
+def other_size(source: list[Tag], tmp_path) -> list[Tag]:
+    """The same kind of recording in another picture size."""
+    path = tmp_path / "other.flv"
+    command = (
+        "ffmpeg -v error -y -f lavfi -i testsrc2=size=320x180:rate=15 -f lavfi -i sine=sample_rate=44100 -t 4"
+        " -c:v libx264 -preset ultrafast -profile:v high -pix_fmt yuv420p -g 15 -keyint_min 15 -sc_threshold 0"
+        f" -c:a aac -b:a 64k -ac 2 {path}"
+    )
+    subprocess.run(command.split(), check=True)
+    return read_flv(path.read_bytes())
+
+
+def test_another_picture_size_and_sample_rate_in_mid_stream_is_one_discontinuity(source, tmp_path):
+    async def scenario():
+        async with rig() as r:
+            encoder = await publishing(r)
+            await encoder.send(upto(source, 3000))
+            await encoder.send([t for t in other_size(source, tmp_path) if t[0] != 18], shift=3000)
+            await encoder.stop()
+            await r.until(lambda: r.authority.ended)
+            segments = r.authority.segments
+            assert [s.sequence for s in segments if s.discontinuity] == [3]
+            assert len(segments) >= 6
+            assert len(r.authority.grants) == 1
+            joined = tmp_path / "after.ts"
+            joined.write_bytes(
+                b"".join(data for s, data in r.authority.published.values() if s.sequence >= 3)
+            )
+            shown = subprocess.run(
+                [
+                    "ffprobe",
+                    "-v",
+                    "warning",
+                    "-show_entries",
+                    "stream=width,sample_rate",
+                    "-of",
+                    "csv",
+                    joined,
+                ],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert shown.stderr == ""
+            assert "320" in shown.stdout
+            assert "44100" in shown.stdout
+
+    asyncio.run(scenario())
+
+
+def test_rtmps_is_the_same_over_tls_and_a_plain_client_there_costs_nobody_anything(source, tmp_path):
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
+        f" -keyout {key} -out {cert}"
+    )
+    subprocess.run(command.split(), check=True, capture_output=True)
+    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    served.load_cert_chain(cert, key)
+    trusted = ssl.create_default_context(cafile=cert)
+
+    async def scenario():
+        async with rig() as r:
+            port = await r.origin.start_rtmp("127.0.0.1", 0, served)
+            plain = await asyncio.open_connection("127.0.0.1", port)
+            plain[1].write(rtmp.hello(KEY))
+            wrong = await Encoder.connect(port, "main_wrong", tls=trusted)
+            assert await wrong.answered(b"the stream key is wrong")
+            encoder = await Encoder.connect(port, tls=trusted)
+            assert await encoder.answered(b"NetStream.Publish.Start")
+            await encoder.send(upto(source, 3500))
+            await encoder.stop()
+            await r.until(lambda: r.authority.ended)
+            assert len(r.authority.published) == 4
+            await wrong.kill()
+            plain[1].close()
 
     asyncio.run(scenario())
