@@ -44,6 +44,26 @@ def show(
                 typer.echo(json.dumps({"position": at, **readable(event)}, ensure_ascii=False))
 
 
+@app.command()
+def check() -> None:
+    """Hold this hub's whole database against its published log, and mend files that were lost."""
+    from hub.keystore import KeyStore  # the hub's packages: not in a friend's plain install
+    from hub.worker import log_origin
+    from ledger.application import Ledger
+    from ledger.tlog.publisher import Publisher
+
+    settings = load_settings()
+    ledger = Ledger(settings.resolved_database_url())
+    try:
+        key = KeyStore.open(settings.data_dir / "keys").log
+        checked = Publisher(ledger, settings.data_dir / "log", key, log_origin(settings)).check()
+    finally:
+        ledger.close()
+    if checked is None:
+        raise NotPublished("nothing is published yet")
+    typer.echo(f"The first {checked.size} events of the database are those of the published log.")
+
+
 def readable(event: Event) -> dict[str, Any]:
     """An event with field names throughout, bytes as hex and ids as text, for JSON."""
     return {"type": tag_of(event)} | {

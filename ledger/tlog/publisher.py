@@ -42,7 +42,9 @@ log = structlog.get_logger()
 
 
 class PublishRefused(Exception):
-    """Signing would fork the log, or the folder is not this log's. Nothing was signed. The message is for people."""
+    """Signing would fork the log, or the folder is not this log's. Nothing was published. The message is for people."""
+
+    exit_code = 5
 
 
 class Entry(Protocol):
