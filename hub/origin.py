@@ -137,6 +137,9 @@ class OriginProcess:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
         await self._origin.start_rtmp_on(rtmp)
+        if self._settings.rtmps_port is not None:
+            tls = self._settings.rtmps_context()
+            await self._origin.start_rtmp(self._settings.rtmp_host, self._settings.rtmps_port, tls)
         self._rtmp_ready = True
         server = uvicorn.Server(
             uvicorn.Config(

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+import ssl
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -80,6 +81,9 @@ class Settings(BaseSettings):
     )
     rtmp_host: str = Field("0.0.0.0", min_length=1, description="address RTMP listens on")  # noqa: S104
     rtmp_port: Port = Field(1935, description="port for OBS, 1 to 65535")
+    rtmps_port: Port | None = Field(None, description="port for OBS over TLS, 1 to 65535; not set: none")
+    rtmps_cert: Path | None = Field(None, description="certificate chain of the RTMPS port, a PEM file")
+    rtmps_key: Path | None = Field(None, description="private key of that certificate, a PEM file")
     http_host: str = Field("0.0.0.0", min_length=1, description="address HTTP listens on")  # noqa: S104
     http_port: Port = Field(8000, description="port for pages, API and media, 1 to 65535")
     public_url: Annotated[str, _scheme("http", "https")] | None = Field(
@@ -113,7 +117,30 @@ class Settings(BaseSettings):
     def _ports_differ(self) -> Self:
         if self.rtmp_port == self.http_port:
             raise ValueError(f"RTMP and HTTP cannot share port {self.rtmp_port}")
+        if self.rtmps_port is not None and self.rtmps_port in (self.rtmp_port, self.http_port):
+            raise ValueError(f"RTMPS needs a port of its own, not {self.rtmps_port}")
         return self
+
+    @model_validator(mode="after")
+    def _rtmps_is_whole(self) -> Self:
+        parts = (self.rtmps_port, self.rtmps_cert, self.rtmps_key)
+        if any(part is not None for part in parts) and None in parts:
+            names = ", ".join(f"{PREFIX}RTMPS_{name}" for name in ("PORT", "CERT", "KEY"))
+            raise ValueError(f"RTMPS needs all three of {names}")
+        return self
+
+    def rtmps_context(self) -> ssl.SSLContext | None:
+        """None: no RTMPS. Raises SettingsError when the files cannot be used."""
+        if self.rtmps_port is None or self.rtmps_cert is None or self.rtmps_key is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(self.rtmps_cert, self.rtmps_key)
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError(
+                f"the certificate {self.rtmps_cert} and the key {self.rtmps_key} cannot be used for RTMPS: {error}"
+            ) from error
+        return context
 
     @property
     def runtime_path(self) -> Path:

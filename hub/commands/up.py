@@ -33,11 +33,16 @@ def up() -> None:
     configure_logging(json=settings.log_json, level=settings.log_level)
     for line in unknown_variables():
         _log.warning(line)
+    settings.rtmps_context()  # a certificate that cannot be used is told now, not by an origin that never comes up
     settings.prepare_data_dir()
     lock = take_lock(settings.data_dir, "the hub")
     try:
         require_free_port(settings.rtmp_host, settings.rtmp_port, use="RTMP", setting="STREAMRP2P_RTMP_PORT")
         require_free_port(settings.http_host, settings.http_port, use="HTTP", setting="STREAMRP2P_HTTP_PORT")
+        if settings.rtmps_port is not None:
+            require_free_port(
+                settings.rtmp_host, settings.rtmps_port, use="RTMPS", setting="STREAMRP2P_RTMPS_PORT"
+            )
         with Supervisor() as supervisor:
             _run(settings, supervisor)
     finally:

@@ -62,6 +62,20 @@ def test_one_port_for_two_listeners_is_refused(monkeypatch: pytest.MonkeyPatch) 
         load_settings()
 
 
+def test_rtmps_is_set_as_a_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert load_settings().rtmps_context() is None
+    monkeypatch.setenv("STREAMRP2P_RTMPS_PORT", "1936")
+    with pytest.raises(SettingsError, match="RTMPS needs all three"):
+        load_settings()
+    monkeypatch.setenv("STREAMRP2P_RTMPS_CERT", str(tmp_path / "cert.pem"))
+    monkeypatch.setenv("STREAMRP2P_RTMPS_KEY", str(tmp_path / "key.pem"))
+    with pytest.raises(SettingsError, match=r"cert\.pem .* cannot be used"):
+        load_settings().rtmps_context()
+    monkeypatch.setenv("STREAMRP2P_RTMPS_PORT", "8000")
+    with pytest.raises(SettingsError, match="a port of its own"):
+        load_settings()
+
+
 def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STREAMRP2P_DATABASE_URL", "")
     assert load_settings().database_url is None
