@@ -28,8 +28,14 @@ class Payouts(base.Projection):
         | base.TARIFF
         | base.TREE
         | base.DISPUTES
-        | {e.BudgetDeposited, e.BudgetWithdrawn, e.EpochSettled, e.HoldsReleased, e.AdjustmentBooked}
-        | {e.PayoutProposed}
+        | {
+            e.BudgetDeposited,
+            e.BudgetWithdrawn,
+            e.EpochSettled,
+            e.HoldsReleased,
+            e.AdjustmentBooked,
+            e.PayoutProposed,
+        }
     )
 
     def __init__(self, tables: Tables) -> None:
