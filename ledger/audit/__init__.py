@@ -6,6 +6,7 @@ and nothing of the hub: a friend's plain install can audit.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +32,7 @@ __all__ = [
 Progress = Callable[[int, int], None]
 """(events done, events in all)"""
 
+FETCHING: Final = 2  # threads that read files ahead
 _MAX_VKEY_BYTES: Final = 1_024
 
 
@@ -53,9 +55,13 @@ def audit(
     Raises NothingThere, SourceUnavailable, and NoteError when `since` or
     `vkey` or a witness's key themselves cannot be read.
     """
-    with open_source(source) as files, ThreadPoolExecutor(max(1, jobs)) as pool:
+    with (
+        open_source(source) as files,
+        ThreadPoolExecutor(FETCHING) as fetching,
+        ThreadPoolExecutor(max(1, jobs)) as pool,
+        closing(Replay(pool, verify_signatures=verify_signatures)) as replay,
+    ):
         report = Report(files.name)
-        replay = Replay(pool, verify_signatures=verify_signatures)
         pinned = VerifierKey.parse(vkey.strip()) if vkey is not None else None
         asked = [WitnessKey.parse(text.strip()) for text in witnesses]
         try:
@@ -63,7 +69,7 @@ def audit(
             _cosigned(asked, report)
             kept = _kept(since, checkpoint) if since is not None else None
             try:
-                _replay_all(Entries(files, checkpoint, kept, pool), replay, checkpoint, progress)
+                _replay_all(Entries(files, checkpoint, kept, fetching), replay, checkpoint, progress)
             except AuditFailure as failure:
                 raise _earliest(replay, failure) from failure
             replay.finish()

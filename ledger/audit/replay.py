@@ -105,6 +105,9 @@ class Replay:
         self._payouts.finish()
         self.books.finish()
 
+    def close(self) -> None:
+        self.signatures.close()
+
     def _follow(self, event: Event) -> None:
         """An aggregate's events are numbered 1, 2, 3, ... and the books are one aggregate."""
         expected = self._versions.get(event.originator_id, 0) + 1
