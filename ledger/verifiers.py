@@ -53,7 +53,7 @@ class Verifiers:
             process.stdin.write(len(data).to_bytes(_LENGTH_BYTES) + data)
             process.stdin.flush()
             answer = process.stdout.read(_LENGTH_BYTES)
-        except OSError as e:
+        except (OSError, ValueError) as e:  # a broken pipe, or one that `close` has closed
             raise VerifierDied(str(e)) from e
         if len(answer) != _LENGTH_BYTES:
             raise VerifierDied("a process that verifies signatures has died")
