@@ -1,0 +1,119 @@
+"""Appends by COPY are appends like any other: dense, whole, recognised when they were persisted after all."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from eventsourcing.persistence import IntegrityError, OperationalError, StoredEvent
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ledger.store.copy import ROWS_PER_PART, copy_rows
+from ledger.store.database import Datastore
+from ledger.store.recorder import COPY_FROM, DenseRecorder
+
+
+def events(originator_id: UUID, first: int, count: int) -> list[StoredEvent]:
+    return [StoredEvent(originator_id, first + n, f"topic.v{n % 3}", b"%d" % n) for n in range(count)]
+
+
+class FlakyCopy(DenseRecorder):
+    """Fails before or after the COPY with the next number in `plan` has been committed."""
+
+    plan: list[str]
+
+    def _append_copy(self, stored_events: Sequence[StoredEvent]) -> int:
+        fault = self.plan.pop(0) if self.plan else "none"
+        if fault == "not persisted":
+            raise OperationalError("injected before the COPY")
+        position = super()._append_copy(stored_events)
+        if fault == "persisted":
+            raise OperationalError("injected after the commit")
+        return position
+
+
+@pytest.fixture
+def recorder(database_url: str) -> Iterator[FlakyCopy]:
+    datastore = Datastore(database_url)
+    recorder = FlakyCopy(datastore, patience_s=2)
+    recorder.plan = []
+    yield recorder
+    datastore.close()
+
+
+def log_of(recorder: DenseRecorder) -> list[tuple[int, str, bytes]]:
+    return [tuple(row) for row in recorder.select_rows(0, 50_000)]  # type: ignore[misc]
+
+
+def test_a_copied_batch_reads_back_as_it_was_given(recorder: FlakyCopy) -> None:
+    few, many = events(uuid4(), 1, 3), events(uuid4(), 1, 3 * ROWS_PER_PART + 1)
+    assert recorder.insert_events(few) == [1, 2, 3]
+    assert recorder.insert_events(many) == list(range(4, 4 + len(many)))
+    assert log_of(recorder) == [(i, e.topic, e.state) for i, e in enumerate(few + many)]
+    assert list(recorder.select_events(many[0].originator_id)) == many
+
+
+@pytest.mark.parametrize("plan", [["persisted"], ["not persisted"], ["not persisted", "persisted", "none"]])
+def test_a_copy_that_fails_either_way_counts_once(recorder: FlakyCopy, plan: list[str]) -> None:
+    recorder.plan = list(plan)
+    batch = events(uuid4(), 1, COPY_FROM)
+    assert recorder.insert_events(batch) == list(range(1, COPY_FROM + 1))
+    assert len(log_of(recorder)) == COPY_FROM
+
+
+def test_a_copy_that_conflicts_leaves_nothing_and_the_connection_is_used_again(recorder: FlakyCopy) -> None:
+    taken = uuid4()
+    recorder.insert_events(events(taken, COPY_FROM, 1))
+    for _ in range(20):  # more than the pool has connections
+        with pytest.raises(IntegrityError) as caught:
+            recorder.insert_events(events(taken, 1, COPY_FROM))
+        assert isinstance(caught.value.__cause__, psycopg.errors.UniqueViolation)
+    assert recorder.insert_events(events(uuid4(), 1, COPY_FROM)) == list(range(2, COPY_FROM + 2))
+    assert [position for position, _, _ in log_of(recorder)] == list(range(COPY_FROM + 1))
+
+
+def test_an_event_that_is_too_long_fails_its_batch_and_no_other(recorder: FlakyCopy) -> None:
+    batch = events(uuid4(), 1, COPY_FROM)
+    batch[50] = StoredEvent(batch[50].originator_id, 51, "topic", bytes(65_536))
+    with pytest.raises(IntegrityError):
+        recorder.insert_events(batch)
+    assert log_of(recorder) == []
+
+
+def test_writers_of_all_sizes_share_one_dense_log(recorder: FlakyCopy) -> None:
+    sizes = (1, 2, COPY_FROM - 1, COPY_FROM, 300)
+    acknowledged: list[int] = []
+    lock = threading.Lock()
+
+    def work(n: int) -> None:
+        for i in range(6):
+            ids = recorder.insert_events(events(uuid4(), 1, sizes[(n + i) % len(sizes)]))
+            with lock:
+                acknowledged.extend(ids or ())
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(acknowledged) == list(range(1, len(acknowledged) + 1))
+    assert [position + 1 for position, _, _ in log_of(recorder)] == sorted(acknowledged)
+
+
+@given(st.integers(0, 1 << 62), st.integers(0, 3 * ROWS_PER_PART))
+def test_the_parts_are_one_stream_of_rows(first: int, count: int) -> None:
+    data = b"".join(copy_rows(first, events(UUID(int=7), 1, count)))
+    assert data.startswith(b"PGCOPY\n\xff\r\n\0" + bytes(8))
+    offset, positions = 19, []
+    while (columns := int.from_bytes(data[offset : offset + 2], signed=True)) != -1:
+        assert columns == 5
+        offset += 2
+        for column in range(5):
+            length = int.from_bytes(data[offset : offset + 4])
+            if column == 0:
+                positions.append(int.from_bytes(data[offset + 4 : offset + 4 + length]))
+            offset += 4 + length
+    assert data[offset + 2 :] == b""
+    assert positions == list(range(first, first + count))
