@@ -4,6 +4,9 @@ Invariant: each epoch is settled once and each hold released once, whoever runs 
 dies: all pages of a settlement are one save against the Book's version, and what the Book says is done is done.
 """
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import structlog
@@ -15,7 +18,15 @@ from ledger.services.credit_index import BrokenLogError, CreditIndex
 from ledger.services.retry import until_saved
 from ledger.settlement import Page, pages, settle
 
-__all__ = ["BrokenLogError", "CreditIndex", "catch_up", "draft", "release_due_holds", "settle_due_epochs"]
+__all__ = [
+    "BrokenLogError",
+    "CreditIndex",
+    "catch_up",
+    "collector_paused",
+    "draft",
+    "release_due_holds",
+    "settle_due_epochs",
+]
 
 PAGE_EVENTS: Final = 2_000
 INDEX_NAME: Final = "credits"
@@ -52,6 +63,20 @@ def draft(index: CreditIndex, book: Book, *, epoch: int, log_to: int) -> list[Pa
     return pages(settle(credits, tariffs, {s: book.budget(s) for s in streams}))
 
 
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No garbage collection for the length of a settlement: its many lines hold no cycle, and looking
+    through them again and again would take as long as making them.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def settle_due_epochs(ledger: Ledger, *, at_us: int, index: CreditIndex | None = None) -> list[int]:
     """Settle all epochs that ended at or before `at_us`; returns those settled now, ascending.
 
@@ -74,9 +99,10 @@ def _settle_next(ledger: Ledger, index: CreditIndex, at_us: int) -> int | None:
     if (index.next_epoch, index.settled_to) != (book.next_epoch, book.settled_to):
         raise Conflict("another settlement came between loading the book and reading the log")
     epoch, log_to = due
-    drafted = draft(index, book, epoch=epoch, log_to=log_to)
-    book.settle_epoch(epoch, log_to=log_to, pages=drafted, at_us=at_us)
-    ledger.save(book)
+    with collector_paused():
+        drafted = draft(index, book, epoch=epoch, log_to=log_to)
+        book.settle_epoch(epoch, log_to=log_to, pages=drafted, at_us=at_us)
+        ledger.save(book)
     lines = [line for page in drafted for line in page.lines]
     log.info("epoch settled", epoch=epoch, lines=len(lines), paid_micro=sum(x.amount_micro for x in lines))
     return epoch
