@@ -33,6 +33,7 @@ _OPTIONS: Final = {
     "avoid_negative_ts": "disabled",
     "pat_period": "3600",
     "sdt_period": "3600",
+    "flush_packets": "0",  # write when the buffer is full, not for each packet
     "mpegts_start_pid": str(0x102),
     "mpegts_pmt_start_pid": str(0x1010),
 }
