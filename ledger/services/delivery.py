@@ -18,7 +18,7 @@ from ledger.aggregates.node import Node
 from ledger.aggregates.session import Session, TicketRecord
 from ledger.application import Ledger, NotFound
 from ledger.batch import HEADER_BYTES, Batch
-from ledger.events import Event, Judged, ReceiptsRefused, SegmentsServed
+from ledger.events import Judged, ReceiptsRefused, SegmentsServed
 from ledger.ids import delivery_id, node_id, ticket_record_id
 from ledger.judge import SessionFacts, parse_receipt
 from ledger.keys import KeyPair
@@ -274,14 +274,15 @@ class DeliveryDesk:
         )
 
     def _answers(self, recorded: list[SegmentsServed | ReceiptsRefused]) -> list[ReceiptAnswer]:
-        return [
-            ReceiptAnswer(i, j.verdict, j.units, j.credited_bytes, j.cap, self._position(event))
-            for event in recorded
-            for i, j in zip(event.indices, event.judged, strict=True)
-        ]
-
-    def _position(self, event: Event) -> int:
-        return self._ledger.position_of(event.originator_id, event.originator_version)
+        answers = []
+        for event in recorded:
+            # Asked once for all receipts of the event: it is a query.
+            position = self._ledger.position_of(event.originator_id, event.originator_version)
+            answers += [
+                ReceiptAnswer(i, j.verdict, j.units, j.credited_bytes, j.cap, position)
+                for i, j in zip(event.indices, event.judged, strict=True)
+            ]
+        return answers
 
     def _known(self, ticket_hash: bytes) -> _Known | None:
         known = self._tickets.get(ticket_hash)
