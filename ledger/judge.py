@@ -78,6 +78,11 @@ class Manifest:
         earlier.next, earlier._sums = min(end, self.next), self._sums
         return earlier
 
+    def bytes_between(self, start: int, end: int) -> int:
+        """Bytes of the published segments with sequences in [start, end)."""
+        low, high = max(start, self.first), min(end, self.next)
+        return self._sums[high - self.first] - self._sums[low - self.first] if low < high else 0
+
     def total_bytes(self, units: Units) -> int:
         """Bytes of the segments in `units`, all of which must be published."""
         total = start = 0
@@ -168,10 +173,11 @@ def judge_signed(
         return refused(Verdict.CAPPED, Cap.OWN_ACCOUNT)
     if settings.same_network_forbidden and session.network and session.network == node.network:
         return refused(Verdict.CAPPED, Cap.SAME_NETWORK)
-    # The receipts of a ticket may claim its segments in parts: what is credited already counts against it too.
-    spent = claimed | credits.credited(ticket.session_id) & _range(ticket, manifest.first)
-    if manifest.total_bytes(spent) > ticket.byte_budget:
-        return refused(Verdict.CAPPED, Cap.BYTE_BUDGET)
+    if manifest.bytes_between(ticket.first_sequence, ticket.last_sequence + 1) > ticket.byte_budget:
+        # The receipts of a ticket may claim its segments in parts: what is credited already counts against it too.
+        spent = claimed | credits.credited(ticket.session_id) & _range(ticket, manifest.first)
+        if manifest.total_bytes(spent) > ticket.byte_budget:
+            return refused(Verdict.CAPPED, Cap.BYTE_BUDGET)
     payable = credits.within_network_limit(session.network, fresh, settings.prefix_sessions_max)
     if not payable:
         return refused(Verdict.CAPPED, Cap.PREFIX_SESSIONS)

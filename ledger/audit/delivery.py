@@ -88,6 +88,7 @@ class _Session:
 class _Ticket:
     body: bytes
     broadcast: _Broadcast
+    session: SessionFacts
 
 
 @dataclass(slots=True)
@@ -197,7 +198,7 @@ class Deliveries:
             )
         )
         self._counts.tickets += 1
-        self._tickets[ticket.hash] = _Ticket(event.ticket[:TICKET_BODY_BYTES], broadcast)
+        self._tickets[ticket.hash] = _Ticket(event.ticket[:TICKET_BODY_BYTES], broadcast, session.facts)
 
     def _broadcast(self, broadcast_id: UUID) -> _Broadcast:
         return present(self._broadcasts.get(broadcast_id), f"broadcast {broadcast_id} never started")
@@ -219,24 +220,29 @@ class Deliveries:
             self._broadcast_of.get(event.originator_id), "a delivery of a broadcast that never started"
         )
         broadcast = self._broadcasts[broadcast_id]
-        receipts = [_parsed(data) for data in self._receipts(position, event, event.node_id)]
-        tickets = [self._ticket(r, broadcast) for r in receipts]
-        sessions = [self._sessions[t.session_id].facts for t in tickets]
-        require(event.sessions == tuple([t.session_id for t in tickets]), "sessions are not the tickets'")
-        require(event.networks == tuple([s.network for s in sessions]), "networks are not the sessions'")
+        claims = [
+            self._claim(data, judged, broadcast)
+            for data, judged in zip(self._receipts(position, event, event.node_id), event.judged, strict=True)
+        ]
+        sessions = [c.ticket.session_id.int for c in claims]  # comparing UUIDs is slow
+        require([s.int for s in event.sessions] == sessions, "sessions are not the tickets'")
+        require(
+            event.networks == tuple([c.session.network for c in claims]), "networks are not the sessions'"
+        )
         first = broadcast.manifest.first
         require(event.first_sequence == first, "the first sequence is not the broadcast's")
-        claims = list(map(_Claim, receipts, tickets, sessions, event.judged))
         self._judge_again(event, broadcast, claims)
         for claim in claims:
             self._count(position, claim)
 
-    def _ticket(self, receipt: _Receipt, broadcast: _Broadcast) -> Ticket:
-        known = present(
-            self._tickets.get(receipt.ticket_hash), "a receipt for a ticket that was never issued"
-        )
-        require(known.broadcast is broadcast, "a receipt for a ticket of another broadcast")
-        return _decoded(known.body)
+    def _claim(self, data: bytes, judged: Judged, broadcast: _Broadcast) -> _Claim:
+        receipt = _parsed(data)
+        known = self._tickets.get(receipt.ticket_hash)
+        if known is None:
+            raise AuditFailure("a receipt for a ticket that was never issued")
+        if known.broadcast is not broadcast:
+            raise AuditFailure("a receipt for a ticket of another broadcast")
+        return _Claim(receipt, _decoded(known.body), known.session, judged)
 
     def _judge_again(self, event: SegmentsServed, broadcast: _Broadcast, claims: list[_Claim]) -> None:
         """Credit what was recorded, when some state that the hub may have seen leads to the recorded verdicts."""
