@@ -3,8 +3,8 @@
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from typing import Any, Final
 from uuid import uuid4
 
@@ -112,7 +112,7 @@ def batches(ledger: Ledger, shipped: LibraryLedger, url: str) -> Iterator[Row]:
 
     Both sides have two writers: one encodes while the database takes in what the other wrote.
     """
-    tree = TileBuilder(lambda tile, data: None)
+    tree = Tree()
 
     def ours() -> float:
         made = [deposits(BATCH, 50) for _ in range(2 * WRITER_BATCHES)]
@@ -127,21 +127,42 @@ def batches(ledger: Ledger, shipped: LibraryLedger, url: str) -> Iterator[Row]:
         bare = Bare(connection)
         ours(), theirs(), bare.run()
         rate, library_rate, bare_rate = side_by_side(ROUNDS, ours, theirs, bare.run)
+    tree.close()
     name = "append in batches (encode, tree, index, commit)"
     yield Row(f"{name} against save() of 1,000", rate, library_rate, "events/s", 5.0)
     yield Row(f"{name} against a bare binary COPY", rate, bare_rate, "events/s", 0.6)
 
 
+class Tree:
+    """The tree grows in a process of its own, as in the hub."""
+
+    def __init__(self) -> None:
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self.extend([]).result()
+
+    def extend(self, events: Sequence[e.Event]) -> Future[int]:
+        return self._pool.submit(grow, [e.encode(event) for event in events])
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+_tree: Final = TileBuilder(lambda tile, data: None)
+
+
+def grow(entries: list[bytes]) -> int:
+    _tree.extend(entries)
+    return _tree.size
+
+
 def with_writers(
-    save: Callable[[Any], object], made: Sequence[Any], tree: TileBuilder | None = None, writers: int = 2
+    save: Callable[[Any], object], made: Sequence[Any], tree: Tree | None = None, writers: int = 2
 ) -> None:
-    """Saves of two writers, and beside them the tree, as the publisher's process grows it."""
-    pending = [[event for a in m for event in a.pending] for m in made] if tree is not None else []
-    with ThreadPoolExecutor(writers + 1) as pool:
+    """Saves of two writers, and beside them the tree."""
+    with ThreadPoolExecutor(writers) as pool:
         saving = [pool.submit(lambda part: [save(m) for m in part], made[i::writers]) for i in range(writers)]
-        for events in pending if tree is not None else ():
-            tree.extend([e.encode(event) for event in events])
-        for future in saving:
+        hashing = [tree.extend([event for a in m for event in a.pending]) for m in made] if tree else []
+        for future in (*saving, *hashing):
             future.result()
 
 
@@ -194,8 +215,8 @@ def packed(ledger: Ledger, url: str) -> Row:
     """A node's batches taken in: root and signature checked, recorded with verdicts, hashed into the tree, durable."""
     key = KeyPair(bytes(32))
     sessions = [uuid4() for _ in range(MAX_RECEIPTS)]
-    tree = TileBuilder(lambda tile, data: None)
-    growing = Lock()
+    tree = Tree()
+    hashing: list[Future[int]] = []
     count = 100
     sent = [
         Batch.sign(
@@ -223,17 +244,18 @@ def packed(ledger: Ledger, url: str) -> Row:
                 first_sequence=0,
                 network_limit=2,
             )
-        with growing:
-            tree.extend([e.encode(event) for event in delivery.pending])
+        hashing.append(tree.extend(delivery.pending))
         return [delivery]
 
-    def ours() -> float:
-        parts = [sent[i : i + 20] for i in range(0, count, 20)]
-        return (
-            count
-            * MAX_RECEIPTS
-            / timed(lambda: with_writers(lambda part: ledger.save(*take_in(part)), parts))
+    def work() -> None:
+        with_writers(
+            lambda part: ledger.save(*take_in(part)), [sent[i : i + 20] for i in range(0, count, 20)]
         )
+        while hashing:
+            hashing.pop().result()
+
+    def ours() -> float:
+        return count * MAX_RECEIPTS / timed(work)
 
     with psycopg.connect(url) as connection:
         connection.execute("CREATE TABLE bare_packed (position bigserial PRIMARY KEY, state bytea NOT NULL)")
@@ -253,6 +275,7 @@ def packed(ledger: Ledger, url: str) -> Row:
 
         ours(), bare()
         rate, other = side_by_side(ROUNDS, ours, bare)
+    tree.close()
     return Row(
         "receipts packed in batch events against a bare INSERT of 1,000 a row", rate, other, "receipts/s", 0.4
     )
