@@ -13,5 +13,11 @@ def test_the_demo_tells_the_whole_story_and_everything_comes_true() -> None:
         [sys.executable, "-m", "hub.cli", "demo"], capture_output=True, text=True, timeout=280, check=False
     )
     assert told.returncode == 0, told.stdout + told.stderr
-    for line in ("Everything came true.", "Audit:    holds", "digest_mismatch", "bad_signature", "wrong_node"):
+    for line in (
+        "Everything came true.",
+        "Audit:    holds",
+        "digest_mismatch",
+        "bad_signature",
+        "wrong_node",
+    ):
         assert line in told.stdout
