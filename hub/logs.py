@@ -109,6 +109,7 @@ def configure_logging(*, json: bool, level: str) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
+        logger.setLevel(logging.NOTSET)  # the root's level decides, whatever a server before set
         logger.propagate = True
     structlog.configure(
         processors=[
