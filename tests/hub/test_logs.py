@@ -48,7 +48,8 @@ def logged(*, as_json: bool) -> Iterator[io.StringIO]:
     old, root = sys.stderr, logging.getLogger()
     handlers, level = root.handlers[:], root.level
     sys.stderr = io.StringIO()
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # as a server in this process may have left it
+    # as a server in this process may have left it
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     try:
         configure_logging(json=as_json, level="debug")
         yield sys.stderr
