@@ -25,6 +25,7 @@ import uvloop
 
 from ledger.events import Segment
 from ledger.keys import KeyPair
+from relay.ingest import IngestServer
 from relay.media.h264 import H264Config
 from relay.media.packager import Format
 from relay.node.cache import SegmentCache
@@ -32,13 +33,10 @@ from relay.node.hub_client import HubClient
 from relay.origin.asgi import MediaApp
 from relay.origin.http import MediaHttpProtocol
 from relay.origin.live import Catalogue, Live
-from relay.origin.service import wall_clock_us
 from relay.origin.settings import OriginSettings
 from relay.origin.store import RenditionStore
 from relay.ports import Assignment, BroadcastGrant, StreamGrant
-
-# isort: split
-from relay.ingest import IngestServer  # it knows the origin, whose package starts it
+from relay.service import wall_clock_us
 
 SESSION = UUID(int=1)
 FIXED = UUID(int=2)  # rendition of the segments that `fill` makes

@@ -42,9 +42,10 @@ from ledger.services.delivery import DeliveryDesk
 from ledger.services.nodes import prefix_commitment
 from ledger.store.database import connect_pool, create_sql_engine
 from projections.queries import Queries, ReadModelUnavailable
-from relay.origin import Origin, OriginSettings
 from relay.origin.http import MediaHttpProtocol
+from relay.origin.settings import OriginSettings
 from relay.ports import Unavailable
+from relay.service import Origin
 
 log = structlog.get_logger("hub.origin")
 

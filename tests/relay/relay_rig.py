@@ -15,9 +15,10 @@ import uvicorn
 
 from ledger.events import Segment
 from relay.media.packager import PackagerSettings
-from relay.origin import Origin, OriginSettings
 from relay.origin.http import MediaHttpProtocol
+from relay.origin.settings import OriginSettings
 from relay.ports import Assignment, BroadcastGrant, StreamGrant, Unavailable
+from relay.service import Origin
 
 KEY = "main_0123456789abcdefghijklmnopqrstuv"
 FAST = OriginSettings(

@@ -12,7 +12,8 @@ from relay.media import aac, flv, h264
 from relay.media.errors import BadMedia, UnsupportedMedia
 from relay.media.packager import Format
 from relay.media.timeline import GAP_MS, Timeline
-from relay.origin import OriginSettings, playlist
+from relay.origin import playlist
+from relay.origin.settings import OriginSettings
 from relay.origin.store import RenditionStore
 
 # SPS and PPS of x264, 192x108 main profile, as in an FLV sequence header

@@ -14,8 +14,8 @@ from ledger.request import sign_request
 from ledger.ticket import SignedTicket, Ticket, ViewerClass
 from relay.media import flv
 from relay.origin.fanout import FlvFanout
-from relay.origin.service import wall_clock_us
 from relay.ports import Assignment
+from relay.service import wall_clock_us
 
 NODE = KeyPair(bytes(range(32)))
 
