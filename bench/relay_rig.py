@@ -138,7 +138,7 @@ def fill(catalogue: Catalogue, authority: Authority, settings: OriginSettings) -
     live = Live(StreamGrant(FIXED, "fixed"), authority, settings, wall_clock_us, catalogue)
     live.admit(_Publisher())
     catalogue.lives["fixed"] = live
-    format_ = Format(H264Config("avc1.64001f", 1280, 720, 4, b""), None)
+    format_ = Format(H264Config("avc1.64001f", 1280, 720, 4, b"", b""), None)
     store = RenditionStore(FIXED, format_, 0, settings, time.monotonic)
     for sequence in range(FIXED_COUNT):
         data = os.urandom(FIXED_BYTES)

@@ -19,6 +19,7 @@ class AacConfig:
     profile: int  # ADTS profile: object type - 1
     rate_index: int
     channel_config: int
+    record: bytes  # the AudioSpecificConfig itself
 
 
 def _object_type(bits: BitReader) -> int:
@@ -50,6 +51,7 @@ def parse_config(data: bytes) -> AacConfig:
         profile=kind - 1,
         rate_index=index,
         channel_config=channels,
+        record=data,
     )
 
 

@@ -23,6 +23,7 @@ class H264Config:
     height: int
     length_bytes: int  # of the prefix of each NAL unit: 1, 2 or 4
     parameter_sets: bytes  # SPS and PPS with start codes, to stand before each key frame
+    record: bytes  # the AVCDecoderConfigurationRecord itself
 
 
 def _parameter_sets(data: bytes, at: int, count: int, kind: int) -> tuple[list[bytes], int]:
@@ -57,6 +58,7 @@ def parse_config(data: bytes) -> H264Config:
         height=height,
         length_bytes=length_bytes,
         parameter_sets=b"".join(START_CODE + unit for unit in (*sps, *pps)),
+        record=data,
     )
 
 

@@ -16,8 +16,8 @@ from relay.media.errors import BadMedia, UnsupportedMedia
 from relay.media.flv import Part
 from relay.media.h264 import H264Config
 from relay.media.timeline import Timeline
-from relay.media.ts import CLOCK, TsMuxer, TsSegment
 
+CLOCK: Final = 90_000  # Hz, of all times that go to a container
 _TICKS_PER_MS: Final = CLOCK // 1000
 AUDIO_ONLY_MS: Final = 5_000  # sound for this long without any picture: audio only
 AUDIO_WAIT_MS: Final = 1_000  # a picture for this long without sound: video only
@@ -48,14 +48,73 @@ class Format:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """A finished segment that has no sequence yet."""
+class Chunk:
+    """A piece of a segment that can be sent before the segment is whole (a CMAF chunk, an HLS partial segment)."""
+
+    size_bytes: int
+    duration_us: int
+    independent: bool  # begins with a key frame
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A segment as its container made it."""
 
     data: bytes
     sha256: bytes
+    init: bytes = b""  # what a player reads before it (EXT-X-MAP); none in a transport stream
+    chunks: tuple[Chunk, ...] = ()  # in order, without gaps, together `data`; or none
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A finished segment that has no sequence yet."""
+
+    packed: Packed
     duration_us: int
     program_us: int  # Unix microseconds at its first frame
     discontinuity: bool
+
+
+class SegmentWriter(Protocol):
+    """One segment while it grows. Times count at `CLOCK`, each track's dts rises strictly. After BadMedia it is of no
+    more use, and `abandon` is all that may follow."""
+
+    frame_bytes: int  # put in so far
+
+    def video(self, data: bytes, dts: int, pts: int, *, key: bool) -> None:
+        """A frame as `Muxer.picture` made it. Raises BadMedia."""
+        ...
+
+    def audio(self, data: bytes, dts: int) -> None:
+        """A frame as `Muxer.sound` made it. Raises BadMedia."""
+        ...
+
+    def finish(self, end: int) -> Packed:
+        """Nothing follows; `end` is when its last frame is over. Raises BadMedia."""
+        ...
+
+    def abandon(self) -> None:
+        """Let go of what is there. Raises BadMedia."""
+        ...
+
+
+class Muxer(Protocol):
+    """A container: MPEG-TS (`ts.py`). Lives as long as a stream's timeline."""
+
+    def picture(self, config: H264Config, data: bytes, *, key: bool) -> bytes:
+        """A frame of length-prefixed NAL units as this container carries it. Raises BadMedia."""
+        ...
+
+    def sound(self, config: AacConfig, frame: bytes) -> bytes:
+        """A raw AAC frame as this container carries it. Raises BadMedia."""
+        ...
+
+    def begin(
+        self, video: H264Config, audio: AacConfig | None, *, start: int, discontinuity: bool
+    ) -> SegmentWriter:
+        """The next segment; the one before is finished or abandoned. Raises BadMedia."""
+        ...
 
 
 class TagSink(Protocol):
@@ -76,7 +135,7 @@ class Packager:
         settings: PackagerSettings,
         now_us: Callable[[], int],
         timeline: Timeline,
-        muxer: TsMuxer,
+        muxer: Muxer,
         tags: TagSink,
         on_start: Callable[[Format], None],
         on_cut: Callable[[Cut, Format], None],
@@ -93,7 +152,7 @@ class Packager:
         self._video_header = self._audio_header = b""
         self._format: Format | None = None  # in force since the first key frame
         self._expects_audio: bool | None = None
-        self._segment: TsSegment | None = None  # that grows
+        self._segment: SegmentWriter | None = None  # that grows
         self._start = 0  # dts of the segment's first frame
         self._last_video = 0
         self._interval = CLOCK // 30
@@ -178,7 +237,7 @@ class Packager:
         out = self._place(timestamp, video=True)
         dts = out * _TICKS_PER_MS
         try:
-            data = h264.annexb(self._video, tag.data, key=tag.key)
+            data = self._muxer.picture(self._video, tag.data, key=tag.key)
         except BadMedia:
             self._damage()
             return
@@ -226,7 +285,7 @@ class Packager:
         if self._segment is None or (self._format is not None and self._format.audio is None):
             return
         try:
-            framed = aac.adts(self._audio, data)
+            framed = self._muxer.sound(self._audio, data)
         except BadMedia:
             self._damage()
             return
@@ -288,7 +347,9 @@ class Packager:
             self._program = (self._now_us(), dts)
         self._start = dts
         self._waiting_since = None
-        self._segment = self._muxer.begin(self._video, self._audio)
+        self._segment = self._muxer.begin(
+            self._video, self._audio, start=dts, discontinuity=self._discontinuity
+        )
         return True
 
     def _wait_for_key(self, out: int) -> None:
@@ -319,14 +380,13 @@ class Packager:
         if segment is None or self._format is None:
             return
         try:
-            data, sha256 = segment.finish()
+            packed = segment.finish(end)
         except BadMedia:
             self._damage()
             return
         at_us, at = self._program
         cut = Cut(
-            data=data,
-            sha256=sha256,
+            packed=packed,
             duration_us=(end - self._start) * 1000 // _TICKS_PER_MS,
             program_us=at_us + (self._start - at) * 1000 // _TICKS_PER_MS,
             discontinuity=self._discontinuity,

@@ -15,11 +15,11 @@ from typing import Final
 import av
 from av.packet import Packet
 
-from relay.media.aac import SAMPLES_PER_FRAME, AacConfig
+from relay.media.aac import SAMPLES_PER_FRAME, AacConfig, adts
 from relay.media.errors import BadMedia
-from relay.media.h264 import H264Config
+from relay.media.h264 import H264Config, annexb
+from relay.media.packager import CLOCK, Packed
 
-CLOCK: Final = 90_000
 _TIME_BASE: Final = Fraction(1, CLOCK)
 _PACKET: Final = 188
 _WRITE_BYTES: Final = 350 * _PACKET  # packed, renumbered and hashed at a time
@@ -126,7 +126,7 @@ class TsSegment:
         self._sound.append(data)
         self._sound_bytes += len(data)
 
-    def finish(self) -> tuple[bytes, bytes]:
+    def finish(self, end: int) -> Packed:  # noqa: ARG002  # a transport stream has no durations
         """The segment's bytes and their SHA-256. Raises BadMedia."""
         try:
             if self._sound:
@@ -134,7 +134,7 @@ class TsSegment:
         finally:
             self.abandon()
         self._counters.update(self._sink.counters)
-        return b"".join(self._sink.parts), self._sink.sha256.digest()
+        return Packed(b"".join(self._sink.parts), self._sink.sha256.digest())
 
     def abandon(self) -> None:
         """Close, and let go of what libavformat holds. Raises BadMedia."""
@@ -168,6 +168,19 @@ class TsMuxer:
     def __init__(self) -> None:
         self._counters = dict.fromkeys(_PIDS, 0)
 
-    def begin(self, video: H264Config, audio: AacConfig | None) -> TsSegment:
+    def picture(self, config: H264Config, data: bytes, *, key: bool) -> bytes:
+        return annexb(config, data, key=key)
+
+    def sound(self, config: AacConfig, frame: bytes) -> bytes:
+        return adts(config, frame)
+
+    def begin(
+        self,
+        video: H264Config,
+        audio: AacConfig | None,
+        *,
+        start: int,  # noqa: ARG002
+        discontinuity: bool,  # noqa: ARG002  # its counters go on through anything
+    ) -> TsSegment:
         """The next segment; the one before is finished or abandoned. Raises BadMedia."""
         return TsSegment(self._counters, video, audio)

@@ -15,7 +15,7 @@ import structlog
 
 from ledger.events import Segment
 from relay.media.errors import BadMedia
-from relay.media.packager import Cut, Format, Packager
+from relay.media.packager import Cut, Format, Packager, Packed
 from relay.media.timeline import Timeline
 from relay.media.ts import TsMuxer
 from relay.origin.fanout import FlvFanout
@@ -167,9 +167,9 @@ class Live:
         self.rendition = known
         self._catalogue.changed()
 
-    def on_listed(self, segment: Segment, data: bytes) -> None:
+    def on_listed(self, segment: Segment, packed: Packed) -> None:
         if self.rendition is not None:
-            self.rendition.add(segment, data)
+            self.rendition.add(segment, packed.data)
 
     def on_ended(self) -> None:
         if self.rendition is not None:

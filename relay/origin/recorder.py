@@ -16,7 +16,7 @@ from uuid import UUID
 import structlog
 
 from ledger.events import Segment
-from relay.media.packager import Cut, Format
+from relay.media.packager import Cut, Format, Packed
 from relay.ports import BroadcastGrant, PublishAuthority, Unavailable
 
 log = structlog.get_logger()
@@ -48,7 +48,7 @@ class Listener(Protocol):
     """The live stream, told what has become durable."""
 
     def on_started(self, grant: BroadcastGrant, format_: Format) -> None: ...
-    def on_listed(self, segment: Segment, data: bytes) -> None: ...
+    def on_listed(self, segment: Segment, packed: Packed) -> None: ...
     def on_ended(self) -> None: ...
     def on_refused(self, reason: str) -> None:
         """The ledger will not have this broadcast (it is not a matter of waiting)."""
@@ -81,13 +81,13 @@ class Recorder:
         self._put(_Start(format_))
 
     def cut(self, cut: Cut) -> None:
-        if self._pending + len(cut.data) > self._max_pending:
+        if self._pending + len(cut.packed.data) > self._max_pending:
             self._log.warning("segment_dropped", pending_bytes=self._pending)
             self._dropped = True
             return
         if self._dropped:
             cut, self._dropped = replace(cut, discontinuity=True), False
-        self._pending += len(cut.data)
+        self._pending += len(cut.packed.data)
         self._put(cut)
 
     def interrupt(self, reason: str) -> None:
@@ -150,7 +150,7 @@ class Recorder:
             self._grant = None
             self._listener.on_refused(str(e))
         finally:
-            self._pending -= sum(len(c.data) for c in cuts)
+            self._pending -= sum(len(c.packed.data) for c in cuts)
 
     async def _started(self, format_: Format) -> None:
         audio = format_.audio.codec if format_.audio else ""
@@ -171,19 +171,19 @@ class Recorder:
             Segment(
                 sequence=self._next_sequence + i,
                 duration_us=cut.duration_us,
-                segment_bytes=len(cut.data),
-                sha256=cut.sha256,
+                segment_bytes=len(cut.packed.data),
+                sha256=cut.packed.sha256,
                 program_us=cut.program_us,
                 discontinuity=cut.discontinuity or (self._broken and i == 0),
             )
             for i, cut in enumerate(cuts)
         ]
-        media = [cut.data for cut in cuts]
+        media = [cut.packed.data for cut in cuts]
         await self._persist(lambda: self._authority.publish_segments(grant, segments, media))
         self._broken = False
         self._next_sequence += len(segments)
-        for segment, data in zip(segments, media, strict=True):
-            self._listener.on_listed(segment, data)
+        for segment, cut in zip(segments, cuts, strict=True):
+            self._listener.on_listed(segment, cut.packed)
 
     async def _ended(self, grant: BroadcastGrant, reason: str) -> None:
         await self._persist(lambda: self._authority.end_broadcast(grant, reason))

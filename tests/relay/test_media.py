@@ -17,7 +17,7 @@ from relay.origin.settings import OriginSettings
 from relay.origin.store import RenditionStore
 
 # SPS and PPS of x264, 192x108 main profile, as in an FLV sequence header
-VIDEO = h264.H264Config("avc1.4d400b", 192, 108, 4, b"\0\0\0\1\x67\0\0\0\1\x68")
+VIDEO = h264.H264Config("avc1.4d400b", 192, 108, 4, b"\0\0\0\1\x67\0\0\0\1\x68", b"")
 
 
 @given(
