@@ -217,6 +217,12 @@ class NodeMoved(Event, frozen=True, tag="node.moved.v1"):
     prefix_commitment: bytes
 
 
+class NodeSeenAt(Event, frozen=True, tag="node.seen_at.v1"):
+    """The node is at this network too, or still (ledger.networks). Before, a move was taken for its only network."""
+
+    prefix_commitment: bytes
+
+
 class NodeWentOnline(Event, frozen=True, tag="node.went_online.v1"):
     pass
 

@@ -14,7 +14,7 @@ from ledger.credit import CreditSet, Units, count
 from ledger.events import Judged
 from ledger.receipt import SignedReceipt, fold_digests
 from ledger.settings import Settings
-from ledger.ticket import Ticket, WireError
+from ledger.ticket import Ticket, ViewerClass, WireError
 from ledger.verdict import Cap, Verdict
 
 DigestOf = Callable[[bytes, int], bytes | None]
@@ -49,7 +49,7 @@ class NodeFacts:
 
     public_key: bytes
     friend_id: UUID
-    network: bytes
+    networks: frozenset[bytes]  # commitments to every network it was seen at lately
     suspended: bool
 
 
@@ -167,11 +167,11 @@ def judge_signed(
     fresh = credits.missing(ticket.session_id, claimed)
     if not fresh:
         return refused(Verdict.DUPLICATE)
-    if node.suspended:
+    if node.suspended and not (settings.suspended_signed_paid and ticket.viewer_class is ViewerClass.SIGNING):
         return refused(Verdict.CAPPED, Cap.NODE_SUSPENDED)
     if session.account_id is not None and session.account_id == node.friend_id:
         return refused(Verdict.CAPPED, Cap.OWN_ACCOUNT)
-    if settings.same_network_forbidden and session.network and session.network == node.network:
+    if settings.same_network_forbidden and session.network and session.network in node.networks:
         return refused(Verdict.CAPPED, Cap.SAME_NETWORK)
     if manifest.bytes_between(ticket.first_sequence, ticket.last_sequence + 1) > ticket.byte_budget:
         # The receipts of a ticket may claim its segments in parts: what is credited already counts against it too.

@@ -24,11 +24,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     plain_sample_factor: int = 10  # plain claims count at most this many times what the hub observed
     prefix_sessions_max: int = 2  # paid sessions per viewer network and segment
     same_network_forbidden: int = 1
+    suspended_signed_paid: int = 1  # what viewers signed is paid also after the node was suspended
     rate_micro_per_gb: int = 10_000
     fee_bp: int = 500
     floor_bp: int = 1_000
     plain_bp: int = 5_000
     plain_income_cap_bp: int = 3_000
+
+    @classmethod
+    def recorded(cls, numbers: dict[str, int]) -> Self:
+        """The settings that an event of the log puts in force, also one from before some of them existed."""
+        return cls(**BEFORE).changed(numbers)
 
     def changed(self, changes: dict[str, int]) -> Self:
         """A copy with `changes`. Raises DomainError naming the setting that is unknown or out of range."""
@@ -57,9 +63,13 @@ BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "plain_sample_factor": (0, 1_000),
     "prefix_sessions_max": (1, 1_000),
     "same_network_forbidden": (0, 1),
+    "suspended_signed_paid": (0, 1),
     "rate_micro_per_gb": (0, 10**12),
     "fee_bp": (0, 10_000),
     "floor_bp": (0, 10_000),
     "plain_bp": (0, 10_000),
     "plain_income_cap_bp": (0, 9_999),
 }
+
+# What held before a setting existed, where that is not its default: a hub that knew no such rule did not apply it.
+BEFORE: Final[dict[str, int]] = {"suspended_signed_paid": 0}

@@ -39,6 +39,7 @@ NODE: Kinds = frozenset(
     {
         e.NodeJoined,
         e.NodeMoved,
+        e.NodeSeenAt,
         e.NodeWentOnline,
         e.NodeWentOffline,
         e.NodeProbed,

@@ -41,6 +41,7 @@ class Nodes(base.Projection):
             {
                 e.NodeJoined: self._joined,
                 e.NodeMoved: self._moved,
+                e.NodeSeenAt: self._moved,
                 e.NodeWentOnline: self._went_online,
                 e.NodeWentOffline: self._went_offline,
                 e.NodeProbed: self._probed,
@@ -68,7 +69,7 @@ class Nodes(base.Projection):
             last_seen_us=event.at_us,
         )
 
-    def _moved(self, event: e.NodeMoved, position: int) -> None:
+    def _moved(self, event: e.NodeMoved | e.NodeSeenAt, position: int) -> None:
         self._seen(event.originator_id, event, position)
 
     def _went_online(self, event: e.NodeWentOnline, position: int) -> None:

@@ -36,6 +36,12 @@ def node_address(url: str | None, peer_ip: str, port: int) -> str:
     return url
 
 
+def literal_address(url: str) -> str | None:
+    """The IP address that the URL names, None when its host is a name."""
+    address = _parse(urlsplit(url).hostname or "")
+    return None if address is None else str(address)
+
+
 def _own(peer_ip: str, port: int) -> str:
     address = _parse(peer_ip)
     if address is None:

@@ -1,6 +1,7 @@
 """Invites, joining, heartbeats, and who carries the crew's streams. No address of a node is ever shown."""
 
 import secrets
+from functools import partial
 from typing import Annotated
 from uuid import UUID, uuid4
 
@@ -10,7 +11,7 @@ from api.auth import NodeKey, Operator
 from api.deps import PeerIp, Services, ServicesDep, per_ip
 from api.directory import NodeProfile, Role
 from api.liveness import HEARTBEAT_S, LivenessUnknown, Pulse
-from api.nodes.addresses import node_address
+from api.nodes.addresses import literal_address, node_address
 from api.nodes.schemas import (
     CreateInvite,
     Earned,
@@ -28,6 +29,7 @@ from ledger.aggregates.node import Node, NodeStatus
 from ledger.application import NotFound
 from ledger.ids import node_id
 from ledger.money import friend_account
+from ledger.networks import is_news
 from ledger.services import crew
 from ledger.services import nodes as commands
 from projections.queries import NodeView
@@ -116,10 +118,12 @@ def heartbeat(body: Heartbeat, at: ServicesDep, key: NodeKey, ip: PeerIp) -> Hea
     except NotFound as e:
         raise Problem(ProblemType.UNKNOWN_NODE, "this key has not joined: use an invite code") from e
     now_us = at.now_us()
-    network = at.commit_network(ip, nid.bytes)
-    if network != node.network and node.status is NodeStatus.ACTIVE:
-        node = commands.change_node(at.ledger, nid, lambda n: n.move(network, at_us=now_us))
     url = node_address(body.url, ip, body.port)
+    # Where it comes from, and where it says viewers reach it: often IPv4 there and IPv6 here.
+    for address in {ip, literal_address(url) or ip}:
+        network = at.commit_network(address, nid.bytes)
+        if node.status is NodeStatus.ACTIVE and is_news(node.networks, network, now_us):
+            node = commands.change_node(at.ledger, nid, partial(_see_at, network, now_us))
     if node.status is NodeStatus.ACTIVE:
         known = at.liveness.last(nid)
         if known is None or known.url != url:
@@ -130,6 +134,10 @@ def heartbeat(body: Heartbeat, at: ServicesDep, key: NodeKey, ip: PeerIp) -> Hea
     return HeartbeatAnswer(
         status=node.status.value, ticket_keys=_ticket_keys(at), earned=_earned(at, node.friend_id)
     )
+
+
+def _see_at(network: bytes, at_us: int, node: Node) -> None:
+    node.see_at(network, at_us=at_us)
 
 
 @router.get("/nodes", responses=responses())

@@ -83,8 +83,7 @@ class Crew(Aggregate):
                 self.name, self.unit = event.name, event.unit
                 self.genesis_us, self.epoch_length_s = event.genesis_us, event.epoch_length_s
             case SettingsChanged():
-                # Old events may lack settings that came later: those keep their defaults.
-                self.settings = Settings().changed(event.settings)
+                self.settings = Settings.recorded(event.settings)
             case KeyAdded():
                 self.keys[event.purpose, event.key_id] = CrewKey(
                     event.purpose, event.key_id, event.public_key, retired=False

@@ -23,12 +23,14 @@ from ledger.events import (
     NodeProbed,
     NodeReinstated,
     NodeRetired,
+    NodeSeenAt,
     NodeSuspended,
     NodeWentOffline,
     NodeWentOnline,
     ReceiptsRefused,
 )
 from ledger.judge import NodeFacts
+from ledger.networks import Networks, is_news, seen
 
 REMEMBERED_REFUSALS: Final = 256
 # Receipts that belong to nothing: an honest node has none, unless the hub lost some.
@@ -49,7 +51,7 @@ class Node(Aggregate):
         super().__init__(aggregate_id)
         self.public_key = b""
         self.friend_id = UUID(int=0)
-        self.network = b""
+        self.networks: Networks = {}
         self.status = NodeStatus.ACTIVE
         self.online = False
         self._moved_us: int | None = None
@@ -61,7 +63,7 @@ class Node(Aggregate):
         return NodeFacts(
             public_key=self.public_key,
             friend_id=self.friend_id,
-            network=self.network,
+            networks=frozenset(self.networks),
             suspended=self.status is not NodeStatus.ACTIVE,
         )
 
@@ -79,12 +81,12 @@ class Node(Aggregate):
             prefix_commitment=prefix_commitment,
         )
 
-    def move(self, prefix_commitment: bytes, *, at_us: int) -> None:
-        """Recorded at most once a minute: what is not, comes again with a later heartbeat."""
-        if self._moved_us is not None and 0 <= at_us - self._moved_us < MOVE_PAUSE_US:
+    def see_at(self, prefix_commitment: bytes, *, at_us: int) -> None:
+        """A network it is not known at is recorded at most once a minute: what is not, comes with a later heartbeat."""
+        if not is_news(self.networks, prefix_commitment, at_us):
             return
-        if prefix_commitment != self.network:
-            self.trigger(NodeMoved, at_us=at_us, prefix_commitment=prefix_commitment)
+        if self._moved_us is None or not 0 <= at_us - self._moved_us < MOVE_PAUSE_US:
+            self.trigger(NodeSeenAt, at_us=at_us, prefix_commitment=prefix_commitment)
 
     def go_online(self, *, at_us: int) -> None:
         if not self.online and self.status is not NodeStatus.RETIRED:
@@ -152,9 +154,12 @@ class Node(Aggregate):
         match event:
             case NodeJoined():
                 self.public_key, self.friend_id = event.public_key, event.friend_id
-                self.network = event.prefix_commitment
+                self.networks = {event.prefix_commitment: event.at_us}
             case NodeMoved():
-                self.network, self._moved_us = event.prefix_commitment, event.at_us
+                self.networks, self._moved_us = {event.prefix_commitment: event.at_us}, event.at_us
+            case NodeSeenAt():
+                self.networks = seen(self.networks, event.prefix_commitment, event.at_us)
+                self._moved_us = event.at_us
             case NodeWentOnline():
                 self.online = True
             case NodeWentOffline():

@@ -21,6 +21,7 @@ from ledger.events import (
     NodeMoved,
     NodeReinstated,
     NodeRetired,
+    NodeSeenAt,
     NodeSuspended,
     SettingsChanged,
     StreamRegistered,
@@ -28,6 +29,7 @@ from ledger.events import (
 from ledger.ids import invite_id, node_id, stream_id
 from ledger.judge import NodeFacts
 from ledger.keys import PUBLIC_KEY_BYTES, key_id
+from ledger.networks import Networks, seen
 from ledger.settings import Settings
 
 RACE_US: Final = 60_000_000
@@ -81,6 +83,7 @@ class Crew:
     def __init__(self) -> None:
         self.settings = Dated(Settings())
         self.nodes: dict[UUID, Dated[NodeFacts]] = {}
+        self._networks: dict[UUID, Networks] = {}
         self.genesis_us = 0
         self.epoch_us = 0
         self._keys: dict[tuple[str, bytes], Key] = {}
@@ -113,7 +116,7 @@ class Crew:
         self.genesis_us, self.epoch_us = event.genesis_us, event.epoch_length_s * 1_000_000
 
     def settings_changed(self, event: SettingsChanged) -> None:
-        self.settings.change(Settings().changed(event.settings), event.at_us)
+        self.settings.change(Settings.recorded(event.settings), event.at_us)
 
     def key_added(self, event: KeyAdded) -> None:
         require(
@@ -149,12 +152,17 @@ class Crew:
         require(invited, "the node joined without an invite")
         require(self._invites[event.invite_id][0] == event.friend_id, "the node joined for another friend")
         self.nodes[event.originator_id] = Dated(
-            NodeFacts(event.public_key, event.friend_id, event.prefix_commitment, suspended=False)
+            NodeFacts(
+                event.public_key, event.friend_id, frozenset((event.prefix_commitment,)), suspended=False
+            )
         )
+        self._networks[event.originator_id] = {event.prefix_commitment: event.at_us}
 
-    def node_moved(self, event: NodeMoved) -> None:
-        node = self.node(event.originator_id)
-        node.change(replace(node.now, network=event.prefix_commitment), event.at_us)
+    def node_moved(self, event: NodeMoved | NodeSeenAt) -> None:
+        node, network = self.node(event.originator_id), event.prefix_commitment
+        known = self._networks[event.originator_id] if isinstance(event, NodeSeenAt) else {}
+        networks = self._networks[event.originator_id] = seen(known, network, event.at_us)
+        node.change(replace(node.now, networks=frozenset(networks)), event.at_us)
 
     def node_stopped(self, event: NodeSuspended | NodeRetired) -> None:
         node = self.node(event.originator_id)

@@ -169,7 +169,7 @@ class CreditIndex:
             case NodeJoined():
                 self._friends[event.originator_id] = event.friend_id
             case SettingsChanged():
-                self._factors.append((position, Settings().changed(event.settings).plain_sample_factor))
+                self._factors.append((position, Settings.recorded(event.settings).plain_sample_factor))
             case EpochSettled() if event.page == event.pages:
                 self._apply_settled(event)
             case _:

@@ -107,18 +107,25 @@ def test_no_address_of_a_node_is_shown_or_logged(client: TestClient, world: Worl
     assert b"attic" not in log
 
 
-def test_a_node_that_moves_to_another_network_is_recorded_as_moved(
-    client: TestClient, world: World, key: KeyPair
-) -> None:
+def test_every_network_a_node_is_seen_at_is_recorded(client: TestClient, world: World, key: KeyPair) -> None:
     join(client, world, key, invite(client, world)["code"])
     nid = node_id(key.public_key)
-    before = world.ledger.load(Node, nid).network
+    before = set(world.ledger.load(Node, nid).networks)
     beat(client, world, key)
-    assert world.ledger.load(Node, nid).network == before
+    assert set(world.ledger.load(Node, nid).networks) == before
     world.now_us += 5_000_000
     with TestClient(world.app, client=("198.51.100.1", 1)) as elsewhere:
         beat(elsewhere, world, key)
-    assert world.ledger.load(Node, nid).network != before
+    both = set(world.ledger.load(Node, nid).networks)
+    assert before < both
+    world.now_us += 120_000_000
+    beat(client, world, key, url="http://[2001:db8:7::1]:8100")  # where viewers reach it
+    assert both < set(world.ledger.load(Node, nid).networks)
+    size = world.ledger.size()
+    for _ in range(5):  # now here, now there: nothing more to say
+        world.now_us += 60_000_000
+        beat(client, world, key, url="http://[2001:db8:7::1]:8100")
+    assert world.ledger.size() == size
 
 
 def test_a_suspended_node_hears_so_and_gets_no_viewers(

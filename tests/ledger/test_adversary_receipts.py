@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ledger import networks
 from ledger.aggregates import node as node_module
 from ledger.aggregates.base import DomainError
 from ledger.aggregates.broadcast import Broadcast
@@ -79,7 +80,7 @@ def test_a_ticket_never_pays_for_more_bytes_than_it_allows_however_its_segments_
         judgement = judge(
             receipt,
             ticket,
-            node=NodeFacts(NODE.public_key, uuid4(), b"", suspended=False),
+            node=NodeFacts(NODE.public_key, uuid4(), frozenset(), suspended=False),
             session=SessionFacts(b"", None),
             manifest=manifest,
             credits=credits,
@@ -105,7 +106,7 @@ def test_sequences_that_never_were_are_out_of_range_and_cost_nothing_to_judge(ba
     judgement = judge(
         receipt,
         ticket,
-        node=NodeFacts(NODE.public_key, uuid4(), b"", suspended=False),
+        node=NodeFacts(NODE.public_key, uuid4(), frozenset(), suspended=False),
         session=SessionFacts(b"", None),
         manifest=manifest,
         credits=CreditSet(),
@@ -149,13 +150,13 @@ class Desk:
             ledger, code="code", public_key=NODE.public_key, prefix_commitment=b"home", at_us=T0
         )
 
-    def ticket(self, network: bytes = b"") -> SignedTicket:
+    def ticket(self, network: bytes = b"", *, plain: bool = False) -> SignedTicket:
         session_id = uuid4()
         self.desk.open_session(
             session_id=session_id,
             stream_id=self.stream_id,
-            viewer_class=ViewerClass.SIGNING,
-            viewer_key=VIEWER.public_key,
+            viewer_class=ViewerClass.PLAIN if plain else ViewerClass.SIGNING,
+            viewer_key=b"" if plain else VIEWER.public_key,
             prefix_commitment=network,
             account_id=None,
             at_us=self.now_us,
@@ -172,8 +173,17 @@ class Desk:
             at_us=self.now_us,
         )
 
-    def receipt(self, ticket: SignedTicket, sequences: list[int], counter: int = 1) -> bytes:
-        digest = fold_digests(segment_digest(NONCE, self.media.get(s, b"?")) for s in sequences)
+    def receipt(
+        self,
+        ticket: SignedTicket,
+        sequences: list[int],
+        counter: int = 1,
+        *,
+        signer: KeyPair = VIEWER,
+        media: dict[int, bytes] | None = None,
+    ) -> bytes:
+        got = self.media if media is None else media
+        digest = fold_digests(segment_digest(NONCE, got.get(s, b"?")) for s in sequences)
         receipt = Receipt(
             ticket_hash=ticket.ticket.hash,
             counter=counter,
@@ -181,7 +191,7 @@ class Desk:
             bitmap=to_bitmap(0, sequences),
             digest=digest,
         )
-        return receipt.sign(VIEWER).encode()
+        return receipt.sign(signer).encode()
 
 
 @pytest.fixture
@@ -243,11 +253,52 @@ def test_a_broadcast_that_ended_still_pays_what_it_delivered_and_nothing_after_i
 
 
 @pytest.mark.parametrize("end", [nodes.suspend, nodes.retire])
-def test_a_ticket_of_before_the_suspension_is_not_paid_after_it(desk: Desk, end) -> None:  # type: ignore[no-untyped-def]
-    ticket = desk.ticket()
+def test_a_suspension_takes_the_nodes_own_claims_and_never_what_viewers_signed_for(desk: Desk, end) -> None:  # type: ignore[no-untyped-def]
+    signed, plain = desk.ticket(), desk.ticket(plain=True)
     end(desk.ledger, desk.node.id, reason="wrong bytes", at_us=T0)
+    assert desk.desk.judge_receipt(desk.receipt(signed, [0]), at_us=T0).verdict == "accepted"
+    answer = desk.desk.judge_receipt(desk.receipt(plain, [0], signer=NODE), at_us=T0)
+    assert (answer.verdict, answer.cap) == ("capped", Cap.NODE_SUSPENDED)
+    wrong = desk.receipt(signed, [0, 1], 2, media={0: desk.media[0], 1: b"garbage"})
+    assert desk.desk.judge_receipt(wrong, at_us=T0).verdict == "digest_mismatch"
+
+
+def test_before_there_was_a_setting_for_it_a_suspension_took_everything(desk: Desk) -> None:
+    crew.change_settings(desk.ledger, {"suspended_signed_paid": 0}, at_us=T0)
+    ticket = desk.ticket()
+    nodes.suspend(desk.ledger, desk.node.id, reason="wrong bytes", at_us=T0)
     answer = desk.desk.judge_receipt(desk.receipt(ticket, [0]), at_us=T0)
     assert (answer.verdict, answer.cap) == ("capped", Cap.NODE_SUSPENDED)
+    assert Settings.recorded({}).suspended_signed_paid == 0
+
+
+def test_a_viewer_in_any_of_the_nodes_networks_is_not_paid_for_also_after_the_node_moved(desk: Desk) -> None:
+    at_home, away = desk.ticket(b"home"), desk.ticket(b"cafe")
+    nodes.change_node(desk.ledger, desk.node.id, lambda n: n.see_at(b"cafe", at_us=T0 + 1))
+    for ticket in (at_home, away):
+        answer = desk.desk.judge_receipt(desk.receipt(ticket, [0]), at_us=T0 + 2)
+        assert (answer.verdict, answer.cap) == ("capped", Cap.SAME_NETWORK)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 4)), max_size=80))
+def test_every_network_of_the_last_days_is_remembered_and_no_more_than_there_is_room_for(
+    visits: list[tuple[int, int]],
+) -> None:
+    """Hours pass between visits; what was recorded is compared with what really happened."""
+    known: networks.Networks = {b"\0": T0}
+    really, now_us = {b"\0": T0}, T0
+    for network, hours in visits:
+        now_us += hours * 3_600 * 1_000_000
+        commitment = bytes([network])
+        really[commitment] = now_us
+        if networks.is_news(known, commitment, now_us):
+            known = networks.seen(known, commitment, now_us)
+        lately = sorted((us, c) for c, us in really.items() if now_us - us < networks.REMEMBERED_US // 2)
+        assert commitment in known
+        if len(lately) < networks.NETWORKS_MAX // 2:
+            assert {c for _, c in lately} <= set(known)
+        assert len(known) <= networks.NETWORKS_MAX
 
 
 def test_receipts_that_belong_to_nothing_fill_the_log_only_so_far_each_day(
@@ -275,10 +326,13 @@ def test_receipts_that_belong_to_nothing_fill_the_log_only_so_far_each_day(
 def test_a_node_that_hops_between_networks_is_a_move_a_minute_at_most(desk: Desk) -> None:
     node = desk.ledger.load(Node, desk.node.id)
     for second in range(300):
-        node.move(b"ab"[second % 2 : second % 2 + 1] * 16, at_us=T0 + second * 1_000_000)
+        node.see_at(second.to_bytes(16, "big"), at_us=T0 + second * 1_000_000)
     assert len(node.collect_events()) <= 6
-    node.move(b"c" * 16, at_us=T0 - 3_600 * 1_000_000)  # a clock set back stops no move
-    assert node.network == b"c" * 16
+    for second in range(300):  # two uplinks
+        node.see_at(b"ab"[second % 2 : second % 2 + 1] * 16, at_us=T0 + (300 + second) * 1_000_000)
+    assert len(node.collect_events()) == 2
+    node.see_at(b"c" * 16, at_us=T0 - 3_600 * 1_000_000)  # a clock set back stops no move
+    assert {b"a" * 16, b"b" * 16, b"c" * 16} <= set(node.networks)
 
 
 def test_a_retired_node_does_not_come_online(desk: Desk) -> None:

@@ -151,7 +151,7 @@ class RandomLife:
         nid, at_us = self.dice.choice(list(self.life.nodes.values()))[1].id, self.life.now_us
         change = self.dice.choice(["suspend", "reinstate", "reinstate", "move", "online"])
         if change == "move":
-            nodes.change_node(self.ledger, nid, lambda n: n.move(self.dice.randbytes(16), at_us=at_us))
+            nodes.change_node(self.ledger, nid, lambda n: n.see_at(self.dice.randbytes(16), at_us=at_us))
         elif change == "online":
             nodes.change_node(self.ledger, nid, lambda n: n.go_online(at_us=at_us))
         elif change == "suspend":

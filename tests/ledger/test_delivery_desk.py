@@ -244,14 +244,6 @@ def test_viewer_and_node_on_one_network_are_not_paid(live: Crew) -> None:
     assert (answer.verdict, answer.cap) == ("capped", "same_network")
 
 
-def test_a_suspended_node_is_not_paid(live: Crew) -> None:
-    key, node = live.node()
-    ticket = live.ticket(node, VIEWER)
-    nodes.suspend(live.ledger, node.id, reason="wrong bytes", at_us=live.now_us)
-    [answer] = live.send(key, live.receipt(ticket, VIEWER, [0]))
-    assert (answer.verdict, answer.cap) == ("capped", "node_suspended")
-
-
 def test_a_stranger_s_batch_is_refused_whole(live: Crew) -> None:
     with pytest.raises(UnknownNodeError):
         live.send(KeyPair(b"s" * 32), b"\0" * 205)

@@ -234,7 +234,7 @@ class History:
                 lambda: node.go_offline(reason="silent", at_us=self.now_us),
                 lambda: node.suspend(reason="wrong bytes", at_us=self.now_us),
                 lambda: node.reinstate(reason="fixed", at_us=self.now_us),
-                lambda: node.move(bytes([number % 7]) * 16, at_us=self.now_us),
+                lambda: node.see_at(bytes([number % 7]) * 16, at_us=self.now_us),
                 lambda: node.retire(reason="left", at_us=self.now_us),
             ]
             commands[number // 4 % len(commands)]()
