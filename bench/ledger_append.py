@@ -17,6 +17,7 @@ from ledger.aggregates.base import Aggregate
 from ledger.application import Ledger
 from ledger.batch import HEADER_BYTES, MAX_RECEIPTS, Batch
 from ledger.ids import delivery_id, node_id
+from ledger.judged import pack
 from ledger.keys import KeyPair
 from ledger.receipt import SIGNED_BYTES
 from ledger.store.migrate import migrate
@@ -224,8 +225,8 @@ def packed(ledger: Ledger, url: str) -> Row:
         ).encode()
         for n in range(count)
     ]
-    judged = (e.Judged(Verdict.ACCEPTED.value, 5, 5_000_000),) * MAX_RECEIPTS
-    networks = (bytes(16),) * MAX_RECEIPTS
+    judged = [e.Judged(Verdict.ACCEPTED.value, 5, 5_000_000)] * MAX_RECEIPTS
+    verdicts = pack(range(MAX_RECEIPTS), sessions, [bytes(16)] * MAX_RECEIPTS, judged)
 
     def take_in(part: list[bytes]) -> list[Anything]:
         delivery = Anything(delivery_id(uuid4()))
@@ -236,13 +237,10 @@ def packed(ledger: Ledger, url: str) -> Row:
                 at_us=1,
                 node_id=node_id(batch.node_key),
                 batch_header=data[:HEADER_BYTES],
-                indices=tuple(range(MAX_RECEIPTS)),
-                receipts=data[HEADER_BYTES:],
-                sessions=tuple(sessions),
-                networks=networks,
-                judged=judged,
                 first_sequence=0,
                 network_limit=2,
+                receipts=data[HEADER_BYTES:],
+                **verdicts,
             )
         hashing.append(tree.extend(delivery.pending))
         return [delivery]

@@ -22,6 +22,7 @@ from ledger.aggregates.broadcast import Broadcast
 from ledger.application import Ledger
 from ledger.batch import Batch
 from ledger.ids import BOOK_ID, NAMESPACE
+from ledger.judged import pack
 from ledger.keys import KeyPair, verify
 from ledger.money import budget_account, friend_account
 from ledger.receipt import (
@@ -134,13 +135,15 @@ def served() -> Iterator[e.Event]:
                 originator_id=stream_id,
                 node_id=node_id,
                 batch_header=b"",
-                indices=tuple(range(RECEIPTS_A_TICKET)),
-                receipts=data * RECEIPTS_A_TICKET,
-                sessions=(node_id,) * RECEIPTS_A_TICKET,
-                networks=(b"",) * RECEIPTS_A_TICKET,
-                judged=(accepted,) * RECEIPTS_A_TICKET,
                 first_sequence=0,
                 network_limit=2,
+                receipts=data * RECEIPTS_A_TICKET,
+                **pack(
+                    range(RECEIPTS_A_TICKET),
+                    [node_id] * RECEIPTS_A_TICKET,
+                    [b""] * RECEIPTS_A_TICKET,
+                    [accepted] * RECEIPTS_A_TICKET,
+                ),
                 **common,
             )
 

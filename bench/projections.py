@@ -26,6 +26,7 @@ from ledger import events as e
 from ledger.aggregates.base import Aggregate
 from ledger.application import Ledger
 from ledger.ids import delivery_id
+from ledger.judged import pack
 from ledger.store.database import create_sql_engine
 from ledger.store.migrate import migrate
 from ledger.verdict import Verdict
@@ -175,13 +176,10 @@ def write_mixed(ledger: Ledger, count: int) -> None:
                     at_us=n,
                     node_id=node.id,
                     batch_header=bytes(147),
-                    indices=tuple(range(RECEIPTS)),
-                    receipts=bytes(205 * RECEIPTS),
-                    sessions=(stream.id,) * RECEIPTS,
-                    networks=(bytes(16),) * RECEIPTS,
-                    judged=judged,
                     first_sequence=0,
                     network_limit=2,
+                    receipts=bytes(205 * RECEIPTS),
+                    **pack(range(RECEIPTS), [stream.id] * RECEIPTS, [bytes(16)] * RECEIPTS, judged),
                 )
             case 2:
                 segment = e.Segment(n, 4_000_000, 1_000_000, bytes(32), n)

@@ -1,8 +1,9 @@
 """Every event the ledger can hold. The bytes of an event are frozen from the day it is written.
 
-Invariant: `decode(encode(e)) == e`, and `encode(decode(b)) == b` for every stored `b`; golden files in
+Invariant: `decode_stored(encode(e)) == e`, and `encode(decode_stored(b)) == b` for every stored `b`; golden files in
 tests/golden/events pin the bytes. The tag (`type`) ends in a version; a new shape is a new class with a new tag, and
-the old class stays, with an upcaster in `UPCASTERS`. An unknown tag is an error, never skipped.
+the old class stays, with an upcaster in `UPCASTERS`, so that `decode` gives the newest shape of every event. An unknown
+tag is an error, never skipped.
 
 Units: `_us` Unix microseconds, `_s` seconds, `_micro` millionths of the unit of account, `_bp` hundredths of a percent.
 Nothing here may identify a person: opaque ids, public keys and salted commitments only.
@@ -13,6 +14,10 @@ from typing import Any, Final
 from uuid import UUID
 
 import msgspec
+
+from ledger import judged as columns
+from ledger.judged import Judged as Judged  # a part of events, like the structs here
+from ledger.receipt import SIGNED_BYTES
 
 MAX_EVENT_BYTES: Final = 65_535  # a C2SP entry bundle gives each entry a 16-bit length
 
@@ -168,27 +173,73 @@ class SessionObserved(Event, frozen=True, tag="session.observed.v1"):
     fetched_at_hub: bytes  # fetched from the hub, among those pointed at it
 
 
-class Judged(msgspec.Struct, frozen=True, array_like=True):
-    verdict: str  # ledger.verdict.Verdict
-    units: int = 0  # newly credited segments
-    credited_bytes: int = 0  # the published sizes of those
-    cap: str = ""  # ledger.verdict.Cap, when capped
+class SegmentsServedV1(Event, frozen=True, tag="delivery.segments_served.v1"):
+    """What SegmentsServed was. Its fields have one value for each receipt."""
+
+    node_id: UUID
+    batch_header: bytes
+    indices: tuple[int, ...]
+    receipts: bytes
+    sessions: tuple[UUID, ...]
+    networks: tuple[bytes, ...]
+    judged: tuple[Judged, ...]
+    first_sequence: int
+    network_limit: int
 
 
-class SegmentsServed(Event, frozen=True, tag="delivery.segments_served.v1"):
-    """A node's batch with the verdict of each of its receipts, as judged against one broadcast."""
+class SegmentsServed(Event, frozen=True, tag="delivery.segments_served.v2"):
+    """A node's batch with the verdict of each of its receipts, as judged against one broadcast.
+
+    What is said of each receipt stands in columns, one value a receipt (docs/protocol.md has their bytes).
+    """
 
     node_id: UUID
     batch_header: (
         bytes  # body and signature of the batch, 147 bytes; empty when the viewer sent the receipt itself
     )
-    indices: tuple[int, ...]  # which receipts of the batch belong to this broadcast, ascending
-    receipts: bytes  # those receipts, 205 bytes each
-    sessions: tuple[UUID, ...]  # the session of each, from its ticket: the fold needs no look-up
-    networks: tuple[bytes, ...]  # the viewer network's commitment of each
-    judged: tuple[Judged, ...]  # in the same order
     first_sequence: int  # of the broadcast: the origin of its credit bitmaps
     network_limit: int  # the setting prefix_sessions_max in force
+    sessions: bytes  # the different sessions of the tickets, 16 bytes each: the fold needs no look-up
+    networks: tuple[bytes, ...]  # the different commitments of the viewers' networks
+    receipts: bytes  # 205 bytes each
+    indices: bytes  # u8: which receipts of the batch these are, ascending
+    session_of: bytes  # u8: which of `sessions`
+    network_of: bytes  # u8: which of `networks`
+    verdicts: bytes  # u8: ledger.verdict.VERDICTS
+    caps: bytes  # u8: ledger.verdict.CAPS
+    units: bytes  # u16: newly credited segments
+    credited_bytes: bytes  # u64: the published sizes of those
+
+    def __post_init__(self) -> None:
+        if len(self.receipts) != len(self.indices) * SIGNED_BYTES or not columns.fit(
+            indices=self.indices,
+            sessions=self.sessions,
+            session_of=self.session_of,
+            networks=self.networks,
+            network_of=self.network_of,
+            verdicts=self.verdicts,
+            caps=self.caps,
+            units=self.units,
+            credited_bytes=self.credited_bytes,
+        ):
+            raise ValueError("receipts and verdicts do not fit together")
+
+    @property
+    def judged(self) -> tuple[Judged, ...]:
+        """The verdict of each receipt. Made anew each time: for readers that are not in a hurry."""
+        return columns.unpack(self.verdicts, self.caps, self.units, self.credited_bytes)
+
+    @property
+    def session_ids(self) -> tuple[UUID, ...]:
+        """The session of each receipt."""
+        size = columns.SESSION_BYTES
+        known = [UUID(bytes=self.sessions[i : i + size]) for i in range(0, len(self.sessions), size)]
+        return tuple([known[i] for i in self.session_of])
+
+    @property
+    def viewer_networks(self) -> tuple[bytes, ...]:
+        """The network of each receipt's viewer."""
+        return tuple([self.networks[i] for i in self.network_of])
 
 
 # --- nodes and invites ----------------------------------------------------------------------------------------------
@@ -452,8 +503,23 @@ def _leaves(cls: type[Event]) -> list[type[Event]]:
 
 EVENT_TYPES: Final[dict[str, type[Event]]] = {str(c.__struct_config__.tag): c for c in _leaves(Event)}
 
-# Old event class -> function to the class that replaced it. Empty while every event is in its first version.
-UPCASTERS: Final[dict[type[Event], Callable[[Any], Event]]] = {}
+
+def _served_in_columns(old: SegmentsServedV1) -> SegmentsServed:
+    return SegmentsServed(
+        originator_id=old.originator_id,
+        originator_version=old.originator_version,
+        at_us=old.at_us,
+        node_id=old.node_id,
+        batch_header=old.batch_header,
+        first_sequence=old.first_sequence,
+        network_limit=old.network_limit,
+        receipts=old.receipts,
+        **columns.pack(old.indices, old.sessions, old.networks, old.judged),
+    )
+
+
+# Old event class -> function to the class that replaced it. Raises ValueError for facts that never were.
+UPCASTERS: Final[dict[type[Event], Callable[[Any], Event]]] = {SegmentsServedV1: _served_in_columns}
 
 _encoder: Final = msgspec.msgpack.Encoder(uuid_format="bytes")
 _decoders: Final = {tag: msgspec.msgpack.Decoder(cls) for tag, cls in EVENT_TYPES.items()}
@@ -475,22 +541,36 @@ def encode(event: Event) -> bytes:
 
 
 def decode(data: bytes, tag: str | None = None) -> Event:
-    """Read stored bytes, in whatever version, as the newest version of that event.
+    """Read stored bytes, in whatever version, as the newest version of that event. As `decode_stored` otherwise."""
+    return upcast(decode_stored(data, tag))
+
+
+def decode_stored(data: bytes, tag: str | None = None) -> Event:
+    """Read stored bytes as the version of the event in which they were written.
 
     Raises UnknownEventError for a type this program does not know or bytes that do not fit it. `tag` (the stored
     topic) saves a pass over the bytes; when given it must be the event's own.
     """
     try:
         name = tag if tag is not None else _peek.decode(data).type
-        event = _decoders[name].decode(data)
+        return _decoders[name].decode(data)
     except KeyError as e:
         raise UnknownEventError(
             f"unknown event type {e.args[0]!r}: this program is older than the log"
         ) from e
     except msgspec.MsgspecError as e:
         raise UnknownEventError(f"stored bytes are not a {tag or 'known'} event: {e}") from e
-    upcast = UPCASTERS.get(type(event))
-    return upcast(event) if upcast else event
+
+
+def upcast(event: Event) -> Event:
+    """The event in its newest version. Raises UnknownEventError when it says what no hub ever wrote."""
+    newer = UPCASTERS.get(type(event))
+    if newer is None:
+        return event
+    try:
+        return newer(event)
+    except ValueError as e:
+        raise UnknownEventError(f"{tag_of(event)} cannot be read as what replaced it: {e}") from e
 
 
 class _Peek(msgspec.Struct):

@@ -4,6 +4,7 @@ Invariant: exactly one verdict per receipt, and only ACCEPTED carries credit.
 """
 
 from enum import StrEnum
+from typing import Final
 
 
 class Verdict(StrEnum):
@@ -28,3 +29,26 @@ class Cap(StrEnum):
     SAME_NETWORK = "same_network"  # viewer and node share an IPv4 /24 or IPv6 /48
     PREFIX_SESSIONS = "prefix_sessions"  # too many paid sessions from one viewer network
     NODE_SUSPENDED = "node_suspended"
+
+
+# Events hold these indices: frozen, new ones at the end.
+VERDICTS: Final = (
+    Verdict.MALFORMED,
+    Verdict.UNKNOWN_TICKET,
+    Verdict.WRONG_NODE,
+    Verdict.BAD_SIGNATURE,
+    Verdict.LATE,
+    Verdict.OUT_OF_RANGE,
+    Verdict.DIGEST_MISMATCH,
+    Verdict.DUPLICATE,
+    Verdict.CAPPED,
+    Verdict.ACCEPTED,
+)
+CAPS: Final = (
+    Cap.NONE,
+    Cap.BYTE_BUDGET,
+    Cap.OWN_ACCOUNT,
+    Cap.SAME_NETWORK,
+    Cap.PREFIX_SESSIONS,
+    Cap.NODE_SUSPENDED,
+)

@@ -12,7 +12,7 @@ import msgspec
 import typer
 
 from hub.settings import load_settings
-from ledger.events import Event, decode, tag_of
+from ledger.events import Event, SegmentsServed, decode_stored, tag_of
 from ledger.tlog.reader import LogReader, NotPublished, read_note
 from ledger.tlog.source import open_source
 
@@ -39,7 +39,7 @@ def show(
             raise NotPublished(f"the published log ends before position {position}")
         start, end = (0, checkpoint.size) if position is None else (position, position + 1)
         for at, data in LogReader(source, checkpoint.size).entries(start, end):
-            event = decode(data)
+            event = decode_stored(data)
             if kind is None or tag_of(event).startswith(kind):
                 typer.echo(json.dumps({"position": at, **readable(event)}, ensure_ascii=False))
 
@@ -66,9 +66,10 @@ def check() -> None:
 
 def readable(event: Event) -> dict[str, Any]:
     """An event with field names throughout, bytes as hex and ids as text, for JSON."""
-    return {"type": tag_of(event)} | {
-        name: _readable(value) for name, value in msgspec.structs.asdict(event).items()
-    }
+    fields = {name: _readable(value) for name, value in msgspec.structs.asdict(event).items()}
+    if isinstance(event, SegmentsServed):
+        fields["judged"] = _readable(event.judged)  # what its columns say
+    return {"type": tag_of(event)} | fields
 
 
 def _readable(value: Any) -> Any:

@@ -7,10 +7,8 @@ what makes it exactly-once: whoever judged on an older state loses the append an
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 from uuid import UUID
-
-from msgspec.structs import replace
 
 from ledger.aggregates.base import Aggregate
 from ledger.batch import batch_hash
@@ -25,6 +23,7 @@ from ledger.judge import (
     judge,
     units_of,
 )
+from ledger.judged import pack
 from ledger.receipt import SIGNED_BYTES, SignedReceipt
 from ledger.settings import Settings
 from ledger.ticket import Ticket
@@ -43,18 +42,27 @@ class Claim:
     session: SessionFacts
 
 
+class Answer(NamedTuple):
+    """What is kept of an event, to give the same answer again."""
+
+    originator_id: UUID
+    originator_version: int
+    indices: Sequence[int]
+    judged: Sequence[Judged]
+
+
 class Delivery(Aggregate):
     def __init__(self, aggregate_id: UUID) -> None:
         super().__init__(aggregate_id)
         self.credits = CreditSet()
-        self._batches: dict[bytes, SegmentsServed] = {}  # batch hash -> verdicts, oldest first
-        self._alone: dict[_Alone, SegmentsServed] = {}  # receipts that came without a batch, oldest first
+        self._batches: dict[bytes, Answer] = {}  # batch hash -> verdicts, oldest first
+        self._alone: dict[_Alone, Answer] = {}  # receipts that came without a batch, oldest first
 
     @classmethod
     def of(cls, broadcast_id: UUID) -> "Delivery":
         return cls(delivery_id(broadcast_id))
 
-    def judged_before(self, known_hash: bytes) -> SegmentsServed | None:
+    def judged_before(self, known_hash: bytes) -> Answer | None:
         """The verdicts on a batch that was sent before: sending it again must change nothing."""
         return self._batches.get(known_hash)
 
@@ -69,7 +77,7 @@ class Delivery(Aggregate):
         settings: Settings,
         digest_of: DigestOf,
         at_us: int,
-    ) -> SegmentsServed:
+    ) -> Answer:
         """Judge the claims in order, each seeing the credits of those before it, and record all verdicts.
 
         A receipt that a viewer sent itself (no batch header) is answered with the event of before when it is the same
@@ -100,25 +108,23 @@ class Delivery(Aggregate):
             networks.append(claim.session.network)
         if not batch_header and (known := self._alone.get(_refusal(claims[0].signed, judged[0]))):
             return known
-        return self.trigger(
+        event = self.trigger(
             SegmentsServed,
             at_us=at_us,
             node_id=node_id,
             batch_header=batch_header,
-            indices=tuple(c.index for c in claims),
-            receipts=b"".join(c.signed.encode() for c in claims),
-            sessions=tuple(c.ticket.session_id for c in claims),
-            judged=tuple(judged),
             first_sequence=manifest.first,
-            networks=tuple(networks),
             network_limit=settings.prefix_sessions_max,
+            receipts=b"".join(c.signed.encode() for c in claims),
+            **pack([c.index for c in claims], [c.ticket.session_id for c in claims], networks, judged),
         )
+        return _answer(event)
 
     def apply(self, event: Event) -> None:
         if not isinstance(event, SegmentsServed):
             raise TypeError(type(event).__name__)
         for i, (session_id, network, judged) in enumerate(
-            zip(event.sessions, event.networks, event.judged, strict=True)
+            zip(event.session_ids, event.viewer_networks, event.judged, strict=True)
         ):
             if judged.verdict != Verdict.ACCEPTED:
                 continue
@@ -128,19 +134,23 @@ class Delivery(Aggregate):
                 session_id, network, self.credits.within_network_limit(network, fresh, event.network_limit)
             )
         # Only what an answer needs is kept: a batch may have 50 kB, and there may be thousands.
-        answer = replace(event, receipts=b"", sessions=(), networks=())
+        answer = _answer(event)
         if event.batch_header:
             _remember(self._batches, batch_hash(event.batch_header), answer)
         else:
             signed = SignedReceipt.decode(event.receipts)
             _remember(self._alone, _name(signed), answer)
-            if event.judged[0].verdict != Verdict.ACCEPTED:
-                _remember(self._alone, _refusal(signed, event.judged[0]), answer)
+            if answer.judged[0].verdict != Verdict.ACCEPTED:
+                _remember(self._alone, _refusal(signed, answer.judged[0]), answer)
 
 
 _Alone = tuple[bytes, str, str]
 """A receipt's body hash, or its ticket's hash with a verdict and a cap."""
 K = TypeVar("K")
+
+
+def _answer(event: SegmentsServed) -> Answer:
+    return Answer(event.originator_id, event.originator_version, event.indices, event.judged)
 
 
 def _name(signed: SignedReceipt) -> _Alone:
@@ -151,7 +161,7 @@ def _refusal(signed: SignedReceipt, judged: Judged) -> _Alone:
     return signed.receipt.ticket_hash, judged.verdict, judged.cap
 
 
-def _remember(known: dict[K, SegmentsServed], key: K, event: SegmentsServed) -> None:
-    known[key] = event
+def _remember(known: dict[K, Answer], key: K, answer: Answer) -> None:
+    known[key] = answer
     if len(known) > REMEMBERED_BATCHES:
         del known[next(iter(known))]

@@ -225,10 +225,9 @@ class Deliveries:
             for data, judged in zip(self._receipts(position, event, event.node_id), event.judged, strict=True)
         ]
         sessions = [c.ticket.session_id.int for c in claims]  # comparing UUIDs is slow
-        require([s.int for s in event.sessions] == sessions, "sessions are not the tickets'")
-        require(
-            event.networks == tuple([c.session.network for c in claims]), "networks are not the sessions'"
-        )
+        require([s.int for s in event.session_ids] == sessions, "sessions are not the tickets'")
+        networks = tuple([c.session.network for c in claims])
+        require(event.viewer_networks == networks, "networks are not the sessions'")
         first = broadcast.manifest.first
         require(event.first_sequence == first, "the first sequence is not the broadcast's")
         self._judge_again(event, broadcast, claims)
@@ -254,7 +253,7 @@ class Deliveries:
         require(bool(settings), "the network limit is not the one in force")
         failure: AuditFailure | None = None
         nodes = self._crew.node(event.node_id)
-        touched = set(event.sessions), set(event.networks)
+        touched = set(event.session_ids), set(event.networks)
         before = broadcast.credits.copy_of(*touched)
         for manifest in broadcast.manifests(event.at_us):
             for node, rules in product(nodes.in_force(event.at_us), settings):
@@ -328,7 +327,7 @@ class Deliveries:
         self._counts.receipts += count
         self._crew.node(nid)
         if not event.batch_header:
-            require(event.indices == (0,), "a receipt outside a batch comes alone")
+            require(tuple(event.indices) == (0,), "a receipt outside a batch comes alone")
             return receipts
         require(len(event.batch_header) == HEADER_BYTES, f"a batch header is {HEADER_BYTES} bytes")
         require(list(event.indices) == sorted(set(event.indices)), "the batch's indices are not ascending")

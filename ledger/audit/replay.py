@@ -58,9 +58,10 @@ from ledger.events import (
     StreamRegistered,
     TariffSet,
     TicketIssued,
-    decode,
+    decode_stored,
     encode,
     tag_of,
+    upcast,
 )
 from ledger.ids import BOOK_ID, CREW_ID, TREE_ID
 from ledger.services.credit_index import CreditIndex
@@ -85,8 +86,9 @@ class Replay:
     def apply(self, position: int, data: bytes) -> None:
         """Take the event at `position`. Raises AuditFailure."""
         try:
-            event = decode(data)
-            require(encode(event) == data, "the bytes are not the one encoding of their event")
+            stored = decode_stored(data)
+            require(encode(stored) == data, "the bytes are not the one encoding of their event")
+            event = upcast(stored)
             self._follow(event)
             rule = self._rules.get(type(event))
             if rule is not None:

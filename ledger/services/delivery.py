@@ -13,12 +13,12 @@ from uuid import UUID
 
 from ledger.aggregates.base import Aggregate, DomainError
 from ledger.aggregates.broadcast import Broadcast
-from ledger.aggregates.delivery import Claim, Delivery
+from ledger.aggregates.delivery import Answer, Claim, Delivery
 from ledger.aggregates.node import Node
 from ledger.aggregates.session import Session, TicketRecord
 from ledger.application import Ledger, NotFound
 from ledger.batch import HEADER_BYTES, Batch
-from ledger.events import Judged, ReceiptsRefused, SegmentsServed
+from ledger.events import Judged, ReceiptsRefused
 from ledger.ids import delivery_id, node_id, ticket_record_id
 from ledger.judge import SessionFacts, parse_receipt
 from ledger.keys import KeyPair
@@ -221,7 +221,7 @@ class DeliveryDesk:
         except NotFound as e:
             raise UnknownNodeError("the node that signed this batch never joined") from e
         settings = crew.settings(self._ledger)
-        recorded: list[SegmentsServed | ReceiptsRefused] = []  # already in the log, or about to be
+        recorded: list[Answer | ReceiptsRefused] = []  # already in the log, or about to be
         fresh: list[Aggregate] = []
         for broadcast_id in sorted(claims):
             delivery = self._ledger.load_or_new(Delivery, delivery_id(broadcast_id))
@@ -257,7 +257,7 @@ class DeliveryDesk:
         settings: Settings,
         batch_header: bytes,
         at_us: int,
-    ) -> SegmentsServed:
+    ) -> Answer:
         broadcast = self._ledger.load(Broadcast, broadcast_id)
         rendition_id = broadcast.rendition_id
         if rendition_id is None:
@@ -273,7 +273,7 @@ class DeliveryDesk:
             at_us=at_us,
         )
 
-    def _answers(self, recorded: list[SegmentsServed | ReceiptsRefused]) -> list[ReceiptAnswer]:
+    def _answers(self, recorded: list[Answer | ReceiptsRefused]) -> list[ReceiptAnswer]:
         answers = []
         for event in recorded:
             # Asked once for all receipts of the event: it is a query.

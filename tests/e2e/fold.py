@@ -13,6 +13,18 @@ import msgspec
 import psycopg
 
 RECEIPT_BYTES = 205
+VERDICTS = (  # by the codes in protocol.md
+    "malformed",
+    "unknown_ticket",
+    "wrong_node",
+    "bad_signature",
+    "late",
+    "out_of_range",
+    "digest_mismatch",
+    "duplicate",
+    "capped",
+    "accepted",
+)
 Claims = tuple[bytes, frozenset[int]]  # ticket hash, sequences
 
 
@@ -96,13 +108,16 @@ class Fold:
             self._shas[originator, sequence] = sha
             self.segments += 1
 
-    def _on_delivery_segments_served_v1(self, position: int, originator: UUID, event: dict[str, Any]) -> None:
-        receipts = event["receipts"]
+    def _on_delivery_segments_served_v2(self, position: int, originator: UUID, event: dict[str, Any]) -> None:
+        receipts, sizes = event["receipts"], event["credited_bytes"]
         rows = [receipts[i : i + RECEIPT_BYTES] for i in range(0, len(receipts), RECEIPT_BYTES)]
-        self._expect(len(rows) == len(event["judged"]) == len(event["sessions"]), position, "counts differ")
-        for receipt, session, (verdict, units, credited_bytes, _cap) in zip(
-            rows, event["sessions"], event["judged"], strict=True
-        ):
+        self._expect(len(rows) == len(event["verdicts"]), position, "counts differ")
+        for i, receipt in enumerate(rows):
+            verdict = VERDICTS[event["verdicts"][i]]
+            units = int.from_bytes(event["units"][2 * i : 2 * i + 2], "big")
+            credited_bytes = int.from_bytes(sizes[8 * i : 8 * i + 8], "big")
+            at = 16 * event["session_of"][i]
+            session = event["sessions"][at : at + 16]
             ticket, sequences = claims_of(receipt)
             self.judged[ticket].append((sequences, verdict))
             self._session_of[ticket] = UUID(bytes=session)

@@ -59,7 +59,7 @@ def write(connection: psycopg.Connection[Any], position: int, state: bytes) -> N
 
 
 def one_byte_of_a_receipt(connection: psycopg.Connection[Any]) -> int:
-    position, state = rows(connection, "delivery.segments_served.v1")[0]
+    position, state = rows(connection, "delivery.segments_served.v2")[0]
     event = msgspec.msgpack.decode(state)
     receipts = bytearray(event["receipts"])
     receipts[120] ^= 1  # in the digest, under the viewer's signature
@@ -81,9 +81,10 @@ def one_amount(connection: psycopg.Connection[Any]) -> int:
 
 
 def credited_units(connection: psycopg.Connection[Any]) -> int:
-    position, state = rows(connection, "delivery.segments_served.v1")[0]
+    position, state = rows(connection, "delivery.segments_served.v2")[0]
     event = msgspec.msgpack.decode(state)
-    event["judged"][0][1] += 1
+    units = int.from_bytes(event["units"][:2], "big") + 1
+    event["units"] = units.to_bytes(2, "big") + event["units"][2:]
     write(connection, position, msgspec.msgpack.encode(event))
     return position
 

@@ -12,6 +12,7 @@ from hub.troubles import Troubles
 from ledger.aggregates.delivery import Delivery
 from ledger.application import Ledger, Unavailable
 from ledger.events import Judged, SegmentsServed
+from ledger.judged import pack
 from ledger.keys import KeyPair
 from ledger.receipt import Receipt
 from ledger.services import crew
@@ -34,13 +35,10 @@ def test_a_broken_log_stops_settlement_alone_and_is_seen_until_it_is_mended(
         at_us=T0,
         node_id=uuid4(),
         batch_header=b"",
-        indices=(0,),
-        receipts=receipt.sign(KeyPair(b"v" * 32)).encode(),
-        sessions=(uuid4(),),
-        networks=(b"",),
-        judged=(Judged("accepted", 1, 1000),),
         first_sequence=0,
         network_limit=2,
+        receipts=receipt.sign(KeyPair(b"v" * 32)).encode(),
+        **pack([0], [uuid4()], [b""], [Judged("accepted", 1, 1000)]),
     )
     ledger.save(delivery)
     stop, troubles, tries, others = threading.Event(), Troubles(tmp_path), [0], [0]

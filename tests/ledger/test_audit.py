@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
 
@@ -54,6 +55,7 @@ from ledger.events import (
     encode,
 )
 from ledger.ids import BOOK_ID
+from ledger.judged import pack
 from ledger.note import NoteError, VerifierKey
 from ledger.tlog.publisher import Publisher
 
@@ -289,11 +291,16 @@ def _ticket_for_another(events: list[Event]) -> tuple[int, bytes]:
 
 
 def _served(nth: int, **changes: Callable[[SegmentsServed], object]) -> Forge:
+    """Of the columns, `indices`, `session_ids`, `viewer_networks` and `judged` are given by receipt."""
+
     def forge(events: list[Event]) -> tuple[int, bytes]:
         at = find(events, SegmentsServed, nth)
         event = events[at]
         assert isinstance(event, SegmentsServed)
-        return at, altered(event, **{name: change(event) for name, change in changes.items()})
+        changed = {name: change(event) for name, change in changes.items()}
+        by_receipt = ("indices", "session_ids", "viewer_networks", "judged")
+        columns: list[Any] = [changed.pop(name, getattr(event, name)) for name in by_receipt]
+        return at, altered(event, **changed, **pack(*columns))
 
     return forge
 
@@ -385,8 +392,8 @@ FORGERIES: dict[str, tuple[Forge, str, type[Event] | None]] = {
             indices=lambda e: e.indices[:-1],
             receipts=lambda e: e.receipts[:-205],
             judged=lambda e: e.judged[:-1],
-            sessions=lambda e: e.sessions[:-1],
-            networks=lambda e: e.networks[:-1],
+            session_ids=lambda e: e.session_ids[:-1],
+            viewer_networks=lambda e: e.viewer_networks[:-1],
         ),
         "receipts of this batch have no verdict",
         None,
@@ -407,8 +414,8 @@ FORGERIES: dict[str, tuple[Forge, str, type[Event] | None]] = {
         None,
     ),
     "a wider network limit": (_served(0, network_limit=lambda _: 9), "the network limit", None),
-    "another network": (_served(1, networks=lambda _: (b"elsewhere",)), "networks are not", None),
-    "another session": (_served(1, sessions=lambda _: (make_id("x"),)), "sessions are not", None),
+    "another network": (_served(1, viewer_networks=lambda _: (b"elsewhere",)), "networks are not", None),
+    "another session": (_served(1, session_ids=lambda _: (make_id("x"),)), "sessions are not", None),
     "a ticket signed by nobody": (_ticket_for_another, "the signature of the ticket", None),
     "a ticket for another broadcast": (
         _change(TicketIssued, broadcast_id=make_id("x")),

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger import events as e
+from ledger.judged import pack
 from ledger.receipt import Receipt, to_bitmap
 from ledger.services.credit_index import CreditIndex
 from ledger.ticket import Ticket, ViewerClass
@@ -77,13 +78,10 @@ class Log:
             e.SegmentsServed,
             node_id=NODES[0],
             batch_header=b"",
-            indices=(0,),
-            receipts=receipt.body() + bytes(64),
-            sessions=(SESSION,),
-            networks=(b"",),
-            judged=(e.Judged("accepted", units, units * 1_000),),
             first_sequence=0,
             network_limit=2,
+            receipts=receipt.body() + bytes(64),
+            **pack([0], [SESSION], [b""], [e.Judged("accepted", units, units * 1_000)]),
         )
 
 
@@ -120,7 +118,7 @@ def test_each_observed_segment_counts_once_for_the_newest_ticket_that_covers_it(
     for node, _, _, ticket_hash in log.tickets:
         if node not in claimed:  # claims more than could ever be allowed: what is paid is the bound
             claimed.add(node)
-            log.claim(ticket_hash, 100_000)
+            log.claim(ticket_hash, 50_000)
     paid = {NODES.index(c.node_id): (c.units, c.credited_bytes) for c in log.index.credits(0, log.count)}
     bounds = {node: min(10 * counted[node, "fetched"], counted[node, "polled"]) for node in claimed}
     assert paid == {node: (units, units * 1_000) for node, units in bounds.items() if units}

@@ -30,6 +30,7 @@ from ledger.events import (
     SessionOpened,
 )
 from ledger.ids import BOOK_ID, NAMESPACE, delivery_id, node_id, stream_id
+from ledger.judged import pack
 from ledger.settlement import Credit, settle
 from ledger.settlement import pages as to_pages
 from ledger.verdict import Cap, Verdict
@@ -250,13 +251,15 @@ class History:
                 delivery_id(broadcast.id),
                 node_id=node.id,
                 batch_header=bytes(147) if number % 3 else b"",
-                indices=tuple(range(len(judged))),
-                receipts=bytes(205 * len(judged)),
-                sessions=(named("session", 0),) * len(judged),
-                networks=(bytes(16),) * len(judged),
-                judged=judged,
                 first_sequence=broadcast.first_sequence,
                 network_limit=2,
+                receipts=bytes(205 * len(judged)),
+                **pack(
+                    range(len(judged)),
+                    [named("session", 0)] * len(judged),
+                    [bytes(16)] * len(judged),
+                    judged,
+                ),
             )
             assert broadcast.stream_id is not None
             self.credits.append(

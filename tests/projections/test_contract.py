@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rows import forget, position_of, rows_of
 from sqlalchemy import Engine, event
 
-from ledger.events import EVENT_TYPES, Event, UnknownEventError
+from ledger.events import EVENT_TYPES, UPCASTERS, Event, UnknownEventError
 from projections.base import Projection
 from projections.catalog import PROJECTIONS
 from projections.rebuild import rebuild
@@ -134,7 +134,8 @@ class TestProjection:
     ) -> None:
         from rows import LIVE
 
-        assert projection(LIVE).reads == set(EVENT_TYPES.values())
+        newest = set(EVENT_TYPES.values()) - set(UPCASTERS)  # an old one is read as what replaced it
+        assert projection(LIVE).reads == newest
 
     def test_an_unknown_event_stops_it_with_its_position(
         self, engine: Engine, projection: type[Projection]
