@@ -6,6 +6,7 @@ node's signature covers method, target, time and body.
 
 from collections.abc import Callable
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -36,6 +37,14 @@ def token_of(*roles: Role) -> Callable[[Services, HTTPAuthorizationCredentials |
     return check
 
 
+def account(
+    at: ServicesDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> UUID | None:
+    """The friend or creator whose token came with a request that needs none. A token that is no good is nobody's."""
+    token = at.directory.token(credentials.credentials, now_us=at.now_us()) if credentials else None
+    return token.subject_id if token is not None else None
+
+
 async def _raw_body(request: Request) -> bytes:
     return await request.body()
 
@@ -57,4 +66,5 @@ def node_key(request: Request, body: Annotated[bytes, Depends(_raw_body)], at: S
 Operator = Annotated[Token, Depends(token_of(Role.OPERATOR))]
 OperatorOrCreator = Annotated[Token, Depends(token_of(Role.OPERATOR, Role.CREATOR))]
 Friend = Annotated[Token, Depends(token_of(Role.FRIEND))]
+Account = Annotated[UUID | None, Depends(account)]
 NodeKey = Annotated[bytes, Depends(node_key)]

@@ -54,9 +54,9 @@ class Services:
     limiter: RateLimiter
     log_folder: Path  # the published log: checkpoint, tile/...
     now_us: Callable[[], int]
-    # (slug, viewer key of 32 bytes, peer address) -> session, or None when the stream is not live. Takes part in
-    # steering, so it runs on the event loop.
-    open_signing_session: Callable[[str, bytes, str], Awaitable[UUID | None]]
+    # (slug, viewer key of 32 bytes, peer address, who watches when known) -> session, or None when the stream is not
+    # live. Takes part in steering, so it runs on the event loop.
+    open_signing_session: Callable[[str, bytes, str, UUID | None], Awaitable[UUID | None]]
     audience: Callable[[str], Audience]  # by slug; memory only
     commit_network: Callable[
         [str, bytes], bytes

@@ -33,7 +33,7 @@ from hub.keystore import KeyStore
 from hub.logs import configure_logging
 from hub.pings import Pings
 from hub.settings import Settings, load_settings
-from hub.steering import LedgerSteering, LiveNode
+from hub.steering import OBSERVE_AFTER_S, LedgerSteering, LiveNode
 from hub.troubles import TROUBLES_FOLDER, Troubles
 from ledger.aggregates.broadcast import Broadcast
 from ledger.application import Ledger
@@ -81,7 +81,15 @@ class OriginProcess:
         digests = SegmentDigests(self._tables, keys)
         desk = DeliveryDesk(self._ledger, digest_of=digests.get)
         self._steering = LedgerSteering(
-            self._ledger, desk, keys, in_pool, now_us=now_us, new_id=uuid4, rng=random.SystemRandom()
+            self._ledger,
+            desk,
+            keys,
+            in_pool,
+            now_us=now_us,
+            new_id=uuid4,
+            rng=random.SystemRandom(),
+            # An epoch's plain credits are settled with it, and not all in the next.
+            observe_after_s=min(OBSERVE_AFTER_S, settings.epoch_length_s / 10),
         )
         authority = LedgerAuthority(
             self._ledger,
@@ -167,7 +175,7 @@ class OriginProcess:
         await self._origin.close()
         with suppress(Exception):  # said in the log by the loop that failed before
             async with asyncio.timeout(STOP_PATIENCE_S):
-                await self._steering.record_observations()
+                await self._steering.record_observations(all_now=True)
         await asyncio.wait(tasks[:1], timeout=STOP_PATIENCE_S + 1)
         for task in tasks:
             task.cancel()

@@ -49,6 +49,9 @@ SUSPECT_NETWORKS: Final = 2  # so many must say so, independently,
 SUSPECT_SHARE: Final = (
     4  # and one in so many of those who watch through it: a rival has not that many sessions there
 )
+OBSERVE_AFTER_S: Final = (
+    60.0  # what was observed stands in the log so much later at the latest: a killed hub loses it
+)
 SAMPLE: Final = 10  # one plain segment in ten comes from the hub
 RENEW_MARGIN: Final = 8  # segments before its end at which a ticket is renewed
 NODE_CACHE_S: Final = 2.0
@@ -85,7 +88,13 @@ class _Viewing:
     polled: set[int] = field(default_factory=set)  # not yet recorded
     polled_to: int = -1  # the highest sequence ever listed to the session
     fetched: set[int] = field(default_factory=set)
+    observed_s: float = 0.0  # when the oldest of both was observed
     renewing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def note_time(self, now: float) -> None:
+        """Something is about to be observed."""
+        if not (self.polled or self.fetched):
+            self.observed_s = now
 
 
 class LedgerSteering:
@@ -101,7 +110,9 @@ class LedgerSteering:
         now_us: Callable[[], int],
         new_id: Callable[[], UUID],
         rng: random.Random,
+        observe_after_s: float = OBSERVE_AFTER_S,
     ) -> None:
+        self._observe_after_s = observe_after_s
         self._ledger = ledger
         self._desk = desk
         self._keys = keys
@@ -123,19 +134,25 @@ class LedgerSteering:
     # --- sessions
 
     async def open_session(self, slug: str, peer_ip: str) -> UUID | None:
-        return await self._open(slug, ViewerClass.PLAIN, b"", peer_ip)
+        return await self._open(slug, ViewerClass.PLAIN, b"", peer_ip, None)
 
-    async def open_signing_session(self, slug: str, viewer_key: bytes, peer_ip: str) -> UUID | None:
+    async def open_signing_session(
+        self, slug: str, viewer_key: bytes, peer_ip: str, account_id: UUID | None
+    ) -> UUID | None:
         """A session for a page that signs its receipts with `viewer_key` (32 bytes). None: no such stream.
+
+        `account_id`: the friend or creator who watches, when they said so.
 
         Raises ledger.application.Unavailable.
         """
         try:
-            return await self._open(slug, ViewerClass.SIGNING, viewer_key, peer_ip)
+            return await self._open(slug, ViewerClass.SIGNING, viewer_key, peer_ip, account_id)
         except Unavailable as e:
             raise application.Unavailable(str(e)) from e
 
-    async def _open(self, slug: str, viewer_class: ViewerClass, key: bytes, peer_ip: str) -> UUID | None:
+    async def _open(
+        self, slug: str, viewer_class: ViewerClass, key: bytes, peer_ip: str, account_id: UUID | None
+    ) -> UUID | None:
         stream = await self._in_pool(load_stream, self._ledger, slug)
         if stream is None:
             return None
@@ -150,7 +167,7 @@ class LedgerSteering:
             viewer_class=viewer_class,
             viewer_key=key,
             prefix_commitment=network,
-            account_id=None,
+            account_id=account_id,
             at_us=self._now_us(),
         )
         self._remember(session_id, _Viewing(slug, stream.id, viewer_class, network, time.monotonic()))
@@ -343,6 +360,7 @@ class LedgerSteering:
         if viewing is None or viewing.viewer_class is ViewerClass.SIGNING or not sequences:
             return
         if self._network(session_id, peer_ip) == viewing.network:
+            viewing.note_time(time.monotonic())
             viewing.polled.update(s for s in sequences if s > viewing.polled_to)
             viewing.polled_to = max(viewing.polled_to, *sequences)
 
@@ -352,6 +370,7 @@ class LedgerSteering:
             return
         viewing.seen_s = now = time.monotonic()
         if self.pointed_at_hub(session_id, sequence):
+            viewing.note_time(now)
             viewing.fetched.add(sequence)
         elif viewing.node_id is not None and self._was_assigned(viewing, sequence):
             # The viewer came to the hub for a segment its node should have served: the node failed it.
@@ -362,15 +381,19 @@ class LedgerSteering:
     def _was_assigned(viewing: _Viewing, sequence: int) -> bool:
         return viewing.assignment is not None and viewing.assignment.ticket.ticket.covers(sequence)
 
-    async def record_observations(self) -> None:
-        """Write what was observed since the last call, and forget sessions that have gone.
+    async def record_observations(self, *, all_now: bool = False) -> None:
+        """Write what has waited long enough, one event a session, and forget sessions that have gone.
 
-        What cannot be written is kept for the next call. Raises Unavailable: then nothing more is tried now.
+        An event every few seconds would be most of the log. What is not written yet dies with this process: of each
+        plain session at most the last `observe_after_s`. What cannot be written is kept for the next call. Raises
+        Unavailable: then nothing more is tried now.
         """
         now = time.monotonic()
         for session_id, viewing in list(self._sessions.items()):
-            if viewing.polled or viewing.fetched:
-                await self._record(session_id, viewing)
+            due = all_now or now - min(viewing.observed_s, viewing.seen_s) >= self._observe_after_s
+            while due and (viewing.polled or viewing.fetched):
+                if not await self._record(session_id, viewing):
+                    break
             if now - viewing.seen_s > SESSION_IDLE_S and not (viewing.polled or viewing.fetched):
                 self._sessions.pop(session_id, None)
         self._complaints = {
@@ -379,7 +402,8 @@ class LedgerSteering:
             if (fresh := {s: (net, at) for s, (net, at) in sessions.items() if now - at < SUSPECT_S})
         }
 
-    async def _record(self, session_id: UUID, viewing: _Viewing) -> None:
+    async def _record(self, session_id: UUID, viewing: _Viewing) -> bool:
+        """Whether it was written. Raises Unavailable."""
         polled, fetched = viewing.polled, viewing.fetched
         base = min(polled | fetched)
         now_polled = {s for s in polled if s < base + BITMAP_BITS}
@@ -401,6 +425,8 @@ class LedgerSteering:
             if not isinstance(e, Conflict):
                 raise
             log.warning("observations not recorded yet", reason=str(e))
+            return False
+        return True
 
 
 def _opener(peer_ip: str) -> bytes:

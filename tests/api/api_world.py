@@ -109,10 +109,14 @@ class World:
     def project(self) -> None:
         self.runner.catch_up()
 
-    async def _open_signing_session(self, slug: str, viewer_key: bytes, peer_ip: str) -> UUID | None:
-        return self.open_session(slug, viewer_key, peer_ip)
+    async def _open_signing_session(
+        self, slug: str, viewer_key: bytes, peer_ip: str, account_id: UUID | None
+    ) -> UUID | None:
+        return self.open_session(slug, viewer_key, peer_ip, account_id)
 
-    def open_session(self, slug: str, viewer_key: bytes, peer_ip: str = "198.51.100.9") -> UUID:
+    def open_session(
+        self, slug: str, viewer_key: bytes, peer_ip: str = "198.51.100.9", account_id: UUID | None = None
+    ) -> UUID:
         session_id = uuid4()
         self.desk.open_session(
             session_id=session_id,
@@ -120,7 +124,7 @@ class World:
             viewer_class=ViewerClass.SIGNING if viewer_key else ViewerClass.PLAIN,
             viewer_key=viewer_key,
             prefix_commitment=prefix_commitment(b"salt", peer_ip, unique=session_id.bytes),
-            account_id=None,
+            account_id=account_id,
             at_us=self.now_us,
         )
         self.sessions[session_id] = slug

@@ -1,4 +1,4 @@
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from api_world import World, new_key
@@ -6,8 +6,11 @@ from fastapi.testclient import TestClient
 from test_nodes import invite, join
 from test_streams import register
 
+from api.directory import Role
 from ledger import batch as wire
+from ledger.aggregates.node import Node
 from ledger.batch import Batch
+from ledger.ids import node_id
 from ledger.keys import KeyPair
 
 
@@ -32,6 +35,24 @@ def test_a_signing_viewer_gets_a_playlist_of_its_own(client: TestClient, world: 
     session = opened.json()["session_id"]
     assert opened.json()["playlist_url"] == f"http://hub.test/live/main/{session}/index.m3u8"
     assert open_session(client, new_key(), "none").status_code == 404
+
+
+def test_a_friend_is_not_paid_for_carrying_a_stream_to_themselves_when_their_page_says_who_watches(
+    client: TestClient, world: World, node: KeyPair
+) -> None:
+    friend_id = world.ledger.load(Node, node_id(node.public_key)).friend_id
+    for headers, verdict, cap in (
+        (world.token(Role.FRIEND, friend_id), "capped", "own_account"),
+        (world.token(Role.FRIEND, uuid4()), "accepted", ""),
+        ({"Authorization": "Bearer sp2p_friend_never-given-out"}, "accepted", ""),  # plays all the same
+    ):
+        viewer = new_key()
+        body = {"stream": "main", "viewer_key": viewer.public_key.hex()}
+        opened = client.post("/api/sessions", json=body, headers=headers)
+        assert opened.status_code == 201
+        ticket = world.issue(UUID(opened.json()["session_id"]), node, 0)
+        answer = client.post("/api/receipts", content=world.receipt(ticket, viewer, [0])).json()
+        assert (answer["verdict"], answer["cap"]) == (verdict, cap)
 
 
 def test_a_stream_that_is_not_live_opens_no_session(client: TestClient, world: World) -> None:

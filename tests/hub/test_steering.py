@@ -335,7 +335,7 @@ def test_one_segment_in_ten_comes_from_the_hub_the_same_ones_after_a_restart(hub
     hub.start()
     run(hub.steering.session_slug(session))
     assert [n for n in range(20_000) if hub.steering.pointed_at_hub(session, n)] == drawn
-    signing = run(hub.steering.open_signing_session("main", b"\x01" * 32, HOME))
+    signing = run(hub.steering.open_signing_session("main", b"\x01" * 32, HOME, None))
     assert not any(hub.steering.pointed_at_hub(signing, n) for n in range(1_000))
 
 
@@ -365,12 +365,40 @@ def test_what_was_observed_is_recorded_once(hub: Hub) -> None:
     session = plain_viewer(hub)
     seen = watch(hub, session)
     for _ in range(3):
-        run(hub.steering.record_observations())
+        run(hub.steering.record_observations(all_now=True))
     assert len(hub.events(SessionObserved)) == 1
     assert counted(hub) == seen
     assert watch(hub, session)[0] == 10  # the same window once more
-    run(hub.steering.record_observations())
+    run(hub.steering.record_observations(all_now=True))
     assert counted(hub) == seen
+
+
+def test_a_session_is_one_event_a_minute_and_its_last_words_are_written_when_it_has_gone(hub: Hub) -> None:
+    hub.add_nodes(1)
+    hub.publish({n: b"segment %d" % n for n in range(40, 200)})
+    session = plain_viewer(hub)
+    for head in range(25, 165):  # not quite five minutes
+        run(hub.steering.session_slug(session))
+        watch(hub, session, head - 10, head)
+        hub.clock.s += 2
+        run(hub.steering.record_observations())
+    assert len(hub.events(SessionObserved)) == 4
+    hub.clock.s += module.SESSION_IDLE_S + 1
+    run(hub.steering.record_observations())
+    assert len(hub.events(SessionObserved)) == 5
+    assert counted(hub)[0] == 149  # 15 to 163, each once
+
+
+def test_a_killed_origin_loses_a_minute_of_what_it_observed_at_most(hub: Hub) -> None:
+    hub.add_nodes(1)
+    hub.publish({n: b"segment %d" % n for n in range(40, 200)})
+    session = plain_viewer(hub)
+    for head in range(25, 100):
+        watch(hub, session, head - 10, head)
+        hub.clock.s += 2
+        run(hub.steering.record_observations())
+    hub.start()  # kill -9
+    assert 85 - counted(hub)[0] <= module.OBSERVE_AFTER_S / 2 + 1
 
 
 def test_observations_survive_an_outage_that_comes_after_the_save(
@@ -387,9 +415,9 @@ def test_observations_survive_an_outage_that_comes_after_the_save(
 
     monkeypatch.setattr(hub.ledger, "save", save_and_lose_the_answer)
     with pytest.raises(Unavailable):
-        run(hub.steering.record_observations())
+        run(hub.steering.record_observations(all_now=True))
     monkeypatch.setattr(hub.ledger, "save", saved)
-    run(hub.steering.record_observations())
+    run(hub.steering.record_observations(all_now=True))
     assert len(hub.events(SessionObserved)) == 2
     assert counted(hub) == seen
 
@@ -408,8 +436,8 @@ def test_observations_that_could_not_be_written_are_written_the_next_time(
     with monkeypatch.context() as broken:
         broken.setattr(hub.desk, "observe", fail)
         with pytest.raises((Unavailable, NotFound, RuntimeError)):
-            run(hub.steering.record_observations())
-    run(hub.steering.record_observations())
+            run(hub.steering.record_observations(all_now=True))
+    run(hub.steering.record_observations(all_now=True))
     assert counted(hub) == seen
 
 
@@ -417,19 +445,19 @@ def test_what_others_do_with_a_session_read_in_the_public_log_earns_its_node_not
     hub.add_nodes(1)
     session = plain_viewer(hub)
     watch(hub, session, ip=ELSEWHERE)
-    run(hub.steering.record_observations())
+    run(hub.steering.record_observations(all_now=True))
     assert counted(hub) == (0, 0)
     seen = watch(hub, session, ip="8.8.8.77")  # another machine of the same network
-    run(hub.steering.record_observations())
+    run(hub.steering.record_observations(all_now=True))
     assert counted(hub) == seen
 
 
 def test_a_signing_viewer_is_not_observed(hub: Hub) -> None:
     hub.add_nodes(1)
-    session = run(hub.steering.open_signing_session("main", b"\x01" * 32, HOME))
+    session = run(hub.steering.open_signing_session("main", b"\x01" * 32, HOME, None))
     hub.assigned(session)
     hub.steering.observe_poll(session, [1, 2], HOME)
-    run(hub.steering.record_observations())
+    run(hub.steering.record_observations(all_now=True))
     assert hub.events(SessionObserved) == []
 
 
@@ -442,7 +470,7 @@ def test_a_session_is_found_again_in_the_log_and_counted_neither_twice_nor_less(
     before = hub.assigned(session)
     assert before is not None
     first = watch(hub, session, 15, 25)
-    run(hub.steering.record_observations())
+    run(hub.steering.record_observations(all_now=True))
 
     hub.start()  # kill -9
     hub.all_alive()
@@ -451,7 +479,7 @@ def test_a_session_is_found_again_in_the_log_and_counted_neither_twice_nor_less(
     assert after is not None
     assert after.ticket.ticket.hash != before.ticket.ticket.hash
     second = watch(hub, session, 15, 30)  # the player polls the same window, and goes on
-    run(hub.steering.record_observations())
+    run(hub.steering.record_observations(all_now=True))
     polled, fetched = counted(hub)
     assert (polled, fetched) == (15, second[1])
     assert first[1] < second[1]
@@ -501,7 +529,7 @@ def test_a_session_that_was_idle_is_forgotten_after_its_observations_are_written
     hub.assigned(session)
     watch(hub, session)
     hub.clock.s += module.SESSION_IDLE_S + 1
-    run(hub.steering.record_observations())
+    run(hub.steering.record_observations(all_now=True))
     assert hub.steering._sessions == {}
     assert len(hub.events(SessionObserved)) == 1
 
@@ -536,7 +564,13 @@ def test_a_page_is_told_to_come_again_in_the_words_of_the_api(
 ) -> None:
     monkeypatch.setattr(hub.steering._opening, "take", lambda *_: False)
     with pytest.raises(application.Unavailable):
-        run(hub.steering.open_signing_session("main", b"\x01" * 32, HOME))
+        run(hub.steering.open_signing_session("main", b"\x01" * 32, HOME, None))
+
+
+def test_a_friend_who_says_who_they_are_is_known_to_the_session(hub: Hub) -> None:
+    friend = uuid4()
+    session = run(hub.steering.open_signing_session("main", b"\x01" * 32, HOME, friend))
+    assert [e.account_id for e in hub.events(SessionOpened) if e.session_id == session] == [friend]
 
 
 def test_only_nodes_in_good_standing_may_pull(hub: Hub) -> None:

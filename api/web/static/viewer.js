@@ -33,6 +33,7 @@ export class Viewer extends EventTarget {
   #slug;
   #hub;
   #live;
+  #token;
   #health = new NodeHealth();
   #key = null;
   #hls = null;
@@ -47,12 +48,16 @@ export class Viewer extends EventTarget {
    */
   state = { phase: "idle", signing: false, nodeId: null, fromNodes: 0, fromHub: 0, rescued: 0, receipts: 0 };
 
-  /** `live`: false when the stream is known to be off air: then it is waited for, not tried. */
-  constructor(video, { slug, hub = HUB, live = true }) {
+  /**
+   * `live`: false when the stream is known to be off air: then it is waited for, not tried. `token`: of a friend or
+   * creator who watches, so that they are not paid for carrying a stream to themselves.
+   */
+  constructor(video, { slug, hub = HUB, live = true, token = null }) {
     super();
     this.#video = video;
     this.#slug = slug;
     this.#live = live;
+    this.#token = token;
     this.#hub = new URL(hub);
   }
 
@@ -102,7 +107,10 @@ export class Viewer extends EventTarget {
   async #openSession() {
     const response = await fetch(new URL("api/sessions", this.#hub), {
       method: "POST",
-      headers: { "Content-Type": "application/json" },
+      headers: {
+        "Content-Type": "application/json",
+        ...(this.#token && { Authorization: `Bearer ${this.#token}` }),
+      },
       body: JSON.stringify({ stream: this.#slug, viewer_key: hex(this.#key.publicKey) }),
     });
     if (!response.ok) throw new Error(`no session: HTTP ${response.status}`);

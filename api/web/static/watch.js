@@ -10,7 +10,11 @@ const slug = document.body.dataset.slug;
 const video = document.querySelector("video");
 let stream = { state: document.body.dataset.state, interrupted: false, viewers: 0, crew: [] };
 const names = new Map(); // of every node that ever carried the stream while this page was open
-const viewer = new Viewer(video, { slug, live: stream.state === "LIVE" });
+const viewer = new Viewer(video, {
+  slug,
+  live: stream.state === "LIVE",
+  token: sessionStorage.getItem("streamrp2p.friend-token"), // of a friend whose own page was open in this tab
+});
 let timer = null;
 let askedFor = null;
 
