@@ -6,7 +6,6 @@ of the database.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Condition
 from time import monotonic
@@ -25,6 +24,7 @@ from ledger.store.database import Datastore
 from ledger.store.factory import Store
 from ledger.store.folds import Folds
 from ledger.store.listener import Listener
+from ledger.store.mapper import new_rows
 
 A = TypeVar("A", bound=Aggregate)
 F = TypeVar("F")
@@ -107,19 +107,20 @@ class Ledger:
                 raise StaleAggregateError(
                     f"load {type(aggregate).__name__} {aggregate.id} again before saving it"
                 )
+        events = [event for aggregate in aggregates for event in aggregate.collect_events()]
         # Straight to the recorder: the library's own way there costs four times as much as all that is done here.
-        stored_event = self._store.mapper.to_stored_event
-        try:
-            stored = [stored_event(event) for a in aggregates for event in a.collect_events()]
-            with _translated():
-                recorded = self._store.recorder.insert_events(stored)
-        except BaseException:
-            for aggregate in aggregates:
-                aggregate.torn = True
-            raise
+        first = 0
+        if events:
+            try:
+                with _translated:
+                    first = self._store.recorder.append(new_rows(events))
+            except BaseException:
+                for aggregate in aggregates:
+                    aggregate.torn = True
+                raise
         for aggregate in aggregates:
             self._cache.put(aggregate)
-        return [notification_id - 1 for notification_id in recorded or ()]
+        return list(range(first, first + len(events)))
 
     def read(self, start: int, limit: int) -> list[Recorded]:
         """Events from position `start` on, ascending and dense, at most `limit`; empty at the end of the log.
@@ -129,7 +130,7 @@ class Ledger:
         """
         if start < 0 or not 1 <= limit <= READ_LIMIT_MAX:
             raise ValueError(f"start must not be negative and limit must be 1 to {READ_LIMIT_MAX}")
-        with _translated():
+        with _translated:
             rows = self._store.recorder.select_rows(start, limit)
         out: list[Recorded] = []
         for expected, (position, topic, state) in enumerate(rows, start):
@@ -145,7 +146,7 @@ class Ledger:
 
     def last_event(self, aggregate_id: UUID) -> Event | None:
         """The newest event of an aggregate. Raises Unavailable, UnknownEventError."""
-        with _translated():
+        with _translated:
             newest = list(self._store.events.get(aggregate_id, desc=True, limit=1))
         return cast("Event", newest[0]) if newest else None
 
@@ -154,7 +155,7 @@ class Ledger:
 
         Raises Unavailable.
         """
-        with _translated():
+        with _translated:
             found = self._folds.recall(name, self._leaf_before)
         if found is None or not isinstance(found[1], cls):
             return None
@@ -165,7 +166,7 @@ class Ledger:
         """Keep `fold`, which has taken in the events before `position`, when that is `every` more than last time."""
         if position - self._kept.get(name, 0) < every:
             return
-        with _translated():
+        with _translated:
             last = self._leaf_before(position)
         if last is not None:
             self._folds.keep(name, position, last, fold)
@@ -173,12 +174,12 @@ class Ledger:
 
     def size(self) -> int:
         """The number of events, which is the next position. Raises Unavailable."""
-        with _translated():
+        with _translated:
             return self._store.recorder.size()
 
     def position_of(self, originator_id: UUID, originator_version: int) -> int:
         """Where in the log one event of an aggregate stands. Raises NotFound, Unavailable."""
-        with _translated():
+        with _translated:
             position = self._store.recorder.position_of(originator_id, originator_version)
         if position is None:
             raise NotFound(f"no event {originator_version} of {originator_id}")
@@ -188,7 +189,7 @@ class Ledger:
         """The events of one aggregate in order, up to and with version `up_to`. Raises Unavailable."""
         version = 0
         while version < up_to:
-            with _translated():
+            with _translated:
                 page = list(
                     self._store.events.get(aggregate_id, gt=version, lte=up_to, limit=_FOLD_PAGE),
                 )
@@ -223,7 +224,7 @@ class Ledger:
     def _load(self, cls: type[A], aggregate_id: UUID) -> A | None:
         aggregate = self._cache.take(cls, aggregate_id) or self._recall(cls, aggregate_id)
         project = cls.projector()
-        with _translated():
+        with _translated:
             while True:
                 version = aggregate.version if aggregate is not None else 0
                 page = list(self._store.events.get(aggregate_id, gt=version, limit=_FOLD_PAGE))
@@ -240,7 +241,7 @@ class Ledger:
         holds = KEPT.get(cls)
         if holds is None:
             return None
-        with _translated():
+        with _translated:
             found = self._folds.recall(
                 _fold_name(cls, aggregate_id), lambda version: self._state_of(aggregate_id, version)
             )
@@ -258,7 +259,7 @@ class Ledger:
         name = _fold_name(type(aggregate), aggregate.id)
         if type(aggregate) not in KEPT or aggregate.version - self._kept.get(name, 0) < KEPT_EVERY:
             return
-        with _translated():
+        with _translated:
             last = self._state_of(aggregate.id, aggregate.version)
         if last is not None:
             self._folds.keep(name, aggregate.version, last, aggregate)
@@ -288,18 +289,24 @@ def _fold_name(cls: type[Aggregate], aggregate_id: UUID) -> str:
     return f"{cls.__name__}:{aggregate_id}"
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
+class _Translation:
     """The errors of the driver and the library as the ledger's own."""
-    try:
-        yield
-    except persistence.IntegrityError as e:
-        if isinstance(e.__cause__, psycopg.errors.UniqueViolation):
-            raise Conflict("somebody else's events came first") from e
-        raise
-    except (persistence.OperationalError, persistence.InterfaceError) as e:
-        raise Unavailable(f"the database is not available: {e}") from e
-    except persistence.InternalError as e:
-        if isinstance(e.__cause__, psycopg.errors.ReadOnlySqlTransaction):  # a standby, during a fail-over
-            raise Unavailable(f"the database is read-only for now: {e}") from e
-        raise
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        match error:
+            case persistence.IntegrityError() if isinstance(error.__cause__, psycopg.errors.UniqueViolation):
+                raise Conflict("somebody else's events came first") from error
+            case persistence.OperationalError() | persistence.InterfaceError():
+                raise Unavailable(f"the database is not available: {error}") from error
+            case persistence.InternalError() if isinstance(
+                error.__cause__, psycopg.errors.ReadOnlySqlTransaction
+            ):  # a standby, during a fail-over
+                raise Unavailable(f"the database is read-only for now: {error}") from error
+            case _:
+                pass
+
+
+_translated: Final = _Translation()

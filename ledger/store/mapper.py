@@ -3,6 +3,7 @@
 Invariant: the stored state is exactly `ledger.events.encode(event)`, nothing around it: those bytes are the leaf.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -10,12 +11,36 @@ from eventsourcing.domain import DomainEventProtocol
 from eventsourcing.persistence import JSONTranscoder, Mapper, StoredEvent
 
 from ledger.events import EVENT_TYPES, Event, decode, encode
+from ledger.store.binary import NewRow
+from ledger.store.group import GROUP_EVENTS_MAX, Rows
 
 _TAGS: Final = {cls: tag for tag, cls in EVENT_TYPES.items()}
 
 
 class CorruptRowError(ValueError):
     """A row's columns and its bytes name different events."""
+
+
+def new_rows(events: Sequence[Event]) -> Rows:
+    """The rows of events that are to be appended. Raises ValueError for an event that is too large.
+
+    A batch that shares its transaction with nobody is encoded while the database takes in what came before: then it is
+    the append that raises.
+    """
+    rows = _RowsOf(events)
+    return rows if len(events) > GROUP_EVENTS_MAX else list(rows)
+
+
+class _RowsOf:
+    def __init__(self, events: Sequence[Event]) -> None:
+        self._events = events
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def __iter__(self) -> Iterator[NewRow]:
+        for event in self._events:
+            yield event.originator_id, event.originator_version, _TAGS[type(event)], encode(event)
 
 
 class EventMapper(Mapper[UUID]):

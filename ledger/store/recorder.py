@@ -25,9 +25,9 @@ from eventsourcing.postgres import PostgresApplicationRecorder
 from psycopg.rows import TupleRow, tuple_row
 from psycopg.sql import SQL, Composed, Identifier, Literal
 
-from ledger.store.copy import copy_rows
+from ledger.store.binary import columns, copy_rows
 from ledger.store.database import Datastore
-from ledger.store.group import GroupCommit
+from ledger.store.group import GroupCommit, Rows
 from ledger.store.listener import Listener
 
 PATIENCE_S: Final = 5.0  # how long a call tries to reach the database before it gives up
@@ -88,36 +88,33 @@ class DenseRecorder(PostgresApplicationRecorder):
             raise NotSupportedError("read models do not write to the log")
         if not stored_events:
             return None
-        in_doubt = False
-
-        def attempt() -> int:
-            nonlocal in_doubt
-            try:
-                return self._group.append(stored_events)
-            except (OperationalError, InterfaceError):
-                in_doubt = True
-                raise
-            except IntegrityError:
-                position = self._find_recorded(stored_events) if in_doubt else None
-                if position is None:
-                    raise
-                return position
-
-        first = self._patiently(attempt)
+        first = self.append([(_uuid(e), e.originator_version, e.topic, e.state) for e in stored_events])
         return list(range(first + 1, first + 1 + len(stored_events)))
 
-    def _append(self, stored_events: Sequence[StoredEvent]) -> int:
-        if len(stored_events) >= COPY_FROM:
-            return self._append_copy(stored_events)
-        columns = (
-            [e.originator_id for e in stored_events],
-            [e.originator_version for e in stored_events],
-            [e.topic for e in stored_events],
-            [e.state for e in stored_events],
-        )
-        return int(self._fetch(self._append_sql, columns)[0][0])
+    def append(self, rows: Rows) -> int:
+        """Append all or none; returns the position of the first. `rows` must not be empty.
 
-    def _append_copy(self, stored_events: Sequence[StoredEvent]) -> int:
+        Raises IntegrityError when another event stands at one of the (originator, version) pairs, OperationalError or
+        InterfaceError when the database could not be reached in time: then it is not known whether they persisted.
+        """
+        return self._patiently(lambda: self._group.append(rows), lambda: self._append_in_doubt(rows))
+
+    def _append_in_doubt(self, rows: Rows) -> int:
+        """After an attempt that may have been persisted though it was reported as failed."""
+        try:
+            return self._group.append(rows)
+        except IntegrityError:
+            position = self._find_recorded(rows)
+            if position is None:
+                raise
+            return position
+
+    def _append(self, rows: Rows) -> int:
+        if len(rows) >= COPY_FROM:
+            return self._append_copy(rows)
+        return int(self._fetch(self._append_sql, columns(list(rows)))[0][0])
+
+    def _append_copy(self, rows: Rows) -> int:
         """As `append_events` does, with a COPY: lock, number, insert, notify, in one transaction."""
         with (
             self.datastore.get_connection() as connection,
@@ -129,7 +126,7 @@ class DenseRecorder(PostgresApplicationRecorder):
                     pass
                 first = int(cursor.fetchall()[0][0])
                 with cursor.copy(self._copy_sql) as copy:
-                    for part in copy_rows(first, stored_events):
+                    for part in copy_rows(first, rows):
                         copy.write(part)
                 cursor.execute(self._commit_sql)
             except BaseException:
@@ -138,13 +135,13 @@ class DenseRecorder(PostgresApplicationRecorder):
                 raise
             return first
 
-    def _find_recorded(self, stored_events: Sequence[StoredEvent]) -> int | None:
+    def _find_recorded(self, rows: Rows) -> int | None:
         """The position of the first, when exactly these events stand in the log, side by side, in this order."""
-        keys = ([e.originator_id for e in stored_events], [e.originator_version for e in stored_events])
-        rows = self._fetch(self._find_sql, keys)
-        first: int = rows[0][0] if rows else 0
-        wanted = [(first + i, e.topic, e.state) for i, e in enumerate(stored_events)]
-        return first if rows == wanted else None
+        given = list(rows)
+        found = self._fetch(self._find_sql, columns(given)[:2])
+        first: int = found[0][0] if found else 0
+        wanted = [(first + i, topic, state) for i, (_, _, topic, state) in enumerate(given)]
+        return first if found == wanted else None
 
     # --- reading ---
 
@@ -229,8 +226,11 @@ class DenseRecorder(PostgresApplicationRecorder):
         ):
             return cursor.execute(statement, params, prepare=True).fetchall()
 
-    def _patiently(self, operation: Callable[[], T]) -> T:
-        """Try again after transient errors, for a bounded time; the last error is the caller's."""
+    def _patiently(self, operation: Callable[[], T], again: Callable[[], T] | None = None) -> T:
+        """Try again after transient errors, for a bounded time; the last error is the caller's.
+
+        `again` is tried in place of `operation` after the first error.
+        """
         deadline = monotonic() + self.patience_s
         while True:
             try:
@@ -238,10 +238,16 @@ class DenseRecorder(PostgresApplicationRecorder):
             except (OperationalError, InterfaceError):
                 if self.datastore.closed or monotonic() >= deadline:
                     raise
+            operation = again or operation
             sleep(_PAUSE_S)
             # After a restart of the server every idle connection is dead: replace them all at once.
             if not self.datastore.pool.closed:  # not opened yet counts as closed
                 self.datastore.pool.check()
+
+
+def _uuid(stored: StoredEvent) -> UUID:
+    originator_id = stored.originator_id
+    return originator_id if isinstance(originator_id, UUID) else UUID(originator_id)
 
 
 class DenseSubscription(ListenNotifySubscription[DenseRecorder]):

@@ -7,11 +7,16 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from eventsourcing.persistence import IntegrityError, OperationalError, StoredEvent
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg.rows import tuple_row
 
-from ledger.store.copy import ROWS_PER_PART, copy_rows
+from ledger.aggregates.base import Aggregate
+from ledger.application import Ledger, StaleAggregateError
+from ledger.events import Event, NodeProbed, encode
+from ledger.store.binary import ROWS_PER_PART, NewRow, columns, copy_rows
 from ledger.store.database import Datastore
+from ledger.store.group import GROUP_EVENTS_MAX, Rows
 from ledger.store.recorder import COPY_FROM, DenseRecorder
 
 
@@ -19,16 +24,20 @@ def events(originator_id: UUID, first: int, count: int) -> list[StoredEvent]:
     return [StoredEvent(originator_id, first + n, f"topic.v{n % 3}", b"%d" % n) for n in range(count)]
 
 
+def rows(stored: Sequence[StoredEvent]) -> list[NewRow]:
+    return [(UUID(str(e.originator_id)), e.originator_version, e.topic, e.state) for e in stored]
+
+
 class FlakyCopy(DenseRecorder):
     """Fails before or after the COPY with the next number in `plan` has been committed."""
 
     plan: list[str]
 
-    def _append_copy(self, stored_events: Sequence[StoredEvent]) -> int:
+    def _append_copy(self, rows: Rows) -> int:
         fault = self.plan.pop(0) if self.plan else "none"
         if fault == "not persisted":
             raise OperationalError("injected before the COPY")
-        position = super()._append_copy(stored_events)
+        position = super()._append_copy(rows)
         if fault == "persisted":
             raise OperationalError("injected after the commit")
         return position
@@ -104,7 +113,7 @@ def test_writers_of_all_sizes_share_one_dense_log(recorder: FlakyCopy) -> None:
 
 @given(st.integers(0, 1 << 62), st.integers(0, 3 * ROWS_PER_PART))
 def test_the_parts_are_one_stream_of_rows(first: int, count: int) -> None:
-    data = b"".join(copy_rows(first, events(UUID(int=7), 1, count)))
+    data = b"".join(copy_rows(first, rows(events(UUID(int=7), 1, count))))
     assert data.startswith(b"PGCOPY\n\xff\r\n\0" + bytes(8))
     offset, positions = 19, []
     while (columns := int.from_bytes(data[offset : offset + 2], signed=True)) != -1:
@@ -117,3 +126,54 @@ def test_the_parts_are_one_stream_of_rows(first: int, count: int) -> None:
             offset += 4 + length
     assert data[offset + 2 :] == b""
     assert positions == list(range(first, first + count))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.uuids(), st.integers(1, 1 << 62), st.text(st.characters(exclude_characters="\0")), st.binary()
+        ),
+        min_size=1,
+        max_size=20,
+    )
+)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_postgres_reads_the_arrays_as_the_rows_they_were_made_of(
+    recorder: FlakyCopy, given_rows: list[NewRow]
+) -> None:
+    with recorder.datastore.get_connection() as connection:
+        cursor = connection.cursor(row_factory=tuple_row)
+        query = "SELECT * FROM unnest(%b::uuid[], %b::bigint[], %b::text[], %b::bytea[])"
+        assert cursor.execute(query, columns(given_rows)).fetchall() == given_rows
+
+
+def test_a_batch_that_fills_a_flush_is_encoded_on_the_way_and_fails_whole(
+    ledger: Ledger, database_url: str
+) -> None:
+    aggregate = Probed(uuid4())
+    for _ in range(GROUP_EVENTS_MAX):
+        aggregate.probe()
+    aggregate.probe("x" * 70_000)
+    with pytest.raises(ValueError, match="at most 65535"):
+        ledger.save(aggregate)
+    assert ledger.size() == 0
+    with pytest.raises(StaleAggregateError):
+        ledger.save(aggregate)
+    again = Probed(uuid4())
+    for _ in range(GROUP_EVENTS_MAX + 1):
+        again.probe()
+    events = again.pending
+    assert ledger.save(again) == list(range(GROUP_EVENTS_MAX + 1))
+    assert [r.data for r in ledger.read(0, 5_000)] == [encode(event) for event in events]
+
+
+class Probed(Aggregate):
+    @property
+    def pending(self) -> list[Event]:
+        return list(self._pending)
+
+    def probe(self, outcome: str = "ok") -> None:
+        self.trigger(NodeProbed, at_us=1, outcome=outcome, sequence=0, latency_us=1, segment_bytes=1)
+
+    def apply(self, event: Event) -> None:
+        pass

@@ -17,13 +17,18 @@ from eventsourcing.persistence import (
     Tracking,
 )
 
+from ledger.store.binary import NewRow
 from ledger.store.database import Datastore, connect
-from ledger.store.group import GroupCommit
+from ledger.store.group import GroupCommit, Rows
 from ledger.store.recorder import DenseRecorder
 
 
 def stored(originator_id: UUID, version: int, state: bytes = b"state") -> StoredEvent:
     return StoredEvent(originator_id, version, "topic", state)
+
+
+def rows(stored_events: Sequence[StoredEvent]) -> list[NewRow]:
+    return [(UUID(str(e.originator_id)), e.originator_version, e.topic, e.state) for e in stored_events]
 
 
 def positions(recorder: DenseRecorder) -> list[int]:
@@ -195,18 +200,18 @@ def test_appends_that_wait_share_a_transaction_and_a_conflict_fails_nobody_else(
     commits: list[int] = []
     first_runs, go = threading.Event(), threading.Event()
 
-    def commit(events: Sequence[StoredEvent]) -> int:
-        commits.append(len(events))
+    def commit(rows: Rows) -> int:
+        commits.append(len(rows))
         first_runs.set()
         assert go.wait(10)
-        return recorder._append(events)
+        return recorder._append(rows)
 
     group = GroupCommit(commit)
     outcomes: dict[int, object] = {}
 
     def append(number: int, events: list[StoredEvent]) -> None:
         try:
-            outcomes[number] = group.append(events)
+            outcomes[number] = group.append(rows(events))
         except IntegrityError as e:
             outcomes[number] = type(e)
 
@@ -246,3 +251,40 @@ def test_appends_that_wait_share_a_transaction_and_a_conflict_fails_nobody_else(
         thread.join()
     assert [outcomes[n] for n in range(4, 8)] == [8, 9, IntegrityError, 10]
     assert positions(recorder) == list(range(11))
+
+
+def test_whoever_waits_is_woken_though_threads_between_are_interrupted() -> None:
+    """A waiter that was interrupted passes the wake on, whether that happened before or after its group was flushed."""
+    started, go = threading.Event(), threading.Event()
+
+    def commit(rows: Rows) -> int:
+        started.set()
+        assert go.wait(10)
+        return 0
+
+    group = GroupCommit(commit)
+    outcomes: list[int] = []
+
+    def append() -> None:
+        outcomes.append(group.append(rows([stored(uuid4(), 1)])))
+
+    def start() -> threading.Thread:
+        thread = threading.Thread(target=append)
+        thread.start()
+        return thread
+
+    threads = [start()]
+    assert started.wait(10)
+    for number in range(1, 6):
+        threads.append(start())
+        while len(group._queue) < number:
+            time.sleep(0.001)
+    # What an interruption leaves behind: a waiter in the queue whose thread is no longer there.
+    gone = [group._queue[1], group._queue[3]]
+    for waiting in gone:
+        waiting.gone = True
+    go.set()
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
+    assert len(outcomes) == 6
