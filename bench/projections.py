@@ -40,6 +40,7 @@ REACH = 50.0
 EVENTS = 50_000
 ACCOUNTS = 50
 LIBRARY_EVENTS = 3_000
+LIBRARY_SAVE_EVENTS = 500  # its insert in a pipeline can stand still for ever with thousands
 SAVE_EVENTS = 2_000
 RECEIPTS = 20
 
@@ -112,9 +113,11 @@ def library_rate(url: str) -> float:
     }
     app = LibraryLedger(env)
     book = LibraryBook()
+    last = 0
     for n in range(LIBRARY_EVENTS):
         book.transfer("external", f"budget:{n % ACCOUNTS}", 1_000)
-    last = app.save(book)[-1].notification.id
+        if (n + 1) % LIBRARY_SAVE_EVENTS == 0:
+            last = app.save(book)[-1].notification.id
     app.close()
     started = time.perf_counter()
     with ProjectionRunner(
