@@ -1,10 +1,11 @@
-"""Rails: the ways on which money leaves. A rail is two questions, so that a new one is one small file.
+"""Rails: the ways on which money leaves. A rail gets ready, and is asked two questions about a key.
 
 Invariant a rail must keep: it pays one key at most once, however often it is submitted. An answer is a promise:
 CONFIRMED (it is or will be paid), FAILED (this key is not and never will be paid), ABSENT (the rail has never seen
 this key). Whatever it cannot promise is UNKNOWN.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
@@ -42,6 +43,10 @@ class Rail(Protocol):
     @property
     def name(self) -> str:
         """As recorded in the payout: a batch planned for one rail is not run on another."""
+
+    def prepare(self, amounts_micro: Sequence[int]) -> None:
+        """At each run, before anything new is reserved: go on with what was submitted. Raises when these amounts
+        cannot be paid now; the run ends there."""
 
     def submit(self, payment: Payment) -> Answer:
         """Pay, unless this key was paid before. Never answers ABSENT. What it raises leaves the attempt open."""

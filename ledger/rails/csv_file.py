@@ -9,7 +9,7 @@ import csv
 import fcntl
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -29,6 +29,9 @@ class CsvRail:
     @property
     def name(self) -> str:
         return "csv"
+
+    def prepare(self, amounts_micro: Sequence[int]) -> None:
+        """Nothing: a line can always be written."""
 
     def submit(self, payment: Payment) -> Answer:
         """Raises OSError when the disk does not take the line; nothing is confirmed then."""

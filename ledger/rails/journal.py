@@ -7,46 +7,56 @@ crash is cut off before anything else is written. Several processes may use one 
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+Record = dict[str, Any]
 
 
 class Journal:
     def __init__(self, path: Path) -> None:
         """`path` is created with the first record, readable by the operator's account only."""
         self._path = path
+        self._records: dict[str, Record] = {}  # of the file's first `_read` bytes
+        self._read = 0
+        self._inode = 0
 
-    def add(self, key: str, make: Callable[[], dict[str, Any]]) -> bool:
-        """False when the key is known; its record stays as it was. `make` is called under the lock. Raises OSError."""
+    def add(self, key: str, make: Callable[[Mapping[str, Record]], Record]) -> bool:
+        """False when the key is known; its record stays as it was.
+
+        `make` is given all records, and called under the lock: nobody adds one meanwhile. Raises OSError, and what
+        `make` raises; then nothing is added.
+        """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # Only the operator's account may read who is paid where.
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            whole = _whole_lines(file)
-            new = key not in _records(whole)
+            self._catch_up(file)
+            new = key not in self._records
             if new:
-                file.seek(len(whole))
+                line = json.dumps({"key": key, **make(self._records)}, sort_keys=True).encode() + b"\n"
+                file.seek(self._read)
                 file.truncate()
-                file.write(json.dumps({"key": key, **make()}, sort_keys=True).encode() + b"\n")
+                file.write(line)
             # Also for a key found: who wrote it may have died before its fsync.
             file.flush()
             os.fsync(file.fileno())
         sync_folder(self._path.parent)
         return new
 
-    def get(self, key: str) -> dict[str, Any] | None:
+    def get(self, key: str) -> Record | None:
         return self.all().get(key)
 
-    def all(self) -> dict[str, dict[str, Any]]:
+    def all(self) -> Mapping[str, Record]:
         """In the order in which they were added."""
         with self.locked() as records:
             return records
 
     @contextmanager
-    def locked(self) -> Iterator[dict[str, dict[str, Any]]]:
+    def locked(self) -> Iterator[Mapping[str, Record]]:
         """All records; nobody adds one until the end of the block."""
         try:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
@@ -55,7 +65,21 @@ class Journal:
             return
         with os.fdopen(descriptor, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield _records(_whole_lines(file))
+            self._catch_up(file)
+            yield self._records
+
+    def _catch_up(self, file: BinaryIO) -> None:
+        """Read what is new: whole lines never change. The file is locked."""
+        status = os.fstat(file.fileno())
+        if status.st_ino != self._inode or status.st_size < self._read:  # another file under this name
+            self._records, self._read, self._inode = {}, 0, status.st_ino
+        file.seek(self._read)
+        new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            record = json.loads(line)
+            self._records[record.pop("key")] = record
+        self._read += len(whole)
 
 
 def write_once(path: Path, data: bytes) -> None:
@@ -82,16 +106,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _whole_lines(file: BinaryIO) -> bytes:
-    content = file.read()
-    return content[: content.rfind(b"\n") + 1]
-
-
-def _records(whole: bytes) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for line in whole.splitlines():
-        record = json.loads(line)
-        found[record.pop("key")] = record
-    return found

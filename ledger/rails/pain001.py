@@ -10,7 +10,7 @@ A payment's end-to-end id is 32 characters of the SHA-256 of its key (the standa
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -50,6 +50,11 @@ class Pain001Rail:
     def name(self) -> str:
         return NAME
 
+    def prepare(self, amounts_micro: Sequence[int]) -> None:
+        """Raises NoDebtorError while nobody said who pays."""
+        if amounts_micro:
+            self._from_account()
+
     def submit(self, payment: Payment) -> Answer:
         """Collect it for the next file. Raises OSError, NoDebtorError."""
         fault = _fault(payment)
@@ -59,7 +64,7 @@ class Pain001Rail:
         account = BankAccount.parse(payment.destination)
         self._collected.add(
             payment.key,
-            lambda: {
+            lambda _: {
                 "file": len(self.files()) + 1,
                 "amount_micro": payment.amount_micro,
                 "unit": payment.unit,
@@ -115,7 +120,7 @@ class Pain001Rail:
         known = self._answers.get(key)
         if known is not None and known["outcome"] != outcome.value:
             raise ValueError(f"this payment is recorded as {known['outcome']} already")
-        return self._answers.add(key, lambda: {"outcome": outcome.value, "reference": reference})
+        return self._answers.add(key, lambda _: {"outcome": outcome.value, "reference": reference})
 
     def _from_account(self) -> BankAccount:
         first = next(iter(self._collected.all().values()), None)

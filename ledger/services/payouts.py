@@ -215,15 +215,21 @@ def run(
     """Pay every line of an approved batch that is not paid yet; start again after a crash to resume.
 
     Lines whose outcome is unknown are left alone: `reconcile` asks the rail about them. Raises DomainError, and what
-    the rail raises; then the line stays as recorded.
+    the rail raises: in `prepare` nothing new is reserved, later the line stays as recorded.
     """
     payout = _load_for(ledger, rail, batch_id)
     if not payout.approved_by or payout.cancelled:
         raise DomainError(f"the payout is {payout.state}: only an approved one is run")
     if dry_run:
         return [_preview(line, destinations) for line in payout.lines.values()]
+    rail.prepare([line.planned.amount_micro for line in to_submit(payout, destinations)])
     unit = crew.crew(ledger).unit
     return [_run_line(ledger, rail, batch_id, n, destinations, unit, at_us) for n in sorted(payout.lines)]
+
+
+def to_submit(payout: Payout, destinations: Mapping[UUID, Destination]) -> list[Line]:
+    """The lines that a run would begin."""
+    return [x for x in payout.lines.values() if x.state is LineState.PLANNED and _committed(x, destinations)]
 
 
 def _run_line(

@@ -1,7 +1,7 @@
 """Whatever the services do, in whatever order, the audit agrees with them."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,8 @@ class MoodyRail:
     dice: random.Random
     name: str = "moody"
     paid: dict[str, Outcome] = field(default_factory=dict)
+
+    def prepare(self, amounts_micro: Sequence[int]) -> None: ...
 
     def submit(self, payment: Payment) -> Answer:
         known = self.paid.setdefault(

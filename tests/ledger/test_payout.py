@@ -1,6 +1,7 @@
 """Payouts on a real ledger and a real file, killed at every save and at every call of the rail."""
 
 import csv
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -137,7 +138,7 @@ class Trap:
 class TrappedRail:
     def __init__(self, rail: CsvRail, trap: Trap, error: type[BaseException]) -> None:
         self.rail, self.trap, self.error = rail, trap, error
-        self.name = rail.name
+        self.name, self.prepare = rail.name, rail.prepare
 
     def submit(self, payment: Payment) -> Answer:
         self.trap.step(self.error)
@@ -207,6 +208,22 @@ def test_two_runs_at_once_pay_once(funded: Ledger, file: Path, database_url: str
     assert_each_paid_once(funded, file, batch_id, amounts)
 
 
+class Poor(CsvRail):
+    def prepare(self, amounts_micro: Sequence[int]) -> None:
+        raise DomainError(f"cannot pay {sum(amounts_micro)}")
+
+
+def test_what_cannot_be_paid_is_said_before_anything_is_reserved(funded: Ledger, file: Path) -> None:
+    amounts = balances(funded, "available")
+    batch_id = planned(funded)
+    with pytest.raises(DomainError, match=f"cannot pay {sum(amounts)}"):
+        run(funded, Poor(file), batch_id)
+    assert balances(funded, "available") == amounts
+    run(funded, CsvRail(file), batch_id)
+    with pytest.raises(DomainError, match="cannot pay 0"):
+        run(funded, Poor(file), batch_id)
+
+
 # --- rails that do not know, and rails that lie
 
 
@@ -215,7 +232,7 @@ class Says:
 
     def __init__(self, file: Path, outcome: Outcome, *, pays: bool) -> None:
         self.rail, self.outcome, self.pays = CsvRail(file), outcome, pays
-        self.name = "csv"
+        self.name, self.prepare = "csv", self.rail.prepare
 
     def submit(self, payment: Payment) -> Answer:
         if payment.friend_id != FRIENDS[1]:
@@ -345,7 +362,7 @@ def test_an_unapproved_a_cancelled_or_another_rails_batch_is_not_run(funded: Led
 
 class Named:
     def __init__(self, rail: CsvRail, name: str) -> None:
-        self.submit, self.look_up, self.name = rail.submit, rail.look_up, name
+        self.prepare, self.submit, self.look_up, self.name = rail.prepare, rail.submit, rail.look_up, name
 
 
 def test_a_payout_that_has_begun_cannot_be_cancelled(funded: Ledger, file: Path) -> None:
