@@ -1,14 +1,20 @@
-"""Spot checks: the hub watches its own streams as a plain player would and compares what nodes serve with the log.
+"""Spot checks: the hub watches its own streams as VLC would and compares what nodes serve with the log.
 
-Invariant: a probe takes the public way, from playlist to segment, so that a node cannot tell it from VLC; a node that
-serves wrong bytes is suspended at the first probe that sees it; and no node, whatever it answers or says its address
-is, holds a probe longer than `DEADLINE_S` or ends it with an error.
+Invariant: a node that serves wrong bytes is suspended at the first probe that sees it; and no node, whatever it answers
+or says its address is, holds a probe longer than `PLAY_S` or ends it with an error.
+
+A node must not know a probe from a viewer. So a probe is a session like any other (class 2, public playlist), sends
+byte for byte what VLC sends over one connection, buffers as VLC does, fetches every segment of the playlist in order,
+also those that come from the hub, and leaves after a random number of them, as people who zap do. What is left to tell
+it by is the hub's own address, unless the probes go through a proxy (STREAMRP2P_PROBE_PROXY).
 """
 
 import asyncio
 import hashlib
+import random
 import re
 import time
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qs, urljoin, urlsplit
 
@@ -28,68 +34,119 @@ log = structlog.get_logger("hub.probes")
 
 TIMEOUT_S: Final = 5.0
 DEADLINE_S: Final = 15.0  # of a whole fetch: a node that sends a byte now and then never meets TIMEOUT_S
+PLAY_S: Final = 30.0
+SEGMENTS_MAX: Final = 8  # from nodes, in one probe: at random, so that nobody knows which is the last
+BUFFERED: Final = 4  # so many segments from its end VLC begins to play a live playlist
+REFRESH_S: Final = 2.0
 MAX_SEGMENT_BYTES: Final = 32_000_000
-_HEADERS: Final = {"User-Agent": "VLC/3.0.21 LibVLC/3.0.21", "Accept": "*/*", "Range": "bytes=0-"}
-_NODE_SEGMENT: Final = re.compile(r"/segments/[0-9a-f-]{36}/(\d+)\.ts$")
+Headers = tuple[tuple[str, str], ...]
+# What VLC 3.0 sends, in its order (tests/media/test_vlc.py holds it against the real one).
+_COMMON: Final = (
+    ("Accept", "*/*"),
+    ("Accept-Language", "en_US"),
+    ("User-Agent", "VLC/3.0.21 LibVLC/3.0.21"),
+)
+_OPEN: Final[Headers] = (*_COMMON, ("Range", "bytes=0-"))
+_PLAY: Final[Headers] = (*_COMMON, ("Accept-Encoding", "deflate, gzip"), ("Cache-Control", "no-cache"))
+_NODE_SEGMENT: Final = re.compile(r"/segments/[0-9a-f-]{36}/\d+\.(?:ts|m4s)$")
+_SEQUENCE: Final = re.compile(r"/(\d+)\.(?:ts|m4s)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """One segment that a node served, or should have."""
+
+    ticket: Ticket
+    sequence: int
+    outcome: str  # as in ledger.events.NodeProbed
+    segment_bytes: int
+    latency_us: int
 
 
 class Prober:
-    """For one thread."""
+    """For one thread. `proxy`: an HTTP proxy through which nodes are reached, so that they see another address."""
 
-    def __init__(self, ledger: Ledger, hub_url: str) -> None:
+    def __init__(self, ledger: Ledger, hub_url: str, rng: random.Random, proxy: str | None = None) -> None:
         self._ledger = ledger
         self._hub_url = hub_url
-        self._http = httpx.Client(timeout=TIMEOUT_S, headers=_HEADERS, trust_env=False)
+        self._rng = rng
+        self._proxy = proxy
 
     def probe(self, slug: str, *, at_us: int) -> str | None:
-        """Probe the node that the hub would give a player just now. Returns the outcome, None when no node serves."""
-        target = self._assigned(slug)
-        if target is None:
+        """Watch the stream for a moment. Returns the outcome, None when no node served.
+
+        The last segment that a node served is recorded: the first that it did not serve well ends the watching.
+        """
+        last = asyncio.run(self._watch(slug))
+        if last is None:
             return None
-        url, ticket, sequence = target
-        known_sha256 = self._published(slug, sequence)
-        if known_sha256 is None:
-            return None
-        started = time.monotonic()
-        outcome, size = fetch(url, known_sha256)
-        latency_us = int((time.monotonic() - started) * 1_000_000)
 
         def record(node: Node) -> None:
             if node.status is not NodeStatus.ACTIVE:
                 return
             node.probed(
-                outcome=outcome, sequence=sequence, latency_us=latency_us, segment_bytes=size, at_us=at_us
+                outcome=last.outcome,
+                sequence=last.sequence,
+                latency_us=last.latency_us,
+                segment_bytes=last.segment_bytes,
+                at_us=at_us,
             )
-            if outcome == "wrong_bytes":
+            if last.outcome == "wrong_bytes":
                 node.suspend(reason="a probe got other bytes than were published", at_us=at_us)
 
-        change_node(self._ledger, node_id(ticket.node_key), record)
-        if outcome != "ok":
-            log.warning(
-                "probe failed", node=str(node_id(ticket.node_key)), outcome=outcome, sequence=sequence
-            )
-        return outcome
+        nid = node_id(last.ticket.node_key)
+        change_node(self._ledger, nid, record)
+        if last.outcome != "ok":
+            log.warning("probe failed", node=str(nid), outcome=last.outcome, sequence=last.sequence)
+        return last.outcome
 
-    def _assigned(self, slug: str) -> tuple[str, Ticket, int] | None:
-        """URL, ticket and sequence of the newest segment that a new player is sent to a node for."""
+    async def _watch(self, slug: str) -> Probed | None:
+        last: Probed | None = None
+        fetched, left = -1, self._rng.randint(1, SEGMENTS_MAX)
         try:
-            master_url = f"{self._hub_url}/live/{slug}.m3u8"
-            master = self._http.get(master_url).raise_for_status().text
-            media_url = urljoin(master_url, _uris(master)[0])
-            media = self._http.get(media_url).raise_for_status().text
+            async with asyncio.timeout(PLAY_S), _player() as hub, _player(self._proxy) as nodes:
+                playlist_url = await self._open(hub, slug)
+                while left:
+                    playlist = (await _get(hub, playlist_url, _PLAY)).text
+                    urls = [urljoin(playlist_url, uri) for uri in _uris(playlist)]
+                    if not any(map(_is_a_nodes, urls)):
+                        return last
+                    for url in urls if fetched >= 0 else urls[-BUFFERED:]:
+                        if _sequence(url) <= fetched or not left:
+                            continue
+                        fetched = _sequence(url)
+                        if not _is_a_nodes(url):
+                            await _get(hub, url, _PLAY)
+                        elif (found := await self._segment(nodes, slug, url)) is not None:
+                            last, left = found, left - 1
+                            if last.outcome != "ok":
+                                return last
+                    if left:
+                        await asyncio.sleep(REFRESH_S)
+        except TimeoutError:
+            return last
         except (httpx.HTTPError, IndexError) as error:
-            log.warning("the hub's own playlist cannot be read", slug=slug, error=str(error))
+            log.warning("the hub's own playlist cannot be read", slug=slug, error=_one_line(error))
+        return last
+
+    async def _open(self, hub: httpx.AsyncClient, slug: str) -> str:
+        """The address of a new session's media playlist."""
+        master = f"{self._hub_url}/live/{slug}.m3u8"
+        return urljoin(master, _uris((await _get(hub, master, _OPEN)).text)[0])
+
+    async def _segment(self, http: httpx.AsyncClient, slug: str, url: str) -> Probed | None:
+        """None for a segment that is no longer known, or whose ticket cannot be read: no fault of the node's."""
+        try:
+            ticket = SignedTicket.decode_url(parse_qs(urlsplit(url).query)["t"][0]).ticket
+        except (KeyError, ValueError):  # WireError too
             return None
-        for uri in reversed(_uris(media)):
-            match = _NODE_SEGMENT.search(uri.partition("?")[0])
-            if match:
-                try:
-                    url = urljoin(media_url, uri)
-                    text = parse_qs(urlsplit(url).query)["t"][0]
-                    return url, SignedTicket.decode_url(text).ticket, int(match[1])
-                except (KeyError, ValueError):  # WireError too
-                    continue
-        return None
+        sequence = _sequence(url)
+        known_sha256 = self._published(slug, sequence)
+        if known_sha256 is None:
+            return None
+        began = time.monotonic()
+        outcome, size = await _fetch(http, url, known_sha256, DEADLINE_S)
+        return Probed(ticket, sequence, outcome, size, int((time.monotonic() - began) * 1_000_000))
 
     def _published(self, slug: str, sequence: int) -> bytes | None:
         stream = load_stream(self._ledger, slug)
@@ -104,20 +161,31 @@ class Prober:
 
 def fetch(url: str, known_sha256: bytes, *, deadline_s: float = DEADLINE_S) -> tuple[str, int]:
     """(outcome, bytes read) of fetching a segment from a node. Never raises for what the node does."""
-    return asyncio.run(_fetch(url, known_sha256, deadline_s))
+
+    async def once() -> tuple[str, int]:
+        async with _player() as http:
+            return await _fetch(http, url, known_sha256, deadline_s)
+
+    return asyncio.run(once())
 
 
-async def _fetch(url: str, known_sha256: bytes, deadline_s: float) -> tuple[str, int]:
+async def _fetch(
+    http: httpx.AsyncClient, url: str, known_sha256: bytes, deadline_s: float
+) -> tuple[str, int]:
     digest, size = hashlib.sha256(), 0
     try:
-        async with asyncio.timeout(deadline_s), _player() as http, http.stream("GET", url) as answer:
-            if answer.status_code not in (200, 206):
-                return "refused", 0
-            async for part in answer.aiter_raw():
-                size += len(part)
-                if size > MAX_SEGMENT_BYTES:
-                    return "wrong_bytes", size
-                digest.update(part)
+        async with asyncio.timeout(deadline_s):
+            answer = await http.send(httpx.Request("GET", url, headers=_PLAY), stream=True)
+            try:
+                if answer.status_code != 200:
+                    return "refused", 0
+                async for part in answer.aiter_raw():
+                    size += len(part)
+                    if size > MAX_SEGMENT_BYTES:
+                        return "wrong_bytes", size
+                    digest.update(part)
+            finally:
+                await answer.aclose()
     except (TimeoutError, httpx.TimeoutException):
         return "slow", size
     except (httpx.HTTPError, httpx.InvalidURL, ValueError):  # ValueError: a host name that cannot be one
@@ -125,10 +193,24 @@ async def _fetch(url: str, known_sha256: bytes, deadline_s: float) -> tuple[str,
     return ("ok" if digest.digest() == known_sha256 else "wrong_bytes"), size
 
 
-def _player() -> httpx.AsyncClient:
-    client = httpx.AsyncClient(timeout=TIMEOUT_S, headers=_HEADERS, trust_env=False)
-    del client.headers["accept-encoding"]  # VLC sends none, and nothing is unpacked here
-    return client
+async def _get(http: httpx.AsyncClient, url: str, headers: Headers) -> httpx.Response:
+    return (await http.send(httpx.Request("GET", url, headers=headers))).raise_for_status()
+
+
+def _player(proxy: str | None = None) -> httpx.AsyncClient:
+    return httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False, proxy=proxy)
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _is_a_nodes(url: str) -> bool:
+    return _NODE_SEGMENT.search(urlsplit(url).path) is not None
+
+
+def _sequence(url: str) -> int:
+    return int(_SEQUENCE.findall(urlsplit(url).path)[0])
 
 
 def _uris(playlist: str) -> list[str]:

@@ -104,6 +104,9 @@ class Settings(BaseSettings):
     checkpoint_interval_s: int = Field(
         10, ge=1, le=60, description="seconds between log checkpoints, 1 to 60"
     )
+    probe_proxy: Annotated[str, _scheme("http", "https")] | None = Field(
+        None, repr=False, description="HTTP proxy for spot checks of nodes, such as http://10.0.0.2:3128"
+    )
     witnesses: Annotated[str, AfterValidator(_witnesses)] | None = Field(
         None,
         description="verifier key and URL of each witness of the log: name+hash+key@https://..., commas between",

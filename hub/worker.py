@@ -5,6 +5,7 @@ sit out (a broken log) stops for itself alone: it says so loudly, makes the hub 
 slowly while the others go on.
 """
 
+import random
 import re
 import signal
 import threading
@@ -41,7 +42,7 @@ log = structlog.get_logger("hub.worker")
 TRANSIENT: Final = (Unavailable, Conflict, ReadModelUnavailable, OSError)
 SETTLE_EVERY_S: Final = 1.0
 WATCH_EVERY_S: Final = 2.0
-PROBE_EVERY_S: Final = 20.0
+PROBE_EVERY_S: Final = 10.0
 TROUBLED_FIRST_S: Final = 2.0
 TROUBLED_MAX_S: Final = 300.0
 
@@ -68,7 +69,10 @@ class Worker:
             cosigners=Cosigners(witnesses) if witnesses else None,
         )
         self._liveness = Liveness(connect(settings.resolved_redis_url()))
-        self._prober = Prober(self._ledger, f"http://127.0.0.1:{settings.http_port}")
+        self._dice = random.SystemRandom()
+        self._prober = Prober(
+            self._ledger, f"http://127.0.0.1:{settings.http_port}", self._dice, settings.probe_proxy
+        )
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT."""
@@ -125,9 +129,11 @@ class Worker:
                 change_node(self._ledger, view.node_id, _go_offline)
 
     def probe(self) -> None:
-        for stream in self._queries.streams():
-            if stream.state == "LIVE" and not self._stop.is_set():
-                self._prober.probe(stream.slug, at_us=now_us())
+        live = [stream for stream in self._queries.streams() if stream.state == "LIVE"]
+        for stream in live:  # not by the clock, or nodes would know when
+            if self._stop.wait(self._dice.uniform(0, PROBE_EVERY_S / len(live))):
+                return
+            self._prober.probe(stream.slug, at_us=now_us())
 
 
 def repeat(

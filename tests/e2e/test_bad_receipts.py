@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import random
 import secrets
 import shutil
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,12 +19,16 @@ from disks import fill, small_disk
 from fold import fold
 from house import SLUG, Friend, House, until
 
+from hub import probes
 from hub.bootstrap import now_us
+from hub.demo.cast import STREAMRP2P, free_ports
 from hub.demo.mallory import Mallory
 from hub.keystore import KeyStore
+from hub.probes import Prober
 from ledger.aggregates.broadcast import Broadcast
-from ledger.aggregates.node import Node
+from ledger.aggregates.node import Node, NodeStatus
 from ledger.aggregates.stream import Stream
+from ledger.events import NodeProbed
 from ledger.ids import stream_id
 from ledger.keys import KeyPair
 from ledger.receipt import SignedReceipt
@@ -198,6 +205,84 @@ def test_what_is_no_receipt_is_refused_in_words(live: House) -> None:
         answer = post(live.base + path, data)
         assert answer.status_code == 400
         assert answer.json()["type"] == "/problems/malformed-body"
+
+
+class Liar:
+    """Between viewers and a real node: from the moment it is told to, it changes the last byte of every answer."""
+
+    def __init__(self, port: int, node_port: int) -> None:
+        self.lying = False
+        self._node_port = node_port
+        self._listener = socket.create_server(("127.0.0.1", port))
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(5)
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=self._pass_on, args=self._listener.accept()[:1], daemon=True).start()
+
+    def _pass_on(self, viewer: socket.socket) -> None:
+        with viewer, contextlib.suppress(OSError):
+            with socket.create_connection(("127.0.0.1", self._node_port)) as node:
+                head, _, body = viewer.recv(65_536).partition(b"\r\n\r\n")
+                node.sendall(head + b"\r\nConnection: close\r\n\r\n" + body)
+                answer = b"".join(iter(lambda: node.recv(65_536), b""))
+            if self.lying and answer:
+                answer = answer[:-1] + bytes([answer[-1] ^ 1])
+            viewer.sendall(answer)
+
+
+def test_a_node_that_serves_wrong_bytes_is_out_at_once_and_loses_only_its_bad_receipts(
+    live: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "SEGMENTS_MAX", 1)
+    friend = live.invite("dora")
+    (behind,) = free_ports(1)
+    liar = Liar(friend.port, behind)
+    command = ("node", "run", "--data-dir", str(friend.folder), "--send-interval", "1", "--port", str(behind))
+    friend.actor = live.start(friend.name, (*STREAMRP2P, *command))
+    viewer = KeyPair(secrets.token_bytes(32))
+
+    async def at_dora() -> Offer:
+        found: list[Offer] = []
+        await until(
+            lambda: found.extend(o for o in offered(live, viewer) if f":{friend.port}/" in o.url) or found,
+            30,
+            "",
+        )
+        return found[-1]
+
+    def status() -> str:
+        return next(n["state"] for n in live.call("GET", "/api/nodes")["nodes"] if n["name"] == "dora")
+
+    try:
+        one, two = asyncio.run(at_dora()), asyncio.run(at_dora())
+        honest = claim(one.signed, {one.sequence: get(one.with_ticket()).content}, viewer).encode()
+        liar.lying = True
+        wrong = claim(two.signed, {two.sequence: get(two.with_ticket()).content}, viewer).encode()
+        with live.ledger() as ledger:
+            prober = Prober(ledger, live.base, random.Random(1))
+            assert friend.node_id is not None
+            for _ in range(100):  # until it is this node's turn; the hub's own probes may come first
+                if ledger.load(Node, friend.node_id).status is NodeStatus.SUSPENDED:
+                    break
+                prober.probe(SLUG, at_us=now_us())
+            events = [r.event for r in ledger.read(0, 50_000) if r.event.originator_id == friend.node_id]
+            probed = [e.outcome for e in events if isinstance(e, NodeProbed) and e.outcome != "ok"]
+            assert probed == ["wrong_bytes"], "the first is the last"
+        assert post(f"{live.base}/api/receipts", wrong).json()["verdict"] == "digest_mismatch"
+        assert post(f"{live.base}/api/receipts", honest).json()["verdict"] == "accepted"
+        assert not [o for _ in range(6) for o in offered(live, viewer) if f":{friend.port}/" in o.url]
+        asyncio.run(until(lambda: status() == "suspended", 10, "everybody is told"))
+    finally:
+        liar.close()
+        stop(friend)
 
 
 def test_a_node_whose_disk_is_full_promises_nothing_and_recovers(live: House) -> None:
