@@ -52,6 +52,9 @@ PublicUrl = Annotated[
 ]
 CacheMib = Annotated[int, typer.Option(min=16, max=65_536, help="Memory for segments, in MiB.")]
 UploadLimit = Annotated[float | None, typer.Option(min=0.1, help="At most this many Mbit/s upload.")]
+MapPort = Annotated[
+    bool, typer.Option(help="Ask the home router (PCP, NAT-PMP, UPnP) to lead the port here.")
+]
 SendInterval = Annotated[float, typer.Option(min=0.2, max=60, help="Seconds between batches of receipts.")]
 Host = Annotated[str, typer.Option(help="Address to listen on (default: all).")]
 AnyPort = Annotated[
@@ -98,6 +101,7 @@ def run_command(
     public_url: PublicUrl = None,
     cache_mib: CacheMib = 256,
     upload_limit: UploadLimit = None,
+    map_port: MapPort = True,
     send_interval: SendInterval = 5.0,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -114,6 +118,7 @@ def run_command(
         cache_bytes=cache_mib * MIB,
         send_interval_s=send_interval,
         upload_limit_mbit_s=upload_limit,
+        map_port=map_port,
     )
     _run(folder, options, as_json=as_json)
 
@@ -244,6 +249,7 @@ def _describe(health: dict[str, Any]) -> str:
         f"hub        {hub['url']}: {hub['node_status']}" + (f" ({hub['error']})" if hub["error"] else ""),
         f"uploaded   {traffic['uploaded_bytes'] / 1e9:.3f} GB in {traffic['segments']} segments since start",
         f"receipts   {receipts['waiting']} waiting; answered: {verdicts}",
+        f"port       {_port(health['port'])}",
         f"credited   {receipts['units']} segments, {receipts['credited_bytes']} bytes since start",
     ]
     if earned is not None:
@@ -254,6 +260,14 @@ def _describe(health: dict[str, Any]) -> str:
         )
         lines.append("earned     " + ", ".join(f"{_units(amount)} {what}" for amount, what in parts))
     return "\n".join(lines)
+
+
+def _port(port: dict[str, Any]) -> str:
+    if port["problem"]:
+        return f"{port['public']}: {port['problem']}"
+    return f"{port['public']}" + (
+        f", opened in your router by {port['opened_by']}" if port["opened_by"] else ""
+    )
 
 
 def _units(amount_micro: int) -> str:

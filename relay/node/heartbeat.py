@@ -29,7 +29,9 @@ class Heartbeat:
         profile: Profile,
         folder: Path,
         *,
-        port: int,
+        port: Callable[
+            [], int
+        ],  # on which viewers reach this node, when the hub takes its address from the request
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._hub = hub
@@ -59,7 +61,7 @@ class Heartbeat:
         try:
             answer = await self._hub.heartbeat(
                 url=self._profile.public_url,
-                port=self._port,
+                port=self._port(),
                 viewers=self._traffic.viewers(),
                 uploaded_bytes=self._traffic.uploaded_bytes,
             )

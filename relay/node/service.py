@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 import structlog
@@ -37,6 +39,7 @@ from relay.node.identity import (
     save_profile,
     save_running,
 )
+from relay.node.mapping.keeper import PortKeeper
 from relay.node.prefetch import Prefetcher
 from relay.node.sender import Sender
 from relay.node.spool import Spool
@@ -57,6 +60,7 @@ class Options:
     cache_bytes: int = 256 * MIB
     send_interval_s: float = 5.0
     upload_limit_mbit_s: float | None = None
+    map_port: bool = True  # ask the home router to lead its port here
     max_connections: int = 1_000
 
 
@@ -89,6 +93,19 @@ async def join(
     )
     save_profile(folder, profile)
     return profile
+
+
+def _maps_port(options: Options, profile: Profile) -> bool:
+    """Not when the friend said how viewers reach this node, nor when node or hub live on this computer alone."""
+    here = (options.host, urlsplit(profile.hub_url).hostname or "")
+    return options.map_port and profile.public_url is None and not any(map(_is_loopback, here))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -145,6 +162,7 @@ class _Node:
     ) -> None:
         self._options, self._key, self._profile = options, key, profile
         self._port = port
+        self.ports = PortKeeper(port) if _maps_port(options, profile) else None
         self.traffic = Traffic()
         self.gate = TicketGate(key.public_key, public_keys(profile.ticket_keys), hub.ticket_keys)
         self.cache = SegmentCache(hub.segment, max_bytes=options.cache_bytes)
@@ -152,7 +170,7 @@ class _Node:
         self.spool = Spool(folder)
         self.claims = PlainClaims(key, now_s=time.time)
         self.sender = Sender(key, hub, self.spool, self.claims, interval_s=options.send_interval_s)
-        self.heartbeat = Heartbeat(hub, self.gate, self.traffic, profile, folder, port=port)
+        self.heartbeat = Heartbeat(hub, self.gate, self.traffic, profile, folder, port=self._public_port)
         for ticket in self.spool.tickets:
             self.gate.served(Admitted(ticket, ticket.ticket.hash))
 
@@ -165,6 +183,8 @@ class _Node:
                 serving = tasks.create_task(server.serve(sockets=[listener]))
                 sending = tasks.create_task(self.sender.run(stop))
                 beating = tasks.create_task(self.heartbeat.run(stop))
+                if self.ports is not None:
+                    tasks.create_task(self.ports.run(stop))
                 ready(self._profile, self._port)
                 await stop.wait()
                 await self.prefetcher.close()
@@ -179,6 +199,9 @@ class _Node:
             await self.prefetcher.close()
             await self.cache.close()
             await self.spool.close()
+
+    def _public_port(self) -> int:
+        return self._port if self.ports is None else self.ports.port
 
     async def _flush(self) -> None:
         try:
@@ -245,6 +268,7 @@ class _Node:
                 "segments": self.traffic.segments,
                 "refused": self.traffic.refused,
             },
+            "port": self._port_told(),
             "cache": {
                 "segments": len(self.cache),
                 "bytes": self.cache.kept_bytes,
@@ -261,6 +285,15 @@ class _Node:
                 "recent": list(self.sender.history),
             },
             "earned": None if earned is None else msgspec.to_builtins(earned),
+        }
+
+    def _port_told(self) -> dict[str, Any]:
+        lease = self.ports.lease if self.ports else None
+        return {
+            "listening": self._port,
+            "public": self._public_port(),
+            "opened_by": lease.protocol if lease else None,
+            "problem": self.ports.problem if self.ports else "",
         }
 
     def _is_mine(self, authorization: bytes | None) -> bool:
