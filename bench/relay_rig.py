@@ -27,7 +27,7 @@ from ledger.events import Segment
 from ledger.keys import KeyPair
 from relay.ingest import IngestServer
 from relay.media.h264 import H264Config
-from relay.media.packager import Format
+from relay.media.packager import Format, Packed
 from relay.node.cache import SegmentCache
 from relay.node.hub_client import HubClient
 from relay.origin.asgi import MediaApp
@@ -142,7 +142,8 @@ def fill(catalogue: Catalogue, authority: Authority, settings: OriginSettings) -
     store = RenditionStore(FIXED, format_, 0, settings, time.monotonic)
     for sequence in range(FIXED_COUNT):
         data = os.urandom(FIXED_BYTES)
-        store.add(Segment(sequence, 2_000_000, len(data), hashlib.sha256(data).digest(), 0), data)
+        sha256 = hashlib.sha256(data).digest()
+        store.add(Segment(sequence, 2_000_000, len(data), sha256, 0), Packed(data, sha256))
     live.rendition = catalogue.renditions[FIXED] = store
 
 

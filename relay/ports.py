@@ -66,7 +66,7 @@ class PublishAuthority(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A node serves this session for now. Segment URL: `{node_url}/segments/{rendition}/{sequence}.ts?t={ticket}`."""
+    """A node serves this session for now: `{node_url}/segments/{rendition}/{sequence}.{ts or m4s}?t={ticket}`."""
 
     node_url: str  # absolute, without a trailing slash
     ticket: SignedTicket

@@ -21,7 +21,7 @@ from relay.node.identity import load_or_create_key
 from relay.viewers.cheat import CheatingNode, claim, flipped, forged, out_of_range
 
 SESSIONS: Final = 12  # how many playlists she opens to collect tickets
-_TICKET: Final = re.compile(r"(\S+/segments/\S+/(\d+)\.ts)\?t=([A-Za-z0-9_-]+)")
+_TICKET: Final = re.compile(r"(\S+/segments/\S+/(\d+)\.(?:ts|m4s))\?t=([A-Za-z0-9_-]+)")
 
 
 @dataclass

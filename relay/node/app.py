@@ -38,8 +38,9 @@ MAX_QUERY_BYTES: Final = 2_048
 BODY_S: Final = 10.0
 CHUNK_BYTES: Final = 64 * 1024
 _SEGMENT: Final = re.compile(
-    r"/segments/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/([0-9]{1,19})\.ts", re.ASCII
+    r"/segments/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/([0-9]{1,19})\.(ts|m4s)", re.ASCII
 )
+_MIME: Final = {"ts": b"video/mp2t", "m4s": b"video/mp4"}
 _OPEN: Final[Headers] = [
     (b"access-control-allow-origin", b"*"),
     (b"cross-origin-resource-policy", b"cross-origin"),
@@ -100,7 +101,7 @@ class NodeApp:
             await send({"type": "http.response.body"})
         elif match := _SEGMENT.fullmatch(path):
             _require(method in ("GET", "HEAD"))
-            await self._segment(scope, receive, send, UUID(match[1]), int(match[2]))
+            await self._segment(scope, receive, send, UUID(match[1]), int(match[2]), _MIME[match[3]])
         elif path == "/receipts":
             _require(method == "POST")
             await self._receipt(await _body(receive))
@@ -118,7 +119,7 @@ class NodeApp:
     # --- segments
 
     async def _segment(
-        self, scope: Scope, receive: Receive, send: Send, rendition: UUID, sequence: int
+        self, scope: Scope, receive: Receive, send: Send, rendition: UUID, sequence: int, mime: bytes
     ) -> None:
         try:
             admitted = await self.gate.admit(_ticket_text(scope["query_string"]), rendition, sequence)
@@ -128,7 +129,7 @@ class NodeApp:
         cached = await self._cached(rendition, sequence)
         headers = [
             *_OPEN,
-            (b"content-type", b"video/mp2t"),
+            (b"content-type", mime),
             (b"content-length", str(len(cached.data)).encode()),
             (b"cache-control", b"private, max-age=60, immutable"),
             (b"repr-digest", cached.repr_digest),

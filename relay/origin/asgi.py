@@ -30,6 +30,7 @@ from relay.origin.answers import (
 )
 from relay.origin.http import WRITE_NOW
 from relay.origin.live import Catalogue, Live
+from relay.origin.seats import Seats, reload_of
 from relay.origin.settings import OriginSettings
 from relay.origin.store import RenditionStore, Stored
 from relay.origin.viewers import Viewers
@@ -41,9 +42,11 @@ _UUID: Final = r"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
 _MASTER: Final = re.compile(rf"/live/{_SLUG}\.m3u8")
 _FLV: Final = re.compile(rf"/live/{_SLUG}\.flv")
 _MEDIA: Final = re.compile(rf"/live/{_SLUG}/{_UUID}/index\.m3u8")
-_SEGMENT: Final = re.compile(rf"/live/{_SLUG}/{_UUID}/(\d{{1,18}})\.ts")
-_PULL: Final = re.compile(rf"/segments/{_UUID}/(\d{{1,18}})\.ts")
-_TS: Final = b"video/mp2t"
+_SEGMENT: Final = re.compile(rf"/live/{_SLUG}/{_UUID}/(\d{{1,18}})\.(?:ts|m4s)")
+_PART: Final = re.compile(rf"/live/{_SLUG}/{_UUID}/(\d{{1,18}})\.(\d{{1,6}})\.m4s")
+_INIT: Final = re.compile(rf"/live/{_SLUG}/{_UUID}/init-([0-9a-f]{{16}})\.mp4")
+_PULL: Final = re.compile(rf"/segments/{_UUID}/(\d{{1,18}})\.(?:ts|m4s)")
+_MIME: Final = {"ts": b"video/mp2t", "m4s": b"video/mp4"}
 _SEGMENT_CACHE: Final = (b"cache-control", b"public, max-age=60, immutable")
 _RETRY: Final = (b"retry-after", b"2")
 
@@ -59,6 +62,7 @@ class MediaApp:
         self._settings = settings
         self._now_us = now_us
         self.viewers = Viewers(settings.viewer_seen_s)
+        self._seats = Seats(settings.low_latency_viewers)
         self.sent_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,6 +82,10 @@ class MediaApp:
             await self._segment(scope, send, match[1], UUID(match[2]), int(match[3]))
         elif match := _MEDIA.fullmatch(path):
             await self._media(scope, send, match[1], UUID(match[2]))
+        elif match := _PART.fullmatch(path):
+            await self._part(scope, send, match[1], UUID(match[2]), int(match[3]), int(match[4]))
+        elif match := _INIT.fullmatch(path):
+            await self._init(scope, send, match[1], UUID(match[2]), match[3])
         elif match := _PULL.fullmatch(path):
             await self._pull(scope, send, UUID(match[1]), int(match[2]))
         elif match := _MASTER.fullmatch(path):
@@ -144,14 +152,36 @@ class MediaApp:
         if store is None:
             await self._not_live(scope, send, slug)
             return
-        self.viewers.saw(slug, session, asyncio.get_running_loop().time())
+        now_s = asyncio.get_running_loop().time()
+        new = not self.viewers.knows(session)
+        self.viewers.saw(slug, session, now_s)
+        wanted = reload_of(scope["query_string"])
+        if isinstance(wanted, str):
+            await problem(scope, send, 400, "Bad request", wanted)
+            return
+        parts = self._seats.take(session, knows=wanted is not None, new=new, now_s=now_s)
+        if parts and wanted is not None and not await self._reached(scope, send, store, wanted):
+            return
         assignment = None if store.ended else await self._assignment(session, store)
-        uri = self._uri(slug, session, store, assignment)
-        body = playlist.media(store, uri)
-        if scope["method"] == "GET":
+        body = playlist.media(store, self._uri(slug, session, store, assignment), parts=parts)
+        if scope["method"] == "GET" and not (parts and wanted is not None):
+            # Who plays parts has them from the hub: nothing that is listed here may be claimed for a node.
             listed = [stored.segment.sequence for stored in store.listed]
             self._steering.observe_poll(session, listed, peer_ip(scope))
         await answer(scope, send, 200, playlist.CONTENT_TYPE, body, (NO_STORE,))
+
+    async def _reached(
+        self, scope: Scope, send: Send, store: RenditionStore, wanted: tuple[int, int | None]
+    ) -> bool:
+        """Wait until what the player wants is listed; answers the request when it is not."""
+        sequence, index = wanted
+        if sequence > store.next_sequence + 1:
+            await problem(scope, send, 400, "Bad request", "that segment is too far ahead")
+            return False
+        if not await store.wait(lambda: store.reaches(sequence, index), 3.0 * store.target_duration_s):
+            await problem(scope, send, 503, "Try again", "nothing new has come", (_RETRY,))
+            return False
+        return True
 
     async def _assignment(self, session: UUID, store: RenditionStore) -> Assignment | None:
         head = store.listed[-1].segment.sequence
@@ -165,17 +195,17 @@ class MediaApp:
     def _uri(
         self, slug: str, session: UUID, store: RenditionStore, assignment: Assignment | None
     ) -> Callable[[int], str]:
-        hub = f"/live/{slug}/{session}/"
+        hub, ending = f"/live/{slug}/{session}/", f".{store.extension}"
         if assignment is None:
-            return lambda sequence: f"{hub}{sequence}.ts"
+            return lambda sequence: f"{hub}{sequence}{ending}"
         ticket, steering = assignment.ticket.ticket, self._steering
         base = f"{assignment.node_url}/segments/{store.rendition_id}/"
-        query = f".ts?t={assignment.ticket.encode_url()}"
+        query = f"{ending}?t={assignment.ticket.encode_url()}"
 
         def uri(sequence: int) -> str:
             if ticket.covers(sequence) and not steering.pointed_at_hub(session, sequence):
                 return f"{base}{sequence}{query}"
-            return f"{hub}{sequence}.ts"
+            return f"{hub}{sequence}{ending}"
 
         return uri
 
@@ -198,17 +228,50 @@ class MediaApp:
     async def _segment(self, scope: Scope, send: Send, slug: str, session: UUID, sequence: int) -> None:
         if not await self._session_is_for(scope, send, slug, session):
             return
-        live = self._catalogue.lives.get(slug)
-        store = live.rendition if live is not None else None
+        store = self._rendition(slug)
         stored = None
         if store is not None:
             stored = await store.wait_for_segment(sequence, self._settings.segment_wait_s)
-        if stored is None:
+        if store is None or stored is None:
             await problem(scope, send, 404, "No such segment", "it is over, or not there yet")
             return
         self.viewers.saw(slug, session, asyncio.get_running_loop().time())
-        if await self._send_segment(scope, send, stored):
+        if await self._send_segment(scope, send, store, stored):
             self._steering.observe_fetch(session, sequence, peer_ip(scope))
+
+    async def _part(
+        self, scope: Scope, send: Send, slug: str, session: UUID, sequence: int, index: int
+    ) -> None:
+        """A part, waiting for it where the playlist hints at it."""
+        if not await self._session_is_for(scope, send, slug, session):
+            return
+        store = self._rendition(slug)
+        data = None
+        if store is not None:
+            if self._seats.has(session) and store.next_sequence <= sequence <= store.next_sequence + 1:
+                await store.wait(lambda: store.reaches(sequence, index), self._settings.segment_wait_s)
+            data = store.chunk(sequence, index)
+        if data is None:
+            await problem(scope, send, 404, "No such part", "it is over, or not there yet")
+            return
+        self.viewers.saw(slug, session, asyncio.get_running_loop().time())
+        await answer(scope, send, 200, _MIME["m4s"], data, (_SEGMENT_CACHE,))
+        if scope["method"] == "GET":
+            self.sent_bytes += len(data)
+
+    async def _init(self, scope: Scope, send: Send, slug: str, session: UUID, name: str) -> None:
+        if not await self._session_is_for(scope, send, slug, session):
+            return
+        store = self._rendition(slug)
+        init = store.init(name) if store is not None else None
+        if init is None:
+            await problem(scope, send, 404, "No such file", "nothing that is listed needs it")
+            return
+        await answer(scope, send, 200, _MIME["m4s"], init, (_SEGMENT_CACHE,))
+
+    def _rendition(self, slug: str) -> RenditionStore | None:
+        live = self._catalogue.lives.get(slug)
+        return live.rendition if live is not None else None
 
     async def _pull(self, scope: Scope, send: Send, rendition: UUID, sequence: int) -> None:
         """A node fetches a segment to serve it on (signed with its key)."""
@@ -237,12 +300,12 @@ class MediaApp:
         stored = None
         if store is not None:
             stored = await store.wait_for_segment(sequence, self._settings.segment_wait_s)
-        if stored is None:
+        if store is None or stored is None:
             await problem(scope, send, 404, "No such segment", "it is over, or not there yet")
             return
-        await self._send_segment(scope, send, stored)
+        await self._send_segment(scope, send, store, stored)
 
-    async def _send_segment(self, scope: Scope, send: Send, stored: Stored) -> bool:
+    async def _send_segment(self, scope: Scope, send: Send, store: RenditionStore, stored: Stored) -> bool:
         """Whether its bytes were sent: not for a HEAD, nor to somebody who says to have them."""
         digest = b"sha-256=:" + base64.b64encode(stored.segment.sha256) + b":"  # RFC 9530
         headers = ((b"etag", stored.etag), (b"repr-digest", digest), _SEGMENT_CACHE)
@@ -251,7 +314,7 @@ class MediaApp:
             await send({"type": "http.response.start", "status": 304, "headers": [*CORS, *headers]})
             await send({"type": "http.response.body", "body": b""})
             return False
-        await answer(scope, send, 200, _TS, stored.data, headers)
+        await answer(scope, send, 200, _MIME[store.extension], stored.data, headers)
         if scope["method"] != "GET":
             return False
         self.sent_bytes += len(stored.data)

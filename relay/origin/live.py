@@ -14,10 +14,12 @@ from uuid import UUID
 import structlog
 
 from ledger.events import Segment
+from relay.media.cmaf import CmafMuxer
 from relay.media.errors import BadMedia
-from relay.media.packager import Cut, Format, Packager, Packed
+from relay.media.packager import Cut, Format, Muxer, Packager, Packed
 from relay.media.timeline import Timeline
 from relay.media.ts import TsMuxer
+from relay.origin.edge import Edge
 from relay.origin.fanout import FlvFanout
 from relay.origin.recorder import Recorder
 from relay.origin.settings import OriginSettings
@@ -61,7 +63,13 @@ class Live:
         self._now_us = now_us
         self._catalogue = catalogue
         self._timeline = Timeline()
-        self._muxer = TsMuxer()
+        self._edge: Edge | None = None
+        self._muxer: Muxer
+        if settings.container == "fmp4":
+            self._edge = Edge(self._edge_changed)
+            self._muxer = CmafMuxer(self._edge, settings.chunk_ms)
+        else:
+            self._muxer = TsMuxer()
         self._loop = asyncio.get_running_loop()
         self._grace: asyncio.TimerHandle | None = None
         self._in_broadcast = False  # between the first key frame and the end
@@ -107,6 +115,8 @@ class Live:
             with contextlib.suppress(BadMedia):
                 self.packager.finish()
         self.publisher = self.packager = None  # also breaks the cycle through the packager's callbacks
+        if self._edge is not None:
+            self._edge.hide()
         log.info("publisher_left", slug=self.slug, clean=clean, reason=reason)
         if not self._in_broadcast:
             self._catalogue.retire(self)
@@ -148,7 +158,12 @@ class Live:
     def _on_cut(self, cut: Cut, format_: Format) -> None:
         if self.rendition is not None:
             self.rendition.format = format_
-        self.recorder.cut(cut)
+        if not self.recorder.cut(cut) and self._edge is not None:
+            self._edge.dropped()
+
+    def _edge_changed(self) -> None:
+        if self.rendition is not None:
+            self.rendition.notify()
 
     # --- from the recorder (relay.origin.recorder.Listener) ----------------------------------------------------------
 
@@ -156,7 +171,7 @@ class Live:
         known = self._catalogue.renditions.get(grant.rendition_id)
         if known is None:
             known = RenditionStore(
-                grant.rendition_id, format_, grant.next_sequence, self._settings, self._loop.time
+                grant.rendition_id, format_, grant.next_sequence, self._settings, self._loop.time, self._edge
             )
             self._catalogue.renditions[grant.rendition_id] = known
         if self.rendition is not None and self.rendition is not known:
@@ -164,12 +179,16 @@ class Live:
         # Closed when the ledger refused it, and now the encoder is back within the grace period.
         known.ended = False
         known.format = format_
+        if self._edge is not None:
+            self._edge.show(resumed=grant.resumed)
         self.rendition = known
         self._catalogue.changed()
 
     def on_listed(self, segment: Segment, packed: Packed) -> None:
+        if self._edge is not None:
+            self._edge.recorded()
         if self.rendition is not None:
-            self.rendition.add(segment, packed.data)
+            self.rendition.add(segment, packed)
 
     def on_ended(self) -> None:
         if self.rendition is not None:
@@ -187,6 +206,8 @@ class Live:
             self._grace.cancel()
             self._grace = None
             self._catalogue.retire(self)
+        if self._edge is not None:
+            self._edge.clear()
 
     def _close_rendition(self, rendition: RenditionStore) -> None:
         if not rendition.ended:

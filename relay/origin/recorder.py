@@ -80,15 +80,17 @@ class Recorder:
     def start(self, format_: Format) -> None:
         self._put(_Start(format_))
 
-    def cut(self, cut: Cut) -> None:
+    def cut(self, cut: Cut) -> bool:
+        """False: there is no room for it to wait in, and it is dropped."""
         if self._pending + len(cut.packed.data) > self._max_pending:
             self._log.warning("segment_dropped", pending_bytes=self._pending)
             self._dropped = True
-            return
+            return False
         if self._dropped:
             cut, self._dropped = replace(cut, discontinuity=True), False
         self._pending += len(cut.packed.data)
         self._put(cut)
+        return True
 
     def interrupt(self, reason: str) -> None:
         self._put(_Interrupt(reason))

@@ -1,6 +1,7 @@
 """Every number the ingest and the origin go by. Bytes and counts are bounds: memory stays flat under any push."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from relay.media.packager import PackagerSettings
 
@@ -17,6 +18,9 @@ class OriginSettings:
     publish_grace_s: float = 15.0
     pending_bytes: int = 64 << 20  # segments that wait for the ledger, per stream
     # HLS
+    container: Literal["ts", "fmp4"] = "ts"
+    chunk_ms: int = 200  # of fMP4; a chunk is what a low-latency viewer gets at a time
+    low_latency_viewers: int = 0  # how many at most; they are all carried by the hub. Needs fMP4
     listed_segments: int = 6
     retain_s: float = 60.0
     retain_bytes: int = 64 << 20  # per rendition

@@ -1,10 +1,12 @@
 """The segments of one rendition, in memory.
 
-Invariant: only segments that the ledger has recorded are ever here, sequences rise without a gap, and what is kept is
-bounded by `retain_s` and `retain_bytes` (but never less than what the playlist lists).
+Invariant: only segments that the ledger has recorded are ever kept here, sequences rise without a gap, and what is
+kept is bounded by `retain_s` and `retain_bytes` (but never less than what the playlist lists). The segment that grows
+is at the edge (`edge.py`).
 """
 
 import asyncio
+import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +14,8 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from ledger.events import Segment
-from relay.media.packager import Format
+from relay.media.packager import Chunk, Format, Packed
+from relay.origin.edge import Edge, Growing
 from relay.origin.settings import OriginSettings
 
 
@@ -20,18 +23,38 @@ from relay.origin.settings import OriginSettings
 class Stored:
     segment: Segment
     data: bytes
-    tags: str  # the lines of the playlist that stand before the segment's URI
+    program: (
+        str  # PROGRAM-DATE-TIME and EXTINF: the lines of the playlist that stand before the segment's URI
+    )
+    extinf: str
     etag: bytes
     at_s: float  # loop time when it was listed
+    init: bytes  # what a player reads before it; none in a transport stream
+    chunks: tuple[Chunk, ...]
+
+    def chunk(self, index: int) -> bytes | None:
+        if index >= len(self.chunks):
+            return None
+        start = sum(c.size_bytes for c in self.chunks[:index])
+        return self.data[start : start + self.chunks[index].size_bytes]
 
 
-def playlist_tags(segment: Segment) -> str:
-    """DISCONTINUITY, PROGRAM-DATE-TIME and EXTINF (RFC 8216, 4.3.2)."""
+def seconds(duration_us: int) -> str:
+    """As playlists write it."""
+    whole, micro = divmod(duration_us, 1_000_000)
+    return f"{whole}.{micro:06d}"
+
+
+def program_tag(segment: Segment) -> str:
+    """PROGRAM-DATE-TIME (RFC 8216, 4.3.2.6)."""
     at = datetime.fromtimestamp(segment.program_us // 1_000_000, UTC)
     stamp = f"{at:%Y-%m-%dT%H:%M:%S}.{segment.program_us // 1000 % 1000:03d}Z"
-    broken = "#EXT-X-DISCONTINUITY\n" if segment.discontinuity else ""
-    seconds, micro = divmod(segment.duration_us, 1_000_000)
-    return f"{broken}#EXT-X-PROGRAM-DATE-TIME:{stamp}\n#EXTINF:{seconds}.{micro:06d},\n"
+    return f"#EXT-X-PROGRAM-DATE-TIME:{stamp}\n"
+
+
+def init_name(init: bytes) -> str:
+    """Its name in URLs: other bytes have another."""
+    return hashlib.sha256(init).hexdigest()[:16]
 
 
 class RenditionStore:
@@ -44,6 +67,7 @@ class RenditionStore:
         first_sequence: int,
         settings: OriginSettings,
         clock: Callable[[], float],
+        edge: Edge | None = None,
     ) -> None:
         self.rendition_id = rendition_id
         self.format = format_
@@ -55,7 +79,11 @@ class RenditionStore:
         self.listed: deque[Stored] = deque()
         self.peak_bits_per_s = 0
         self.held_bytes = 0
+        self.chunk_target_us = (
+            settings.chunk_ms * 1_100
+        )  # frames do not end where chunks should: a tenth more
         self._settings = settings
+        self._edge = edge
         self._clock = clock
         self._kept: OrderedDict[int, Stored] = OrderedDict()
         self._changed: asyncio.Future[None] | None = None
@@ -63,14 +91,55 @@ class RenditionStore:
     def get(self, sequence: int) -> Stored | None:
         return self._kept.get(sequence)
 
-    def add(self, segment: Segment, data: bytes) -> None:
+    @property
+    def extension(self) -> str:
+        """Of its segments' names."""
+        return "ts" if self._edge is None else "m4s"
+
+    @property
+    def growing(self) -> Growing | None:
+        """The segment `next_sequence`, as far as it is there."""
+        return self._edge.first if self._edge is not None and not self.ended else None
+
+    def chunk(self, sequence: int, index: int) -> bytes | None:
+        stored, growing = self._kept.get(sequence), self.growing
+        if stored is not None:
+            return stored.chunk(index)
+        if sequence == self.next_sequence and growing is not None and index < len(growing.data):
+            return growing.data[index]
+        return None
+
+    def init(self, name: str) -> bytes | None:
+        """By its name, while anything that needs it is there."""
+        growing = self.growing
+        if growing is not None and init_name(growing.init) == name:
+            return growing.init
+        return next((s.init for s in reversed(self._kept.values()) if init_name(s.init) == name), None)
+
+    def reaches(self, sequence: int, index: int | None) -> bool:
+        """Whether the segment, or its chunk `index`, is listed. A chunk after a segment's last is the next one's
+        first (RFC 8216bis, 6.2.5.2)."""
+        stored = self._kept.get(sequence)
+        if index is not None and stored is not None and index >= len(stored.chunks):
+            sequence, index = sequence + 1, 0
+        if sequence < self.next_sequence or self.ended:
+            return True
+        growing = self.growing
+        shown = len(growing.chunks) if growing is not None and sequence == self.next_sequence else 0
+        return index is not None and index < shown
+
+    def add(self, segment: Segment, packed: Packed) -> None:
         """List a recorded segment."""
+        data = packed.data
         stored = Stored(
             segment,
             data,
-            playlist_tags(segment),
+            program_tag(segment),
+            f"#EXTINF:{seconds(segment.duration_us)},\n",
             b'"' + segment.sha256[:16].hex().encode() + b'"',
             self._clock(),
+            packed.init,
+            packed.chunks,
         )
         self._kept[segment.sequence] = stored
         self.held_bytes += len(data)
@@ -82,6 +151,7 @@ class RenditionStore:
         # the alternatives are a segment that breaks the promise of the playlist, or cutting the creator off.
         rounded = (segment.duration_us + 500_000) // 1_000_000
         self.target_duration_s = max(self.target_duration_s, rounded)
+        self.chunk_target_us = max(self.chunk_target_us, *(c.duration_us for c in packed.chunks), 0)
         self.peak_bits_per_s = max(
             self.peak_bits_per_s, len(data) * 8_000_000 // max(segment.duration_us, 1_000_000)
         )

@@ -24,6 +24,9 @@ class Viewers:
         if len(self._last) > MAX_TRACKED:
             self._last.popitem(last=False)
 
+    def knows(self, session_id: UUID) -> bool:
+        return session_id in self._last
+
     def counts(self, now_s: float) -> dict[str, int]:
         """Viewers by slug."""
         while self._last and next(iter(self._last.values()))[1] < now_s - self._seen_s:

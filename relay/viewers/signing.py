@@ -91,7 +91,8 @@ class SigningViewer(Player):
             else:
                 self.stats.from_node += 1
                 return data
-        url = f"{self.hub_url}/live/{self.slug}/{self.session_id}/{listed.sequence}.ts"
+        name = urlsplit(listed.url).path.rpartition("/")[2]
+        url = f"{self.hub_url}/live/{self.slug}/{self.session_id}/{name}"
         try:
             data = await self._get(url if ticket else listed.url, MAX_SEGMENT_BYTES)
         except FetchError:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ledger.events import Segment
 from relay.media import aac, flv, h264
 from relay.media.errors import BadMedia, UnsupportedMedia
-from relay.media.packager import Format
+from relay.media.packager import Format, Packed
 from relay.media.timeline import GAP_MS, Timeline
 from relay.origin import playlist
 from relay.origin.settings import OriginSettings
@@ -107,7 +107,8 @@ def test_a_store_is_bounded_lists_the_newest_and_counts_discontinuities(sizes, f
         for i, (size, broken) in enumerate(sizes):
             now[0] += 2
             store.add(
-                Segment(first + i, 2_000_000, size, bytes(32), 1_700_000_000_000_000 + i, broken), bytes(size)
+                Segment(first + i, 2_000_000, size, bytes(32), 1_700_000_000_000_000 + i, broken),
+                Packed(bytes(size), bytes(32)),
             )
             listed = [s.segment.sequence for s in store.listed]
             assert listed == list(range(max(first, first + i - 5), first + i + 1))
@@ -130,7 +131,7 @@ def test_no_segment_is_longer_than_the_target_duration_promises():
         store = RenditionStore(uuid.uuid4(), Format(VIDEO, None), 0, OriginSettings(), lambda: 0.0)
         promised = []
         for i, duration_us in enumerate([2_000_000, 2_400_000, 8_333_000, 2_000_000]):
-            store.add(a_segment(i, duration_us), b"x")
+            store.add(a_segment(i, duration_us), Packed(b"x", bytes(32)))
             promised.append(store.target_duration_s)
         assert promised == [2, 2, 8, 8]
 

@@ -12,16 +12,16 @@ const STALL_MS = 1_500; // no byte for this long: the node has gone
 const REST_MS_MIN = 10_000;
 const REST_MS_MAX = 120_000;
 const SEGMENT_BYTES_MAX = 64 * 1024 * 1024;
-const NODE_SEGMENT_PATH = /^(.*)\/segments\/[0-9a-f-]{36}\/(\d+)\.ts$/;
-const HUB_SEGMENT_PATH = /\/live\/[^/]+\/[0-9a-f-]{36}\/(\d+)\.ts$/;
+const NODE_SEGMENT_PATH = /^(.*)\/segments\/[0-9a-f-]{36}\/((\d+)\.(?:ts|m4s))$/;
+const HUB_SEGMENT_PATH = /\/live\/[^/]+\/[0-9a-f-]{36}\/(\d+\.(?:ts|m4s))$/;
 
-/** The node's side of a segment: `{url, nodeUrl, sequence, ticket}`, or null when it is no node's. */
+/** The node's side of a segment: `{url, nodeUrl, name, sequence, ticket}`, or null when it is no node's. */
 function nodeSegment(url) {
   const parsed = new URL(url);
   const match = NODE_SEGMENT_PATH.exec(parsed.pathname);
   const ticket = parsed.searchParams.get("t");
   if (!match || !ticket) return null;
-  return { url, nodeUrl: parsed.origin + match[1], sequence: Number(match[2]), ticket };
+  return { url, nodeUrl: parsed.origin + match[1], name: match[2], sequence: Number(match[3]), ticket };
 }
 
 /** A media playlist in which each segment has its lasting address; anything else is left as it is. */
@@ -30,9 +30,9 @@ export function withLastingAddresses(playlist, playlistUrl) {
     if (!line || line.startsWith("#")) return line;
     const url = new URL(line.trim(), playlistUrl);
     const segment = nodeSegment(url.href);
-    if (segment) return `${segment.sequence}.ts?node=${encodeURIComponent(segment.url)}`;
+    if (segment) return `${segment.name}?node=${encodeURIComponent(segment.url)}`;
     const fromHub = HUB_SEGMENT_PATH.exec(url.pathname);
-    return fromHub ? `${fromHub[1]}.ts` : line;
+    return fromHub ? fromHub[1] : line;
   });
   return lines.join("\n");
 }

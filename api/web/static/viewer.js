@@ -19,8 +19,7 @@ const RETRY_MS_MAX = 10_000;
 const LOOK_TIMEOUT_MS = 5_000;
 
 const HLS_CONFIG = {
-  lowLatencyMode: false,
-  liveSyncDurationCount: 3,
+  lowLatencyMode: true, // where the hub offers parts; elsewhere it changes nothing
   maxLiveSyncPlaybackRate: 1.05,
   backBufferLength: 30,
   manifestLoadPolicy: policy(4_000, 8_000),
