@@ -33,13 +33,13 @@ from ledger.services.settle import keep_index, recall_index, release_due_holds, 
 from ledger.store.database import create_sql_engine
 from ledger.tlog.cosigners import Cosigners, WitnessAddress
 from ledger.tlog.files import write_atomic
-from ledger.tlog.publisher import Publisher
+from ledger.tlog.publisher import FolderInUse, Publisher
 from projections.queries import Queries, ReadModelUnavailable
 from projections.runner import Runner
 
 log = structlog.get_logger("hub.worker")
 
-TRANSIENT: Final = (Unavailable, Conflict, ReadModelUnavailable, OSError)
+TRANSIENT: Final = (Unavailable, Conflict, ReadModelUnavailable, FolderInUse, OSError)
 SETTLE_EVERY_S: Final = 1.0
 WATCH_EVERY_S: Final = 2.0
 PROBE_EVERY_S: Final = 10.0

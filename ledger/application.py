@@ -25,6 +25,7 @@ from ledger.store.factory import Store
 from ledger.store.folds import Folds
 from ledger.store.listener import Listener
 from ledger.store.mapper import new_rows
+from ledger.store.recorder import Row
 
 A = TypeVar("A", bound=Aggregate)
 F = TypeVar("F")
@@ -128,14 +129,8 @@ class Ledger:
         Raises UnknownEventError when the next event is of a type this program does not know (the events before it
         are returned first), LogGapError, Unavailable.
         """
-        if start < 0 or not 1 <= limit <= READ_LIMIT_MAX:
-            raise ValueError(f"start must not be negative and limit must be 1 to {READ_LIMIT_MAX}")
-        with _translated:
-            rows = self._store.recorder.select_rows(start, limit)
         out: list[Recorded] = []
-        for expected, (position, topic, state) in enumerate(rows, start):
-            if position != expected:
-                raise LogGapError(f"position {expected} is missing from the log; the next is {position}")
+        for position, topic, state in self.read_rows(start, limit):
             try:
                 out.append(Recorded(position, decode(state, topic), state))
             except UnknownEventError as e:
@@ -143,6 +138,17 @@ class Ledger:
                     return out
                 raise UnknownEventError(f"position {position}: {e}") from e
         return out
+
+    def read_rows(self, start: int, limit: int) -> list[Row]:
+        """As `read`, with the exact bytes only: nothing is decoded. Raises LogGapError, Unavailable."""
+        if start < 0 or not 1 <= limit <= READ_LIMIT_MAX:
+            raise ValueError(f"start must not be negative and limit must be 1 to {READ_LIMIT_MAX}")
+        with _translated:
+            rows = self._store.recorder.select_rows(start, limit)
+        for expected, row in enumerate(rows, start):
+            if row.position != expected:
+                raise LogGapError(f"position {expected} is missing from the log; the next is {row.position}")
+        return rows
 
     def last_event(self, aggregate_id: UUID) -> Event | None:
         """The newest event of an aggregate. Raises Unavailable, UnknownEventError."""

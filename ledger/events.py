@@ -562,6 +562,25 @@ def decode_stored(data: bytes, tag: str | None = None) -> Event:
         raise UnknownEventError(f"stored bytes are not a {tag or 'known'} event: {e}") from e
 
 
+def check_tag(data: bytes, tag: str) -> None:
+    """Raises UnknownEventError unless the bytes begin as those of a known event `tag`; the rest is not looked at."""
+    prefix = _PREFIXES.get(tag)
+    if prefix is None:
+        raise UnknownEventError(f"unknown event type {tag!r}: this program is older than the log")
+    if not data.startswith(prefix):
+        raise UnknownEventError(f"stored bytes are not a {tag} event: they begin with {data[:48]!r}")
+
+
+def _prefix(cls: type[Event]) -> bytes:
+    """The head of the map, the name of its first field and the tag: the same for every event of the class."""
+    fields = 1 + len(cls.__struct_fields__)
+    head = bytes([0x80 | fields]) if fields < 16 else b"\xde" + fields.to_bytes(2)
+    return head + _encoder.encode("type") + _encoder.encode(cls.__struct_config__.tag)
+
+
+_PREFIXES: Final = {tag: _prefix(cls) for tag, cls in EVENT_TYPES.items()}
+
+
 def upcast(event: Event) -> Event:
     """The event in its newest version. Raises UnknownEventError when it says what no hub ever wrote."""
     newer = UPCASTERS.get(type(event))

@@ -11,8 +11,9 @@ import fcntl
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -21,12 +22,13 @@ import structlog
 from ledger.aggregates.base import Aggregate
 from ledger.aggregates.tree import Tree
 from ledger.checkpoint import Checkpoint
-from ledger.events import Event, KeyAdded, StateRecorded, Transfer
+from ledger.events import Event, StateRecorded, decode
 from ledger.ids import TREE_ID
 from ledger.keys import KeyPair
 from ledger.note import Note, NoteError, VerifierKey
 from ledger.tlog.cosigners import Cosigners, ForkSeen
-from ledger.tlog.files import make_folder, remove_tree, sweep_temporaries, write_atomic
+from ledger.tlog.files import make_folder, remove_tree, sweep_temporaries, write_all
+from ledger.tlog.head import Head, Row
 from ledger.tlog.reader import LogReader, NotPublished
 from ledger.tlog.resume import Memory, take_up
 from ledger.tlog.source import FolderSource
@@ -36,7 +38,9 @@ PAGE: Final = 1_000  # events read at once
 TAIL: Final = 4_096  # events at the end of the ledger that a restart reads; of the others, so many each time
 CHECKPOINT: Final = "checkpoint"
 VKEY: Final = "vkey"
+LOCK_PATIENCE_S: Final = 5.0  # how long to wait for another process that publishes
 _LOCK: Final = ".lock"
+_LOCK_PAUSE_S: Final = 0.05
 
 log = structlog.get_logger()
 
@@ -47,21 +51,16 @@ class PublishRefused(Exception):
     exit_code = 5
 
 
-class Entry(Protocol):
-    """One event of the ledger with its exact bytes."""
+class FolderInUse(Exception):
+    """Another process writes to the folder. Try again later."""
 
-    @property
-    def position(self) -> int: ...
-    @property
-    def event(self) -> Event: ...
-    @property
-    def data(self) -> bytes: ...
+    exit_code = 10
 
 
 class Entries(Protocol):
-    """What the publisher needs of the ledger."""
+    """What the publisher needs of the ledger. Rows have no gap between them."""
 
-    def read(self, start: int, limit: int) -> Sequence[Entry]: ...
+    def read_rows(self, start: int, limit: int) -> Sequence[Row]: ...
     def size(self) -> int: ...
     def last_event(self, aggregate_id: UUID) -> Event | None: ...
     def save(self, *aggregates: Aggregate) -> list[int]: ...
@@ -75,45 +74,24 @@ class _Differs(Exception):
 class _Older:
     """The events before `end`, while they are held against the published tiles."""
 
-    tiles: TileBuilder
+    tiles: TileBuilder  # raises _Differs
     end: int
     root: bytes  # of the first `end` leaves, as published
 
+    def hold(self, ledger: Entries) -> None:
+        """Hold the next events, at most TAIL, against the published tiles. Raises _Differs."""
+        end = min(self.tiles.size + TAIL, self.end)
+        while (start := self.tiles.size) < end:
+            page = ledger.read_rows(start, min(PAGE, end - start))
+            if not page:
+                raise _Differs(f"the ledger has no event at position {start}")
+            self.tiles.extend([row.state for row in page])
+        if self.done and self.tiles.root() != self.root:
+            raise _Differs(f"the root of the first {self.end} events")
 
-@dataclass
-class _Head:
-    """What is known of the events taken so far."""
-
-    tiles: TileBuilder
-    tree: Tree
-    balances: dict[str, int] = field(default_factory=dict)
-    last_fact: int = -1  # position of the last event that is not a state leaf
-    covered: int = 0  # events that the last state leaf covers
-    known: int = 0  # `balances` had taken in the events before this position when the tree was taken up
-    log_keys: list[bytes] = field(default_factory=list)
-
-    def take(self, entry: Entry) -> None:
-        event = entry.event
-        if isinstance(event, StateRecorded):
-            self.covered = event.position
-            return
-        self.last_fact = entry.position
-        if isinstance(event, KeyAdded) and event.purpose == "log":
-            self.log_keys.append(event.public_key)
-        if entry.position < self.known:
-            return
-        for transfer in transfers_of(event):
-            for posting in transfer.postings:
-                self.balances[posting.account] = self.balances.get(posting.account, 0) + posting.amount_micro
-
-
-def transfers_of(event: Event) -> tuple[Transfer, ...]:
-    """The movements of money that an event records."""
-    single: Transfer | None = getattr(event, "transfer", None)
-    if single is not None:
-        return (single,)
-    several: tuple[Transfer, ...] = getattr(event, "transfers", ())
-    return several
+    @property
+    def done(self) -> bool:
+        return self.tiles.size == self.end
 
 
 class Publisher:
@@ -136,15 +114,16 @@ class Publisher:
         self._origin = origin
         self._vkey = VerifierKey(origin, log_key.public_key)
         self._mutex = threading.Lock()
-        self._head: _Head | None = None
+        self._head: Head | None = None
         self._older: _Older | None = None  # events that were not yet held against the log since the restart
         self._published: bytes | None = None  # the checkpoint file as this process last saw it
+        self._unwritten: dict[Tile, bytes] = {}
 
     def publish(self, *, at_us: int) -> Checkpoint:
         """Append a state leaf if there is anything new, write the tiles, then sign.
 
-        Raises PublishRefused when the ledger does not continue the published log, and what the ledger and the file
-        system raise; whatever is raised, calling again is safe.
+        Raises PublishRefused when the ledger does not continue the published log, FolderInUse, and what the ledger and
+        the file system raise; whatever is raised, calling again is safe.
         """
         with self._mutex, self._exclusive():
             try:
@@ -160,25 +139,41 @@ class Publisher:
     def check(self) -> Checkpoint | None:
         """Hold the whole ledger against the published log, and mend files that were lost; None: nothing is published.
 
+        The folder is locked for the end of it only, unless there is something to mend: others go on publishing.
         Raises as `publish` does.
         """
+        note = self._read(CHECKPOINT)
+        if note is None:
+            return None
+        last = self._parse(note)
+        older = _Older(self._tile_checker(), last.size, last.root)
+        same = True
+        while same and not older.done:
+            same = self._same(older)
         with self._mutex, self._exclusive():
             self._head = None
-            head = self._replay()
+            head = self._recover() if same else self._replay()
+            self._older = None
             self._head = head
             return self._parse(self._published) if self._published is not None else None
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
         make_folder(self._folder)
+        deadline = monotonic() + LOCK_PATIENCE_S
         with open(self._folder / _LOCK, "wb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as e:
-                raise PublishRefused(f"another process is publishing to {self._folder}") from e
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as e:
+                    if monotonic() >= deadline:
+                        raise FolderInUse(f"another process is publishing to {self._folder}") from e
+                sleep(_LOCK_PAUSE_S)
+            self._unwritten.clear()
             yield
 
-    def _advance(self, head: _Head, at_us: int) -> Checkpoint:
+    def _advance(self, head: Head, at_us: int) -> Checkpoint:
         memory: Memory | None = None
         self._take(head, self._ledger.size())
         if head.last_fact >= head.covered:
@@ -187,8 +182,8 @@ class Publisher:
             (position,) = self._ledger.save(head.tree)
             self._take(head, position + 1)
             memory = Memory(position, covered, balances)
-        for tile, data in head.tiles.partials():
-            self._put(tile.path, data)
+        self._unwritten.update(head.tiles.partials())
+        self._write_tiles()
         checkpoint = Checkpoint(self._origin, head.tiles.size, head.tiles.root())
         self._put(VKEY, f"{self._vkey}\n".encode())
         note = self._cosigned(checkpoint)
@@ -212,26 +207,23 @@ class Publisher:
         except ForkSeen as e:
             raise PublishRefused(str(e)) from e
 
-    def _take(self, head: _Head, end: int) -> None:
+    def _take(self, head: Head, end: int) -> None:
         """Fold and publish the full tiles of the events up to `end`."""
         while (start := head.tiles.size) < end:
-            page = self._ledger.read(start, min(PAGE, end - start))
+            page = self._ledger.read_rows(start, min(PAGE, end - start))
             if not page:
                 raise PublishRefused(f"the ledger has no event at position {start}")
-            for expected, entry in enumerate(page, start):
-                if entry.position != expected:
-                    raise PublishRefused(
-                        f"the ledger has no event at position {expected}, but one at {entry.position}"
-                    )
-                head.take(entry)
-            head.tiles.extend([entry.data for entry in page])
+            for row in page:
+                head.take(row)
+            head.tiles.extend([row.state for row in page])
+            self._write_tiles()
 
-    def _recover(self) -> _Head:
+    def _recover(self) -> Head:
         """What is known of the events that were published: taken up from the files, else from all of the ledger."""
         sweep_temporaries(self._folder)
         return self._take_up() or self._replay()
 
-    def _take_up(self) -> _Head | None:
+    def _take_up(self) -> Head | None:
         """From the published tiles and the end of the ledger; None when they do not fit, or are few."""
         note, memory = self._read(CHECKPOINT), Memory.read(self._folder)
         if note is None or memory is None:
@@ -250,7 +242,7 @@ class Publisher:
         except (NotPublished, TileError) as e:
             log.warning("log.tiles_unreadable", error=str(e))
             return None
-        head = _Head(
+        head = Head(
             tiles, Tree.after(newest), dict(memory.balances), memory.covered - 1, known=memory.covered
         )
         older = _Older(self._tile_checker(), start, tiles.root())
@@ -269,8 +261,8 @@ class Publisher:
         return head
 
     def _remembers(self, memory: Memory) -> bool:
-        leaf = self._ledger.read(memory.leaf, 1)
-        return bool(leaf) and memory.fits(leaf[0].event)
+        leaf = self._ledger.read_rows(memory.leaf, 1)
+        return bool(leaf) and memory.fits(decode(leaf[0].state, leaf[0].topic))
 
     def _tile_checker(self) -> TileBuilder:
         """A tree from the first event on that is only compared with the files. Raises _Differs."""
@@ -281,30 +273,28 @@ class Publisher:
 
         return TileBuilder(compare)
 
-    def _hold_older(self, older: "_Older") -> bool:
+    def _hold_older(self, older: _Older) -> bool:
         """Hold one more page of old events against the published tiles. False when they are not the same."""
-        tiles = older.tiles
-        end = min(tiles.size + TAIL, older.end)
-        try:
-            for start in range(tiles.size, end, PAGE):
-                page = self._ledger.read(start, min(PAGE, end - start))
-                tiles.extend([entry.data for entry in page])
-            if tiles.size < older.end:
-                return True
-            same = tiles.root() == older.root
-        except _Differs as e:
-            log.warning("log.differs", file=str(e))
-            same = False
-        self._older = None
+        same = self._same(older)
+        if not same or older.done:
+            self._older = None
         return same
 
-    def _replay(self) -> _Head:
+    def _same(self, older: _Older) -> bool:
+        try:
+            older.hold(self._ledger)
+        except _Differs as e:
+            log.warning("log.differs", what=str(e))
+            return False
+        return True
+
+    def _replay(self) -> Head:
         """Hold the ledger against the published log, event by event, and mend files that were lost."""
         self._older = None
         note = self._read(CHECKPOINT)
         newest = self._ledger.last_event(TREE_ID)
         tree = Tree.after(newest) if isinstance(newest, StateRecorded) else Tree(TREE_ID)
-        head = _Head(TileBuilder(self._write_full), tree)
+        head = Head(TileBuilder(self._write_full), tree)
         if note is not None:
             last = self._parse(note)
             size = self._ledger.size()
@@ -326,7 +316,7 @@ class Publisher:
                 self._compare(tile, data, damaged)
             if damaged:
                 log.warning("log.mending", files=len(damaged), first=damaged[0])
-                head = _Head(TileBuilder(self._write_full), tree)
+                head = Head(TileBuilder(self._write_full), tree)
                 self._take(head, last.size)
             head.tiles.sink = self._write_full
             self._drop_unsigned(last.size)
@@ -372,12 +362,23 @@ class Publisher:
             level += 1
 
     def _write_full(self, tile: Tile, data: bytes) -> None:
-        """A full tile takes the place of its partial ones (c2sp.org/tlog-tiles, partial tiles)."""
-        self._put(tile.path, data)
-        partial = self._folder / f"{tile.full_path}.p"
-        if partial.exists():
-            remove_tree(partial)
+        self._unwritten[tile] = data
+
+    def _write_tiles(self) -> None:
+        """Durably. A full tile takes the place of its partial ones (c2sp.org/tlog-tiles, partial tiles)."""
+        write_all(
+            {
+                self._folder / tile.path: data
+                for tile, data in self._unwritten.items()
+                if self._read(tile.path) != data
+            }
+        )
+        for tile in self._unwritten:
+            partial = self._folder / f"{tile.full_path}.p"
+            if tile.width == WIDTH and partial.exists():
+                remove_tree(partial)
+        self._unwritten.clear()
 
     def _put(self, path: str, data: bytes) -> None:
         if self._read(path) != data:
-            write_atomic(self._folder / path, data)
+            write_all({self._folder / path: data})

@@ -19,6 +19,7 @@ from ledger.events import (
     Event,
     SegmentsServed,
     UnknownEventError,
+    check_tag,
     decode,
     decode_stored,
     encode,
@@ -89,6 +90,19 @@ def test_a_tag_that_is_not_the_events_own_is_refused() -> None:
     data = (GOLDEN / "crew.founded.v1.bin").read_bytes()
     with pytest.raises(UnknownEventError):
         decode(data, "crew.key_added.v1")
+
+
+def test_the_first_bytes_tell_each_type_from_every_other() -> None:
+    golden = {path.stem: path.read_bytes() for path in FILES}
+    for name, data in golden.items():
+        for tag in golden:
+            if tag == name:
+                check_tag(data, tag)
+            else:
+                with pytest.raises(UnknownEventError):
+                    check_tag(data, tag)
+    with pytest.raises(UnknownEventError, match="older than the log"):
+        check_tag(golden["crew.founded.v1"], "crew.founded.v9")
 
 
 def test_the_largest_event_fits_a_log_entry_and_the_next_byte_does_not() -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import itertools
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +22,24 @@ from ledger.aggregates.base import Aggregate
 from ledger.aggregates.tree import balances_digest
 from ledger.application import Ledger
 from ledger.checkpoint import Checkpoint
-from ledger.events import BudgetDeposited, Event, NodeWentOnline, Posting, StateRecorded, Transfer, encode
+from ledger.events import (
+    BudgetDeposited,
+    Event,
+    NodeWentOnline,
+    Posting,
+    StateRecorded,
+    Transfer,
+    UnknownEventError,
+    encode,
+    tag_of,
+)
 from ledger.ids import BOOK_ID, TREE_ID
 from ledger.keys import KeyPair
 from ledger.note import VerifierKey
 from ledger.services import crew
 from ledger.tlog import publisher as module
-from ledger.tlog.files import write_atomic
-from ledger.tlog.publisher import Publisher, PublishRefused
+from ledger.tlog.files import write_all
+from ledger.tlog.publisher import FolderInUse, Publisher, PublishRefused
 from ledger.tlog.resume import MEMORY, Memory
 from ledger.tlog.tiles import WIDTH
 
@@ -40,7 +51,11 @@ VKEY = VerifierKey(ORIGIN, LOG.public_key)
 class Row:
     position: int
     event: Event
-    data: bytes
+    state: bytes
+
+    @property
+    def topic(self) -> str:
+        return tag_of(self.event)
 
 
 @dataclass
@@ -51,7 +66,7 @@ class MemoryLedger:
     rows_read: int = 0
     fail_save: str = ""  # "before" or "after" it is persisted
 
-    def read(self, start: int, limit: int) -> list[Row]:
+    def read_rows(self, start: int, limit: int) -> list[Row]:
         page = self.rows[start : start + limit]
         self.rows_read += len(page)
         return page
@@ -130,7 +145,7 @@ def test_publishing_in_steps_gives_the_full_tiles_of_publishing_at_once(
     once, steps = files_in(tmp_path / "once"), files_in(tmp_path / "steps")
     assert once.items() <= steps.items()
     assert all(".p/" in path for path in steps.keys() - once.keys())
-    assert final.root == merkle.root([r.data for r in ledger.rows])
+    assert final.root == merkle.root([r.state for r in ledger.rows])
 
 
 def test_nothing_new_means_no_state_leaf_and_the_same_checkpoint(tmp_path: Path) -> None:
@@ -164,9 +179,7 @@ def test_publishing_costs_what_is_new_and_not_what_is_there(
     ledger.grow(3_000)
     publisher.publish(at_us=1)
     writes: list[Path] = []
-    monkeypatch.setattr(
-        module, "write_atomic", lambda path, data: (writes.append(path), write_atomic(path, data))
-    )
+    monkeypatch.setattr(module, "write_all", lambda files: (writes.extend(files), write_all(files)))
     for _ in range(3):
         ledger.rows_read = 0
         writes.clear()
@@ -209,6 +222,22 @@ def test_a_changed_event_in_the_database_is_not_published(
     assert files_in(tmp_path) == before
 
 
+@pytest.mark.parametrize("topic", ["node.flew.v9", "node.went_offline.v1"])
+def test_bytes_of_another_type_than_their_row_names_are_not_published(tmp_path: Path, topic: str) -> None:
+    ledger = MemoryLedger()
+    ledger.grow(3)
+
+    class Odd(Row):
+        @property
+        def topic(self) -> str:
+            return topic
+
+    ledger.rows[1] = Odd(1, ledger.rows[1].event, ledger.rows[1].state)
+    with pytest.raises(UnknownEventError):
+        open_publisher(ledger, tmp_path).publish(at_us=1)
+    assert not (tmp_path / "checkpoint").exists()
+
+
 def test_a_database_older_than_the_log_is_not_published(tmp_path: Path) -> None:
     ledger = MemoryLedger()
     ledger.grow(10)
@@ -243,17 +272,51 @@ def test_two_publishers_take_turns_and_never_fork(tmp_path: Path) -> None:
     for publisher in publishers * 3:
         ledger.grow(70)
         checkpoint = publisher.publish(at_us=1)
-        assert checkpoint.root == merkle.root([r.data for r in ledger.rows])
+        assert checkpoint.root == merkle.root([r.state for r in ledger.rows])
 
 
-def test_a_folder_in_use_by_another_process_is_refused(tmp_path: Path) -> None:
+def test_a_folder_in_use_by_another_process_is_waited_for_and_then_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOCK_PATIENCE_S", 0.2)
     ledger = MemoryLedger()
     publisher = open_publisher(ledger, tmp_path)
     publisher.publish(at_us=1)
     with open(tmp_path / ".lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(PublishRefused, match="another process"):
+        with pytest.raises(FolderInUse, match="another process"):
             publisher.publish(at_us=1)
+        with pytest.raises(FolderInUse, match="another process"):
+            publisher.check()
+        monkeypatch.setattr(module, "LOCK_PATIENCE_S", 30)
+        threading.Timer(0.1, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+        publisher.publish(at_us=1)
+
+
+def test_a_check_holds_up_no_publication(tmp_path: Path, short_tail: int) -> None:
+    """Others publish between any two pages that it reads."""
+    ledger = MemoryLedger()
+    ledger.grow(2_000)
+    publisher = open_publisher(ledger, tmp_path)
+    publisher.publish(at_us=1)
+    before = files_in(tmp_path)
+
+    class Growing(MemoryLedger):
+        def read_rows(self, start: int, limit: int) -> list[Row]:
+            page = super().read_rows(start, limit)
+            if start < 1_800:  # the pass over all of it, before the lock
+                ledger.grow(60)
+                publisher.publish(at_us=1)
+            return page
+
+    growing = Growing(ledger.rows)
+    checked = open_publisher(growing, tmp_path).check()
+    assert checked is not None
+    assert checked.size == len(ledger.rows) > 2_200
+    assert checked.root == merkle.root([r.state for r in ledger.rows])
+    assert {p: d for p, d in before.items() if ".p/" not in p and p != "checkpoint"}.items() <= files_in(
+        tmp_path
+    ).items()
 
 
 def test_a_new_log_key_that_stands_in_the_log_goes_on_publishing(ledger: Ledger, tmp_path: Path) -> None:
@@ -368,7 +431,7 @@ def test_an_old_event_that_was_changed_is_found_after_a_restart(tmp_path: Path, 
     ledger.grow(3_000)
     open_publisher(ledger, tmp_path).publish(at_us=1)
     row = ledger.rows[1_000]
-    ledger.rows[1_000] = Row(1_000, row.event, row.data[:-1] + b"\x07")
+    ledger.rows[1_000] = Row(1_000, row.event, row.state[:-1] + b"\x07")
     before, publisher = files_in(tmp_path), open_publisher(ledger, tmp_path)
     with pytest.raises(PublishRefused, match="not the one the log was published from"):
         publish_often(publisher)
@@ -416,20 +479,21 @@ def test_remembered_balances_are_believed_only_with_their_state_leaf(
 # --- crashes
 
 
-def crashing(real: Callable[[Path, bytes], None], at: int, mode: str) -> Callable[[Path, bytes], None]:
-    """`write_atomic` that dies at its `at`-th call: before anything, half way, or after all of it."""
-    calls = itertools.count()
+def crashing(at: int, mode: str) -> Callable[[dict[Path, bytes]], None]:
+    """`write_all` that dies at its `at`-th file: before it, half way through it, or after it."""
+    written = itertools.count()
 
-    def write(path: Path, data: bytes) -> None:
-        if next(calls) != at:
-            real(path, data)
-            return
-        if mode == "half":
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_name(path.name + ".tmp").write_bytes(data[: len(data) // 2])
-        if mode == "after":
-            real(path, data)
-        raise Crash
+    def write(files: dict[Path, bytes]) -> None:
+        for path, data in files.items():
+            if next(written) != at:
+                write_all({path: data})
+                continue
+            if mode == "half":
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.with_name(path.name + ".tmp").write_bytes(data[: len(data) // 2])
+            if mode == "after":
+                write_all({path: data})
+            raise Crash
 
     return write
 
@@ -455,7 +519,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, b
     folder = tmp_path_factory.mktemp("uninterrupted")
     ledger = MemoryLedger()
     assert run_with_restarts(ledger, folder) == 0
-    return files_in(folder), [r.data for r in ledger.rows]
+    return files_in(folder), [r.state for r in ledger.rows]
 
 
 @pytest.mark.parametrize("mode", ["before", "half", "after"])
@@ -467,11 +531,11 @@ def test_a_crash_at_any_write_changes_nothing_in_the_end(
 ) -> None:
     for at in itertools.count():
         folder, ledger = tmp_path / str(at), MemoryLedger()
-        monkeypatch.setattr(module, "write_atomic", crashing(write_atomic, at, mode))
+        monkeypatch.setattr(module, "write_all", crashing(at, mode))
         if not run_with_restarts(ledger, folder):
             break
         assert files_in(folder) == uninterrupted[0]
-        assert [r.data for r in ledger.rows] == uninterrupted[1]
+        assert [r.state for r in ledger.rows] == uninterrupted[1]
     assert at > 10
 
 
@@ -494,12 +558,12 @@ def test_what_an_unsigned_publication_left_does_not_outlive_a_restored_database(
     signed = len(ledger.rows)
     ledger.grow(50)
 
-    def die_at_checkpoint(path: Path, data: bytes) -> None:
-        if path.name == "checkpoint":
+    def die_at_checkpoint(files: dict[Path, bytes]) -> None:
+        if tmp_path / "checkpoint" in files:
             raise Crash
-        write_atomic(path, data)
+        write_all(files)
 
-    monkeypatch.setattr(module, "write_atomic", die_at_checkpoint)
+    monkeypatch.setattr(module, "write_all", die_at_checkpoint)
     with pytest.raises(Crash):
         open_publisher(ledger, tmp_path).publish(at_us=1)
     assert "tile/0/000.p/152" in files_in(tmp_path)

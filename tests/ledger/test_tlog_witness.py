@@ -20,10 +20,11 @@ from ledger import merkle
 from ledger.application import Ledger, Recorded
 from ledger.audit import audit
 from ledger.checkpoint import Checkpoint
-from ledger.events import NodeWentOnline, encode
+from ledger.events import NodeWentOnline, encode, tag_of
 from ledger.keys import KeyPair
 from ledger.note import Note, NoteError, VerifierKey
 from ledger.services import crew
+from ledger.store.recorder import Row
 from ledger.tlog import witness as module
 from ledger.tlog.cosignature import WitnessKey, cosign
 from ledger.tlog.cosigners import Cosigners, WitnessAddress
@@ -262,8 +263,8 @@ class Restored:
     def __init__(self, rows: list[Any]) -> None:
         self.rows = list(rows)
 
-    def read(self, start: int, limit: int) -> list[Any]:
-        return self.rows[start : start + limit]
+    def read_rows(self, start: int, limit: int) -> list[Row]:
+        return [Row(r.position, tag_of(r.event), r.data) for r in self.rows[start : start + limit]]
 
     def size(self) -> int:
         return len(self.rows)
