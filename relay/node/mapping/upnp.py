@@ -49,7 +49,7 @@ def _router() -> Any:
             router.selectigd()
             return router
     except Exception as e:
-        raise SilentError(f"no router speaks UPnP: {e}") from e
+        raise SilentError("no router speaks UPnP") from e
     raise SilentError("no router speaks UPnP")
 
 
