@@ -19,6 +19,7 @@ SIZE_BYTES: Final = 8
 VERDICT_CODES: Final = {verdict.value: code for code, verdict in enumerate(VERDICTS)}
 CAP_CODES: Final = {cap.value: code for code, cap in enumerate(CAPS)}
 _VERDICT_NAMES: Final = tuple(verdict.value for verdict in VERDICTS)
+_NUMBERS: Final = bytes(range(256))
 _CAP_NAMES: Final = tuple(cap.value for cap in CAPS)
 T = TypeVar("T", bound=Hashable)
 
@@ -92,11 +93,15 @@ def fit(
         and count * UNITS_BYTES == len(units)
         and count * SIZE_BYTES == len(credited_bytes)
         and len(sessions) % SESSION_BYTES == 0
-        and max(session_of, default=-1) < len(sessions) // SESSION_BYTES
-        and max(network_of, default=-1) < len(networks)
-        and max(verdicts, default=-1) < len(VERDICTS)
-        and max(caps, default=-1) < len(CAPS)
+        and _all_below(len(sessions) // SESSION_BYTES, session_of)
+        and _all_below(len(networks), network_of)
+        and _all_below(len(VERDICTS), verdicts)
+        and _all_below(len(CAPS), caps)
     )
+
+
+def _all_below(limit: int, numbers: bytes) -> bool:
+    return not numbers.translate(None, _NUMBERS[:limit])
 
 
 def _numbered(values: Sequence[T]) -> tuple[list[T], bytes]:
