@@ -21,8 +21,15 @@ from hub.logs import configure_logging
 from hub.settings import load_settings
 from ledger.request import sign_request
 from relay.node.hub_client import HubError
-from relay.node.identity import IdentityError, Profile, load_or_create_key, load_profile, load_running
-from relay.node.service import MIB, Options, join, serve
+from relay.node.identity import (
+    IdentityError,
+    Profile,
+    load_or_create_key,
+    load_profile,
+    load_running,
+    save_profile,
+)
+from relay.node.service import MIB, Options, Started, Tls, join, serve
 
 app = typer.Typer(
     help="Join a crew and carry its stream (for friends).",
@@ -55,6 +62,17 @@ UploadLimit = Annotated[float | None, typer.Option(min=0.1, help="At most this m
 MapPort = Annotated[
     bool, typer.Option(help="Ask the home router (PCP, NAT-PMP, UPnP) to lead the port here.")
 ]
+PagePort = Annotated[
+    int,
+    typer.Option(
+        min=1, max=65_535, help="Port of this node's own page on this computer, or one of the next."
+    ),
+]
+Page = Annotated[bool, typer.Option(help="Show the page on http://127.0.0.1.")]
+TlsCert = Annotated[
+    Path | None, typer.Option("--tls-cert", help="Certificate chain (PEM): viewers come by https.")
+]
+TlsKey = Annotated[Path | None, typer.Option("--tls-key", help="The certificate's private key (PEM).")]
 SendInterval = Annotated[float, typer.Option(min=0.2, max=60, help="Seconds between batches of receipts.")]
 Host = Annotated[str, typer.Option(help="Address to listen on (default: all).")]
 AnyPort = Annotated[
@@ -102,6 +120,10 @@ def run_command(
     cache_mib: CacheMib = 256,
     upload_limit: UploadLimit = None,
     map_port: MapPort = True,
+    page: Page = True,
+    page_port: PagePort = 8180,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     send_interval: SendInterval = 5.0,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -112,6 +134,8 @@ def run_command(
         if code is None:
             raise NodeError("joining needs the invite code too: streamrp2p node run HUB_URL CODE", 2)
         _join(folder, hub_url, code, name, port or 8100, public_url)
+    elif public_url is not None:
+        _change_public_url(folder, public_url)
     options = Options(
         host=host,
         port=port,
@@ -119,6 +143,8 @@ def run_command(
         send_interval_s=send_interval,
         upload_limit_mbit_s=upload_limit,
         map_port=map_port,
+        page_port=page_port if page else None,
+        tls=_tls(folder, tls_cert, tls_key),
     )
     _run(folder, options, as_json=as_json)
 
@@ -135,8 +161,9 @@ def status_command(data_dir: DataDir = None, as_json: Json = False) -> None:
     key = _guard(lambda: load_or_create_key(folder))
     signed = sign_request(key, "GET", "/health", b"", now_s=int(time.time()))
     try:
-        with httpx2.Client(timeout=5.0, trust_env=False) as http:
-            url = f"http://127.0.0.1:{running.port}/health"
+        # The certificate is for the public name, not for this address; nothing but a signature is sent.
+        with httpx2.Client(timeout=5.0, trust_env=False, verify=not running.tls) as http:
+            url = f"{'https' if running.tls else 'http'}://127.0.0.1:{running.port}/health"
             answer = http.get(url, headers={"authorization": signed})
         health = msgspec.json.decode(answer.content[:MAX_STATUS_BYTES], type=dict[str, Any])
     except (httpx2.HTTPError, msgspec.MsgspecError) as e:
@@ -168,6 +195,25 @@ def _join(
         raise NodeError(_why_not_joined(e), 10 if e.transient else _EXIT_BY_STATUS.get(e.status, 1)) from e
     except (IdentityError, OSError) as e:
         raise NodeError(str(e), 1) from e
+
+
+def _change_public_url(folder: Path, public_url: str) -> None:
+    profile = _guard(lambda: load_profile(folder))
+    if profile is not None:  # `serve` tells who has not joined what to do
+        save_profile(folder, msgspec.structs.replace(profile, public_url=_trimmed(public_url)))
+
+
+def _tls(folder: Path, certificate: Path | None, key: Path | None) -> Tls | None:
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise NodeError("TLS needs both --tls-cert and --tls-key", 2)
+    profile = _guard(lambda: load_profile(folder))
+    if profile is not None and not (profile.public_url or "").startswith("https://"):
+        raise NodeError(
+            "with a certificate, say the name it is for: --public-url https://me.example.org:8100", 2
+        )
+    return Tls(certificate, key)
 
 
 def _trimmed(url: str | None) -> str | None:
@@ -215,9 +261,19 @@ async def _serve(folder: Path, options: Options, as_json: bool) -> None:
         else:
             loop.add_signal_handler(number, stop.set)
 
-    def ready(profile: Profile, port: int) -> None:
-        told = {"node_id": profile.node_id, "name": profile.name, "hub_url": profile.hub_url, "port": port}
-        line = f"{profile.name} is carrying for {profile.hub_url} on port {port}. Thank you! (Ctrl-C stops)"
+    def ready(started: Started) -> None:
+        profile, page = started.profile, None
+        if started.page_port is not None:
+            page = f"http://127.0.0.1:{started.page_port}/"
+        told = {
+            "node_id": profile.node_id,
+            "name": profile.name,
+            "hub_url": profile.hub_url,
+            "port": started.port,
+            "page_url": page,
+        }
+        line = f"{profile.name} is carrying for {profile.hub_url} on port {started.port}. Thank you!"
+        line += f"\nSee it work: {page} (Ctrl-C stops)" if page else " (Ctrl-C stops)"
         typer.echo(msgspec.json.encode(told).decode() if as_json else line)
         sys.stdout.flush()
 

@@ -32,6 +32,7 @@ class Heartbeat:
         port: Callable[
             [], int
         ],  # on which viewers reach this node, when the hub takes its address from the request
+        back: Callable[[], None],  # called when the hub answers after it had not
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._hub = hub
@@ -40,6 +41,7 @@ class Heartbeat:
         self._profile = profile
         self._folder = folder
         self._port = port
+        self._back = back
         self._clock = clock
         self._answered_at: float | None = None
         self.status = "unknown"
@@ -73,6 +75,8 @@ class Heartbeat:
             return
         if answer.status != self.status:
             log.info("the hub says this node is", status=answer.status)
+        if self.error:
+            self._back()
         self.status, self.earned, self.error = answer.status, answer.earned, ""
         self._answered_at = self._clock()
         if answer.ticket_keys != self._profile.ticket_keys:

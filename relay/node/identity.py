@@ -49,6 +49,7 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
 
     port: int
     pid: int
+    tls: bool = False
 
 
 def load_or_create_key(folder: Path) -> KeyPair:

@@ -47,6 +47,7 @@ class Sender:
         self._jitter = jitter
         self._window_start_s = int(now_s())
         self._failures = 0
+        self._wake = asyncio.Event()
         self.error = ""
         self.batches = 0
         self.verdicts: Counter[str] = Counter()
@@ -55,12 +56,25 @@ class Sender:
         self.history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Send every interval until `stop`; after failures, less and less often."""
-        while not stop.is_set():
-            try:
-                await asyncio.wait_for(stop.wait(), self._wait_s())
-            except TimeoutError:
-                await self.send_all()
+        """Send every interval until `stop`; after failures less and less often, until the hub is back."""
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            while not stop.is_set():
+                waking = asyncio.create_task(self._wake.wait())
+                await asyncio.wait(
+                    {stopping, waking}, timeout=self._wait_s(), return_when=asyncio.FIRST_COMPLETED
+                )
+                waking.cancel()
+                self._wake.clear()
+                if not stop.is_set():
+                    await self.send_all()
+        finally:
+            stopping.cancel()
+
+    def hub_is_back(self) -> None:
+        """The hub answers again: what waits is sent now, not when the longest pause is over."""
+        if self._failures:
+            self._wake.set()
 
     async def send_all(self) -> bool:
         """Sign new claims and send all that is unanswered; False when something is left."""

@@ -32,7 +32,7 @@ async def _running(hub: StandInHub, folder: Path, options: Options) -> AsyncIter
     await join(folder, hub.url, CODE, name="test node", port=8100, public_url=None)
     stop, ports = asyncio.Event(), asyncio.Queue[int]()
     task = asyncio.create_task(
-        serve(folder, options, stop, ready=lambda profile, port: ports.put_nowait(port))
+        serve(folder, options, stop, ready=lambda started: ports.put_nowait(started.port))
     )
     port = asyncio.create_task(ports.get())
     await asyncio.wait({task, port}, return_when=asyncio.FIRST_COMPLETED)
