@@ -242,7 +242,7 @@ def live_fully(ledger: Ledger, folder: Path, publish: Callable[[int], object]) -
     )
     assert life.batch("ben", life.receipt(plain, "ben", [3, 4, 5])) == ["accepted"]
     nodes.suspend(ledger, life.nodes["ben"][1].id, reason="wrong bytes", at_us=life.tick())
-    assert life.batch("ben", life.receipt(second, "walt", [8])) == ["capped"]
+    assert life.batch("ben", life.receipt(plain, "ben", [8])) == ["capped"]
     nodes.reinstate(ledger, life.nodes["ben"][1].id, reason="talked", at_us=life.tick())
     broadcasts.end_broadcast(ledger, life.broadcast.id, reason="stopped", at_us=life.tick())
     life.tick(3600)
