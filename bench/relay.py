@@ -104,8 +104,8 @@ class Ours(Child):
     http: int
 
     @classmethod
-    async def up(cls) -> "Ours":
-        child = await cls.start(sys.executable, "-m", "bench.relay_rig", "origin")
+    async def up(cls, *how: str) -> "Ours":
+        child = await cls.start(sys.executable, "-m", "bench.relay_rig", "origin", *how)
         assert isinstance(child, cls)
         where = json.loads(await child.line())
         child.rtmp, child.http = where["rtmp"], where["http"]

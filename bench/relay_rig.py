@@ -1,9 +1,9 @@
 """The parts of the relay as processes of their own, so that what each costs can be read from the system.
 
-`python -m bench.relay_rig origin` is ingest and origin with the ledger's ports in memory; it prints its addresses as
-one JSON line, answers each line on stdin with one of its own, and ends when stdin does. `... pull URL COUNT` is a
-friend's node fetching COUNT segments, checked against their digests; `... drain URL COUNT SECONDS` is COUNT viewers
-over HTTP-FLV who throw away what they get.
+`python -m bench.relay_rig origin [low-latency]` is ingest and origin with the ledger's ports in memory; it prints its
+addresses as one JSON line, answers each line on stdin with one of its own, and ends when stdin does. `... pull URL
+COUNT` is a friend's node fetching COUNT segments, checked against their digests; `... drain URL COUNT SECONDS` is COUNT
+viewers over HTTP-FLV who throw away what they get.
 """
 
 import asyncio
@@ -96,8 +96,14 @@ class _Publisher:
     def expel(self, reason: str) -> None: ...
 
 
-async def origin() -> None:
-    settings = OriginSettings(max_connections=1000, retain_s=20.0, publish_grace_s=1.0)
+async def origin(low_latency: bool) -> None:
+    settings = OriginSettings(
+        max_connections=1000,
+        retain_s=20.0,
+        publish_grace_s=1.0,
+        container="fmp4" if low_latency else "ts",
+        low_latency_viewers=100 if low_latency else 0,
+    )
     authority, steering = Authority(), Steering()
     catalogue = Catalogue(authority, settings, wall_clock_us)
     ingest = IngestServer(authority, catalogue, settings)
@@ -203,7 +209,7 @@ def main() -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     what, *rest = sys.argv[1:]
     if what == "origin":
-        uvloop.run(origin())
+        uvloop.run(origin(rest == ["low-latency"]))
     elif what == "pull":
         uvloop.run(pull(rest[0], int(rest[1])))
     else:

@@ -17,6 +17,7 @@ const HUB = new URL("..", import.meta.url); // this file is {hub}/static/viewer.
 const RETRY_MS_MIN = 1_000;
 const RETRY_MS_MAX = 10_000;
 const LOOK_TIMEOUT_MS = 5_000;
+const PARTS_BUFFER_S = 0.4; // two parts: less stalls
 
 const HLS_CONFIG = {
   lowLatencyMode: true, // where the hub offers parts; elsewhere it changes nothing
@@ -194,8 +195,19 @@ export class Viewer extends EventTarget {
     else this.#later();
   }
 
+  /** With parts the second that starting took is most of the delay: made good in one step, at the first picture. */
+  #catchUp() {
+    const hls = this.#hls;
+    const { buffered, currentTime } = this.#video;
+    if (!hls || hls.caughtUp || !hls.latestLevelDetails?.partList?.length || !buffered.length) return;
+    hls.caughtUp = true;
+    const live = Math.min(hls.liveSyncPosition ?? 0, buffered.end(buffered.length - 1) - PARTS_BUFFER_S);
+    if (live > currentTime + 0.1) this.#video.currentTime = live;
+  }
+
   #onPlaying = () => {
     this.#retryMs = RETRY_MS_MIN;
+    this.#catchUp();
     this.#set({ phase: "playing" });
   };
 
