@@ -5,7 +5,8 @@ was committed before the call; `read` never skips a position. One `Ledger` serve
 of the database.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Condition
 from time import monotonic
@@ -14,6 +15,7 @@ from uuid import UUID
 
 import psycopg.errors
 from eventsourcing import persistence
+from psycopg.rows import TupleRow
 
 from ledger.aggregates.base import Aggregate
 from ledger.aggregates.book import Book
@@ -72,6 +74,27 @@ class Recorded:
     position: int
     event: Event
     data: bytes
+
+
+class Scan:
+    """Part of the log, to be taken once and in order: each event with its position."""
+
+    def __init__(self, start: int, end: int, rows: Iterable[TupleRow]) -> None:
+        self._start = start
+        self.end = end  # the next position; of an unknown event, once that was met
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[tuple[int, Event]]:
+        """Ends before an event that this program does not know; raises UnknownEventError when it is the first."""
+        for position, topic, state in self._rows:
+            try:
+                event = decode(state, topic)
+            except UnknownEventError as e:
+                if position > self._start:
+                    self.end = position
+                    return
+                raise UnknownEventError(f"position {position}: {e}") from e
+            yield position, event
 
 
 class Ledger:
@@ -141,14 +164,28 @@ class Ledger:
 
     def read_rows(self, start: int, limit: int) -> list[Row]:
         """As `read`, with the exact bytes only: nothing is decoded. Raises LogGapError, Unavailable."""
-        if start < 0 or not 1 <= limit <= READ_LIMIT_MAX:
-            raise ValueError(f"start must not be negative and limit must be 1 to {READ_LIMIT_MAX}")
+        _check_page(start, limit)
         with _translated:
             rows = self._store.recorder.select_rows(start, limit)
         for expected, row in enumerate(rows, start):
             if row.position != expected:
                 raise LogGapError(f"position {expected} is missing from the log; the next is {row.position}")
         return rows
+
+    @contextmanager
+    def scan(self, start: int, limit: int, skip: Collection[type[Event]]) -> Iterator[Scan]:
+        """The next `limit` events as they arrive, without those of the types to skip: these are not even fetched.
+
+        Raises LogGapError, Unavailable, also while the events are taken.
+        """
+        _check_page(start, limit)
+        with _translated:
+            end = self._store.recorder.extent(start, limit)
+            if end is None:
+                raise LogGapError(f"a position from {start} on is missing from the log; there are later ones")
+            topics = [str(kind.__struct_config__.tag) for kind in skip]
+            with self._store.recorder.stream_others(start, end, topics) as rows:
+                yield Scan(start, end, rows)
 
     def last_event(self, aggregate_id: UUID) -> Event | None:
         """The newest event of an aggregate. Raises Unavailable, UnknownEventError."""
@@ -289,6 +326,11 @@ class Ledger:
         with self._news:
             self._generation += 1
             self._news.notify_all()
+
+
+def _check_page(start: int, limit: int) -> None:
+    if start < 0 or not 1 <= limit <= READ_LIMIT_MAX:
+        raise ValueError(f"start must not be negative and limit must be 1 to {READ_LIMIT_MAX}")
 
 
 def _fold_name(cls: type[Aggregate], aggregate_id: UUID) -> str:

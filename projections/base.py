@@ -4,7 +4,7 @@ Invariant: the rows after position n are a function of events 0..n alone, whatev
 is either handled or named as ignored; any other stops the projection, so nothing is skipped because a program is old.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -92,7 +92,7 @@ class Projection:
 
     def use(self, folds: Iterable[Rows | Tally], handles: Mapping[type[Event], Handler]) -> None:
         self._folds = tuple(folds)
-        self._handlers: dict[type[Event], Handler | None] = dict.fromkeys(self.ignores) | dict(handles)
+        self.handlers = dict(handles)
 
     @staticmethod
     def tables(tables: Tables) -> tuple[Table, ...]:
@@ -102,18 +102,7 @@ class Projection:
     @property
     def reads(self) -> Kinds:
         """Every event type it handles or ignores."""
-        return frozenset(self._handlers)
-
-    def apply(self, event: Event, position: int) -> None:
-        """Gather the changes of one event. Raises UnknownEventError for a type this version does not know."""
-        try:
-            handler = self._handlers[type(event)]
-        except KeyError:
-            raise UnknownEventError(
-                f"projection {self.name} does not know {type(event).__name__} (position {position})"
-            ) from None
-        if handler is not None:
-            handler(event, position)
+        return self.ignores | self.handlers.keys()
 
     def flush(self, connection: Connection) -> None:
         """Write the gathered changes, in the caller's transaction."""
@@ -124,6 +113,46 @@ class Projection:
         """Forget the gathered changes: they were not committed."""
         for fold in self._folds:
             fold.discard()
+
+
+class Unreadable(Exception):
+    """One projection cannot take an event. The others can."""
+
+    def __init__(self, projection: Projection, error: UnknownEventError | ProjectionError) -> None:
+        super().__init__(f"{projection.name}: {error}")
+        self.name = projection.name
+        self.error = error
+
+
+class Handlers:
+    """What several projections do with each event, so that an event meets only those that want it."""
+
+    def __init__(self, projections: Sequence[Projection]) -> None:
+        self._projections = projections
+        known = frozenset[type[Event]]().union(*(p.reads for p in projections))
+        self._of = {
+            kind: [(p, p.handlers[kind]) for p in projections if kind in p.handlers]
+            for kind in known
+            if all(kind in p.reads for p in projections)
+        }
+        self.ignored: Kinds = frozenset(kind for kind, handlers in self._of.items() if not handlers)
+
+    def apply(self, events: Iterable[tuple[int, Event]]) -> None:
+        """Gather the changes of events and their positions. Raises Unreadable."""
+        for position, event in events:
+            handlers = self._of.get(type(event))
+            if handlers is None:
+                raise self._unknown(event, position)
+            for projection, handler in handlers:
+                try:
+                    handler(event, position)
+                except ProjectionError as error:
+                    raise Unreadable(projection, error) from error
+
+    def _unknown(self, event: Event, position: int) -> Unreadable:
+        projection = next(p for p in self._projections if type(event) not in p.reads)
+        what = f"projection {projection.name} does not know {type(event).__name__} (position {position})"
+        return Unreadable(projection, UnknownEventError(what))
 
 
 def check_balanced(transfer: e.Transfer, position: int) -> None:

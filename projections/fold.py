@@ -4,7 +4,7 @@ Invariant: gathering changes one by one and merging them into the stored rows gi
 are cut into batches. Each column's `Merge` says how it takes a change, in memory and in SQL alike.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Final
 from uuid import UUID
 
@@ -16,12 +16,6 @@ from projections.schema import HISTORY_LENGTH, Merge
 Key = tuple[Any, ...]
 Row = dict[str, Any]
 
-_MERGED_IN_MEMORY: Final[dict[Merge, Callable[[Any, Any], Any]]] = {
-    Merge.ADD: lambda old, change: old + change,
-    Merge.SET: lambda _, change: change,
-    Merge.LATEST: lambda old, change: change if old is None else max(old, change),
-    Merge.HISTORY: lambda old, change: (old + change)[-HISTORY_LENGTH:],
-}
 # `t` is the stored row, `c` the change; a change that is NULL is none.
 _MERGED_IN_SQL: Final = {
     Merge.ADD: "{t} + {c}",
@@ -45,14 +39,24 @@ class _Changes:
     def __init__(self, table: Table) -> None:
         self._table = table
         self._merges: dict[str, Merge] = {c.name: c.info["merge"] for c in table.columns}
-        self._merge = {n: _MERGED_IN_MEMORY[m] for n, m in self._merges.items() if m in _MERGED_IN_MEMORY}
         self._no_change = {n: _NO_CHANGE[m] for n, m in self._merges.items() if m in _NO_CHANGE}
         self._keys = [n for n, m in self._merges.items() if m is Merge.KEY]
         self._changed: dict[Key, Row] = {}
 
     def _merge_into(self, row: Row, values: Row) -> None:
+        merges = self._merges
         for name, change in values.items():
-            row[name] = self._merge[name](row[name], change)
+            merge = merges[name]
+            if merge is Merge.ADD:
+                row[name] += change
+            elif merge is Merge.LATEST:
+                old = row[name]
+                if old is None or change > old:
+                    row[name] = change
+            elif merge is Merge.SET:
+                row[name] = change
+            else:
+                row[name] = _remembered(row[name], change)
 
     def _sql_name(self) -> str:
         return _DIALECT.identifier_preparer.format_table(self._table)
@@ -170,6 +174,10 @@ class StreamLookup:
         for oldest in list(self._known)[: max(0, len(self._known) - _LOOKUP_MAX)]:
             del self._known[oldest]
         return found
+
+
+def _remembered(history: str, more: str) -> str:
+    return (history + more)[-HISTORY_LENGTH:]
 
 
 def _columns(rows: dict[Key, Row], keys: list[str], names: list[str]) -> tuple[list[Any], ...]:

@@ -14,7 +14,7 @@ eyes. Duplicate, late and capped receipts spoil nothing: they are no sign of bad
 
 from typing import Final
 
-from ledger.verdict import Verdict
+from ledger.verdict import VERDICTS, Verdict
 from projections.schema import HISTORY_LENGTH
 
 GOOD: Final = "."
@@ -34,6 +34,13 @@ SPOILING: Final = frozenset(
         Verdict.DIGEST_MISMATCH,
     }
 )
+
+_CLEAN: Final = bytes(code for code, verdict in enumerate(VERDICTS) if verdict not in SPOILING)
+
+
+def batch_mark(verdicts: bytes) -> str:
+    """The history character of a batch, from its verdicts as they stand in SegmentsServed."""
+    return BAD if verdicts.translate(None, _CLEAN) else GOOD
 
 
 def probe_mark(outcome: str) -> str:

@@ -3,7 +3,8 @@
 Invariant: `read` gives the events at start, start + 1, ... without a hole, and never another event for a position.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from ledger.events import Event
@@ -17,6 +18,15 @@ class Entry(Protocol):
     def event(self) -> Event: ...
 
 
+class Scan(Iterable[tuple[int, Event]], Protocol):
+    """Positions, ascending, and what stands there. To be taken once."""
+
+    @property
+    def end(self) -> int:
+        """The next position, when all was taken."""
+        ...
+
+
 class Log(Protocol):
     def size(self) -> int:
         """The number of events = the next position. May raise ledger.application.Unavailable, as all of these."""
@@ -24,6 +34,10 @@ class Log(Protocol):
 
     def read(self, start: int, limit: int) -> Sequence[Entry]:
         """At most `limit` events from position `start` on."""
+        ...
+
+    def scan(self, start: int, limit: int, skip: Collection[type[Event]]) -> AbstractContextManager[Scan]:
+        """As `read`, without the events of the types to skip."""
         ...
 
     def wait(self, size: int, timeout_s: float) -> int:

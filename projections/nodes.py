@@ -4,17 +4,16 @@ Invariant: `receipts_accepted` + `receipts_refused` is the number of receipts ju
 bytes are those of its accepted receipts, whether or not they are settled yet.
 """
 
-from collections import Counter
-from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import Table
+from sqlalchemy import Connection, Table
 
 from ledger import events as e
 from ledger.verdict import Verdict
 from projections import base
 from projections.fold import Rows, Tally
-from projections.health import BAD, GOOD, SPOILING, probe_mark
+from projections.health import BAD, GOOD, SPOILING, batch_mark, probe_mark
+from projections.judgements import Judgements
 from projections.schema import Tables
 
 
@@ -36,6 +35,7 @@ class Nodes(base.Projection):
     def __init__(self, tables: Tables) -> None:
         self._nodes = Rows(tables.nodes)
         self._verdicts = Tally(tables.node_verdicts)
+        self._served: Judgements[UUID] = Judgements()
         self.use(
             [self._nodes, self._verdicts],
             {
@@ -56,6 +56,23 @@ class Nodes(base.Projection):
     @staticmethod
     def tables(tables: Tables) -> tuple[Table, ...]:
         return (tables.nodes, tables.node_verdicts)
+
+    def flush(self, connection: Connection) -> None:
+        for total in self._served.totals():
+            self._add(
+                total.group,
+                total.verdict,
+                total.last_position,
+                receipts=total.receipts,
+                units=total.units,
+                credited_bytes=total.credited_bytes,
+            )
+        self._served.clear()
+        super().flush(connection)
+
+    def discard(self) -> None:
+        self._served.clear()
+        super().discard()
 
     def _joined(self, event: e.NodeJoined, position: int) -> None:
         self._nodes.make(
@@ -101,31 +118,40 @@ class Nodes(base.Projection):
         self._stands(event.originator_id, "retired", event.reason, position)
 
     def _receipts_refused(self, event: e.ReceiptsRefused, position: int) -> None:
-        self._judged(event.originator_id, event.judged, position, from_node=bool(event.batch_header))
+        for j in event.judged:
+            self._add(
+                event.originator_id,
+                j.verdict,
+                position,
+                receipts=1,
+                units=j.units,
+                credited_bytes=j.credited_bytes,
+            )
+        if event.batch_header:
+            spoiled = any(j.verdict in SPOILING for j in event.judged)
+            self._nodes.change(event.originator_id, recent_batches=BAD if spoiled else GOOD)
 
     def _segments_served(self, event: e.SegmentsServed, position: int) -> None:
-        from_node = bool(event.batch_header)
-        self._judged(event.node_id, event.judged, position, from_node=from_node)
-        if from_node:
-            self._seen(event.node_id, event, position)
+        self._served.add(event.node_id, event, position)
+        # What a viewer sends to the hub itself says nothing about the node's care.
+        if event.batch_header:
+            self._nodes.change(
+                event.node_id, recent_batches=batch_mark(event.verdicts), last_seen_us=event.at_us
+            )
 
-    def _judged(self, node_id: UUID, judged: Sequence[e.Judged], position: int, *, from_node: bool) -> None:
-        """`from_node`: the node sent them; what a viewer sends itself says nothing about the node's care."""
-        by_verdict = Counter(j.verdict for j in judged)
-        spoiled = from_node and not SPOILING.isdisjoint(by_verdict)
-        accepted = by_verdict[Verdict.ACCEPTED]
+    def _add(
+        self, node_id: UUID, verdict: str, position: int, *, receipts: int, units: int, credited_bytes: int
+    ) -> None:
+        accepted = verdict == Verdict.ACCEPTED
         self._nodes.change(
             node_id,
-            receipts_accepted=accepted,
-            receipts_refused=len(judged) - accepted,
-            recent_batches=(BAD if spoiled else GOOD) if from_node else "",
-            credited_units=sum(j.units for j in judged),
-            credited_bytes=sum(j.credited_bytes for j in judged),
+            receipts_accepted=receipts if accepted else 0,
+            receipts_refused=0 if accepted else receipts,
+            credited_units=units,
+            credited_bytes=credited_bytes,
             last_position=position,
         )
-        for verdict, receipts in by_verdict.items():
-            if receipts:
-                self._verdicts.change(node_id, verdict, receipts=receipts)
+        self._verdicts.change(node_id, verdict, receipts=receipts)
 
     def _stands(self, node_id: UUID, standing: str, reason: str, position: int) -> None:
         self._nodes.change(node_id, standing=standing, standing_reason=reason, last_position=position)

@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy import Connection, Engine
 
 from projections import schema, tracking
-from projections.base import Projection
+from projections.base import Handlers, Projection, Unreadable
 from projections.log import Log
 from projections.schema import NEXT, Tables
 
@@ -72,14 +72,17 @@ def rebuild(
 
 
 def _fold(log: Log, connection: Connection, building: Sequence[Projection], position: int, limit: int) -> int:
-    entries = log.read(position, limit)
-    if not entries:
+    handlers = Handlers(building)
+    try:
+        with log.scan(position, limit, handlers.ignored) as scan:
+            handlers.apply(scan)
+    except Unreadable as unreadable:
+        raise unreadable.error from None
+    if scan.end == position:
         raise LookupError(f"the log ends at {position}, before a position that was applied")
     for projection in building:
-        for entry in entries:
-            projection.apply(entry.event, entry.position)
         projection.flush(connection)
-    return entries[-1].position + 1
+    return scan.end
 
 
 def _no_time_limits(connection: Connection) -> None:

@@ -16,12 +16,11 @@ from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ledger.application import Unavailable
-from ledger.events import UnknownEventError
 from projections import schema, tracking
-from projections.base import Projection
+from projections.base import Handlers, Projection, Unreadable
 from projections.catalog import PROJECTIONS
 from projections.fold import ProjectionError
-from projections.log import Entry, Log
+from projections.log import Log
 from projections.queries import Lag, Queries, ReadModelUnavailable
 from projections.rebuild import RebuildRunning, rebuild
 from projections.schema import Tables
@@ -66,6 +65,7 @@ class Runner:
         self._classes = {p.name: p for p in projections}
         self._tables = Tables(schema_name)
         self._active: dict[str, Projection] = {}
+        self._handlers_of: dict[tuple[str, ...], Handlers] = {}  # by those at the same position
         self._positions: dict[str, int] = {}  # empty: to be read from the database
         self._batch_events = batch_events
         self._queries = Queries(engine, schema_name)
@@ -95,6 +95,7 @@ class Runner:
             logger.info("projections have another shape: rebuilding", names=[p.name for p in reshaped])
             rebuild(self._log, self._engine, reshaped, schema_name=self._schema_name)
         self._active = {name: p(self._tables) for name, p in self._classes.items()}
+        self._handlers_of = {}
         self._positions = {}
 
     def step(self) -> int:
@@ -152,34 +153,29 @@ class Runner:
         group = [name for name in going if self._positions[name] == start]
         others = [self._positions[name] for name in going if self._positions[name] > start]
         limit = min([self._batch_events, *(position - start for position in others)])
-        entries = self._log.read(start, limit)
-        if not entries:
-            return 0
-        group = [name for name in group if self._fold(self._active[name], entries)]
-        if group:
-            try:
-                self._write(group, start, entries[-1].position + 1)
-            except ProjectionError:
-                self._forget()  # one is stopped now; the next step takes the batch again without it
-        return len(entries)
-
-    def _fold(self, projection: Projection, entries: Sequence[Entry]) -> bool:
-        """False when the projection cannot read one of them: it is stopped."""
+        handlers = self._handlers(tuple(group))
         try:
-            for entry in entries:
-                projection.apply(entry.event, entry.position)
-        except (UnknownEventError, ProjectionError) as error:
-            projection.discard()
-            self._stop(projection.name, error)
-            return False
-        return True
+            with self._log.scan(start, limit, handlers.ignored) as scan:
+                handlers.apply(scan)
+            if scan.end > start:
+                self._write(group, start, scan.end)
+        except Unreadable as unreadable:
+            # It stays where it is; the next step takes the batch again without it.
+            self._stop(unreadable.name, unreadable.error)
+            self._forget()
+            return 1
+        return scan.end - start
+
+    def _handlers(self, group: tuple[str, ...]) -> Handlers:
+        if group not in self._handlers_of:
+            self._handlers_of[group] = Handlers([self._active[name] for name in group])
+        return self._handlers_of[group]
 
     def _flush(self, name: str, connection: Connection) -> None:
         try:
             self._active[name].flush(connection)
         except ProjectionError as error:
-            self._stop(name, error)
-            raise
+            raise Unreadable(self._active[name], error) from error
 
     def _stop(self, name: str, error: Exception) -> None:
         self.stopped[name] = error

@@ -4,7 +4,7 @@ Invariant: a stream's segments, bytes and duration are the sums over its broadca
 back.
 """
 
-from typing import Any
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import Connection, Table
@@ -13,6 +13,8 @@ from ledger import events as e
 from projections import base
 from projections.fold import Rows, StreamLookup
 from projections.schema import Tables
+
+_PUBLISHED: Final = ("segments", "published_bytes", "duration_us", "last_sequence", "last_position")
 
 
 class Streams(base.Projection):
@@ -34,9 +36,7 @@ class Streams(base.Projection):
         self._streams = Rows(tables.streams)
         self._broadcasts = Rows(tables.broadcasts)
         self._stream_of = StreamLookup(tables.broadcasts)
-        self._published: list[
-            tuple[UUID, dict[str, Any]]
-        ] = []  # by broadcast; its stream is found at the flush
+        self._published: dict[UUID, dict[str, int]] = {}  # by broadcast; its stream is found at the flush
         self.use(
             [self._streams, self._broadcasts],
             {
@@ -58,8 +58,9 @@ class Streams(base.Projection):
         return (tables.streams, tables.broadcasts)
 
     def flush(self, connection: Connection) -> None:
-        streams = self._stream_of.find(connection, {broadcast_id for broadcast_id, _ in self._published})
-        for broadcast_id, totals in self._published:
+        streams = self._stream_of.find(connection, self._published)
+        for broadcast_id, totals in self._published.items():
+            self._broadcasts.change(broadcast_id, **totals)
             self._streams.change(streams[broadcast_id], **totals)
         self._published.clear()
         super().flush(connection)
@@ -116,15 +117,15 @@ class Streams(base.Projection):
         self._broadcasts.change(event.originator_id, interrupted=False, last_position=position)
 
     def _segments_published(self, event: e.SegmentsPublished, position: int) -> None:
-        totals = {
-            "segments": len(event.segments),
-            "published_bytes": sum(s.segment_bytes for s in event.segments),
-            "duration_us": sum(s.duration_us for s in event.segments),
-            "last_sequence": max(s.sequence for s in event.segments),
-            "last_position": position,
-        }
-        self._broadcasts.change(event.originator_id, **totals)
-        self._published.append((event.originator_id, totals))
+        totals = self._published.get(event.originator_id)
+        if totals is None:
+            totals = self._published[event.originator_id] = dict.fromkeys(_PUBLISHED, 0)
+        for segment in event.segments:
+            totals["segments"] += 1
+            totals["published_bytes"] += segment.segment_bytes
+            totals["duration_us"] += segment.duration_us
+            totals["last_sequence"] = max(totals["last_sequence"], segment.sequence)
+        totals["last_position"] = position
 
     def _session_opened(self, event: e.SessionOpened, position: int) -> None:
         self._streams.change(event.stream_id, sessions=1, last_position=position)

@@ -12,6 +12,7 @@ from ledger import events as e
 from ledger.ids import delivery_id
 from projections import base
 from projections.fold import Rows, StreamLookup, Tally
+from projections.judgements import Judgements
 from projections.schema import NO_STREAM, Tables
 
 
@@ -35,7 +36,7 @@ class Verdicts(base.Projection):
         self._counts = Tally(tables.verdicts)
         self._deliveries = Rows(tables.verdict_deliveries)
         self._stream_of = StreamLookup(tables.verdict_deliveries)
-        self._served: list[tuple[e.SegmentsServed, int]] = []  # the stream is found at the flush
+        self._served: Judgements[tuple[UUID, UUID]] = Judgements()  # by delivery and node
         self.use(
             [self._counts, self._deliveries],
             {
@@ -50,9 +51,20 @@ class Verdicts(base.Projection):
         return (tables.verdicts, tables.verdict_deliveries)
 
     def flush(self, connection: Connection) -> None:
-        streams = self._stream_of.find(connection, {event.originator_id for event, _ in self._served})
-        for event, position in self._served:
-            self._count(streams[event.originator_id], event.node_id, event.judged, position)
+        totals = list(self._served.totals())
+        streams = self._stream_of.find(connection, {total.group[0] for total in totals})
+        for total in totals:
+            delivery, node_id = total.group
+            self._counts.change(
+                streams[delivery],
+                node_id,
+                total.verdict,
+                total.cap,
+                receipts=total.receipts,
+                units=total.units,
+                credited_bytes=total.credited_bytes,
+                last_position=total.last_position,
+            )
         self._served.clear()
         super().flush(connection)
 
@@ -66,24 +78,17 @@ class Verdicts(base.Projection):
         self._deliveries.make(delivery, stream_id=event.stream_id)
 
     def _segments_served(self, event: e.SegmentsServed, position: int) -> None:
-        self._served.append((event, position))
+        self._served.add((event.originator_id, event.node_id), event, position)
 
     def _receipts_refused(self, event: e.ReceiptsRefused, position: int) -> None:
-        self._count(NO_STREAM, event.originator_id, event.judged, position)
-
-    def _count(self, stream_id: UUID, node_id: UUID, judged: tuple[e.Judged, ...], position: int) -> None:
-        # A batch has up to 200 receipts and a verdict or two: added up here, the row is touched once for each.
-        alike: dict[tuple[str, str], list[e.Judged]] = {}
-        for j in judged:
-            alike.setdefault((j.verdict, j.cap), []).append(j)
-        for (verdict, cap), of_kind in alike.items():
+        for j in event.judged:
             self._counts.change(
-                stream_id,
-                node_id,
-                verdict,
-                cap,
-                receipts=len(of_kind),
-                units=sum(j.units for j in of_kind),
-                credited_bytes=sum(j.credited_bytes for j in of_kind),
+                NO_STREAM,
+                event.originator_id,
+                j.verdict,
+                j.cap,
+                receipts=1,
+                units=j.units,
+                credited_bytes=j.credited_bytes,
                 last_position=position,
             )

@@ -5,9 +5,10 @@ an append that was reported as failed but did persist is recognised on the next 
 is neither lost nor written twice. The library counts notifications from 1: notification id = position + 1.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from time import monotonic, sleep
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar, cast
 from uuid import UUID
 
 from eventsourcing.persistence import (
@@ -35,6 +36,7 @@ COPY_FROM: Final = (
     100  # events: from here on a COPY's three round trips cost less than arrays through one call
 )
 _PAUSE_S: Final = 0.1
+_STREAMED_ROWS: Final = 100  # at once from the driver
 
 T = TypeVar("T")
 
@@ -70,6 +72,13 @@ class DenseRecorder(PostgresApplicationRecorder):
         self._commit_sql = SQL("SELECT pg_notify({}, ''); COMMIT").format(Literal(self.channel_name))
         self._select_sql = SQL("SELECT {{}} FROM {}.events").format(schema).as_string()
         self._size_sql = SQL("SELECT coalesce(max(position) + 1, 0) FROM {}.events").format(schema)
+        self._extent_sql = SQL(
+            "SELECT count(*), max(position) FROM {}.events WHERE position >= %s AND position < %s"
+        ).format(schema)
+        self._stream_sql = SQL(
+            "SELECT position, topic, state FROM {}.events"
+            " WHERE position >= %s AND position < %s AND topic <> ALL(%s::text[]) ORDER BY position"
+        ).format(schema)
         self._find_sql = SQL(
             "SELECT e.position, e.topic, e.state FROM unnest(%b::uuid[], %b::bigint[]) WITH ORDINALITY"
             " AS k(id, version, n) JOIN {}.events e ON e.originator_id = k.id AND e.originator_version = k.version"
@@ -186,6 +195,28 @@ class DenseRecorder(PostgresApplicationRecorder):
         """The log from position `start` on, ascending."""
         columns = "position, topic, state"
         return [Row(*row) for row in self._select(columns, [("position >= %s", start)], "position", limit)]
+
+    def extent(self, start: int, limit: int) -> int | None:
+        """The end of the events from `start` on, at most `limit` of them. None when a position is missing."""
+        count, last = self._patiently(lambda: self._fetch(self._extent_sql, (start, start + limit)))[0]
+        if last is None:
+            return start
+        return last + 1 if last == start + count - 1 else None
+
+    @contextmanager
+    def stream_others(self, start: int, end: int, topics: Sequence[str]) -> Iterator[Iterator[TupleRow]]:
+        """(position, topic, state) of positions start..end-1 whose topic is none of these, ascending, as they arrive.
+
+        The server goes on sending while the rows that came are worked on, and no more than a few are in memory.
+        """
+        with (
+            self.datastore.get_connection() as connection,
+            connection.cursor(binary=True, row_factory=tuple_row) as cursor,
+        ):
+            rows = cursor.stream(self._stream_sql, (start, end, list(topics)), size=_STREAMED_ROWS)
+            # A generator, though it is not typed as one: closed early it cancels the rest, for the next user's sake.
+            with closing(cast("Generator[TupleRow]", rows)):
+                yield rows
 
     def position_of(self, originator_id: UUID, originator_version: int) -> int | None:
         where = [("originator_id = %s", originator_id), ("originator_version = %s", originator_version)]

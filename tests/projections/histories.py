@@ -4,7 +4,8 @@
 allow does nothing, so that Hypothesis can drop any of them when it shrinks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 from uuid import UUID, uuid5
 
@@ -65,8 +66,22 @@ class Log:
     def read(self, start: int, limit: int) -> list["Entry"]:
         return self.entries[start : start + limit]
 
+    @contextmanager
+    def scan(self, start: int, limit: int, skip: Collection[type[Event]]) -> Iterator["Scan"]:
+        page = self.entries[start : start + limit]
+        yield Scan(
+            [(entry.position, entry.event) for entry in page if type(entry.event) not in skip],
+            end=start + len(page),
+        )
+
     def wait(self, size: int, timeout_s: float) -> int:
         return self.size()
+
+
+class Scan(list[tuple[int, Event]]):
+    def __init__(self, events: list[tuple[int, Event]], end: int) -> None:
+        super().__init__(events)
+        self.end = end
 
 
 class Entry:
