@@ -35,6 +35,7 @@ COMMANDS: Final = {
     "witness": "Witness somebody's log: cosign it as long as it only grows.",
     "projections": "Rebuild and check the read models.",
 }
+_ALIASES: Final = {"relay": "node"}  # what a node does; typed as often
 _OURS = frozenset({"api", "hub", "ledger", "projections", "relay"})
 _EXIT_BY_NAME: Final = {
     "NotFound": 4,
@@ -56,6 +57,7 @@ class LazyGroup(TyperGroup):
         return _available()
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        cmd_name = _ALIASES.get(cmd_name, cmd_name)
         if cmd_name not in _available():
             return None
         module = importlib.import_module(f"hub.commands.{cmd_name}")

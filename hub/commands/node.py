@@ -18,6 +18,7 @@ import msgspec
 import typer
 
 from hub.logs import configure_logging
+from hub.service_unit import Unit, install, own_command
 from hub.settings import load_settings
 from ledger.request import sign_request
 from relay.node.hub_client import HubError
@@ -171,6 +172,53 @@ def status_command(data_dir: DataDir = None, as_json: Json = False) -> None:
     if health.get("node_id") != profile.node_id or "receipts" not in health:
         raise NodeError(f"something else answers on port {running.port}", 1)
     typer.echo(msgspec.json.encode(health).decode() if as_json else _describe(health))
+
+
+@app.command("install-service")
+def install_service_command(
+    user: Annotated[bool, typer.Option("--user", help="For your own account, without root.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the service file, change nothing.")
+    ] = False,
+    port: AnyPort = None,
+    cache_mib: CacheMib = 256,
+    upload_limit: UploadLimit = None,
+    map_port: MapPort = True,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Start the node with this computer from now on (Linux with systemd)."""
+    folder = _folder(data_dir)
+    profile = _guard(lambda: load_profile(folder))
+    if profile is None:
+        raise NodeError(
+            "this node has not joined a hub yet: run `streamrp2p node join HUB_URL CODE` first", 4
+        )
+    tls = _tls(folder, tls_cert, tls_key)
+    words = ["node", "run", "--data-dir", str(folder.parent.absolute()), "--cache-mib", str(cache_mib)]
+    if port is not None:
+        words += ["--port", str(port)]
+    if upload_limit is not None:
+        words += ["--upload-limit", str(upload_limit)]
+    if not map_port:
+        words.append("--no-map-port")
+    if tls is not None:
+        words += ["--tls-cert", str(tls.certificate.absolute()), "--tls-key", str(tls.key.absolute())]
+    try:
+        unit = Unit(
+            (*own_command(), *words),
+            folder.parent.absolute(),
+            profile.hub_url,
+            cache_mib,
+            None if user else folder.owner(),
+        )
+        if dry_run:
+            typer.echo(unit.text(), nl=False)
+        else:
+            typer.echo(install(unit))
+    except (OSError, KeyError, ValueError, NotImplementedError) as e:  # the last: no accounts, on Windows
+        raise NodeError(f"the service cannot be installed: {e}", 1) from e
 
 
 def _folder(data_dir: Path | None) -> Path:
