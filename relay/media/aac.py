@@ -59,16 +59,5 @@ def adts(config: AacConfig, frame: bytes) -> bytes:
     """The frame with its 7-byte ADTS header (ISO/IEC 13818-7, 6.2). Raises BadMedia for an impossible length."""
     if not 0 < len(frame) <= MAX_FRAME_BYTES:
         raise BadMedia("an AAC frame is malformed")
-    size = len(frame) + 7
-    header = bytes(
-        (
-            0xFF,
-            0xF1,
-            config.profile << 6 | config.rate_index << 2 | config.channel_config >> 2,
-            (config.channel_config & 3) << 6 | size >> 11,
-            (size >> 3) & 0xFF,
-            (size & 7) << 5 | 0x1F,
-            0xFC,
-        )
-    )
-    return header + frame
+    header = 0xFFF1 << 40 | config.profile << 38 | config.rate_index << 34 | config.channel_config << 30
+    return (header | (len(frame) + 7) << 13 | 0x1FFC).to_bytes(7, "big") + frame

@@ -12,6 +12,7 @@ from relay.media.errors import BadMedia
 START_CODE: Final = b"\0\0\0\1"
 _AUD: Final = START_CODE + b"\x09\xf0"
 _IDR, _SPS, _PPS, _DELIMITER = 5, 7, 8, 9
+_THERE, _THERE_ON_KEYS = (_DELIMITER,), (_DELIMITER, _SPS, _PPS)  # put before each frame by `annexb`
 _HIGH_PROFILES: Final = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
 MAX_SIDE: Final = 16384
 
@@ -126,19 +127,17 @@ def annexb(config: H264Config, data: bytes, *, key: bool) -> bytes:
     it is a key frame has no IDR or intra picture to begin with.
     """
     size_bytes, end, at = config.length_bytes, len(data), 0
-    parts = [_AUD, config.parameter_sets] if key else [_AUD]
-    units = 0
+    parts: list[bytes | memoryview] = [_AUD, config.parameter_sets] if key else [_AUD]
+    there = _THERE_ON_KEYS if key else _THERE
+    empty, view = len(parts), memoryview(data)
     while at < end:
         start = at + size_bytes
         size = int.from_bytes(data[at:start], "big")
         at = start + size
         if at > end or not size:
             raise BadMedia("an H.264 frame is malformed")
-        kind = data[start] & 0x1F
-        if kind == _DELIMITER or (key and kind in (_SPS, _PPS)):
-            continue  # there already
-        units += 1
-        parts += (START_CODE, data[start:at])
-    if not units:
+        if data[start] & 0x1F not in there:
+            parts += (START_CODE, view[start:at])
+    if len(parts) == empty:
         raise BadMedia("an H.264 frame is empty")
     return b"".join(parts)

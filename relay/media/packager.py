@@ -13,7 +13,6 @@ from typing import Final, Protocol
 from relay.media import aac, flv, h264
 from relay.media.aac import AacConfig
 from relay.media.errors import BadMedia, UnsupportedMedia
-from relay.media.flv import Part
 from relay.media.h264 import H264Config
 from relay.media.timeline import Timeline
 
@@ -141,6 +140,8 @@ class Packager:
         on_cut: Callable[[Cut, Format], None],
     ) -> None:
         self._settings = settings
+        self._max_ticks = settings.segment_max_ms * _TICKS_PER_MS
+        self._max_bytes = settings.segment_max_bytes
         self._now_us = now_us
         self._timeline = timeline
         self._muxer = muxer
@@ -176,19 +177,19 @@ class Packager:
 
     def video(self, timestamp: int, body: bytes) -> None:
         """One FLV video tag. Raises UnsupportedMedia or BadMedia."""
-        tag = flv.parse_video(body)
-        if tag.part is Part.HEADER:
-            self._video_config(tag.data, body)
-        elif tag.part is Part.FRAME:
-            self._video_frame(timestamp, tag, body)
+        part, key, composition_ms, data = flv.parse_video(body)
+        if part is flv.FRAME:
+            self._video_frame(timestamp, key, composition_ms, data, body)
+        elif part is flv.HEADER:
+            self._video_config(data, body)
 
     def audio(self, timestamp: int, body: bytes) -> None:
         """One FLV audio tag. Raises UnsupportedMedia or BadMedia."""
-        tag = flv.parse_audio(body)
-        if tag.part is Part.HEADER:
-            self._audio_config(tag.data, body)
-        elif tag.part is Part.FRAME:
-            self._audio_frame(timestamp, tag.data, body)
+        part, data = flv.parse_audio(body)
+        if part is flv.FRAME:
+            self._audio_frame(timestamp, data, body)
+        elif part is flv.HEADER:
+            self._audio_config(data, body)
 
     def finish(self) -> None:
         """The publisher is gone: what is there becomes the last segment."""
@@ -231,31 +232,31 @@ class Packager:
         self._audio_count = 0
         self._waiting_since = None
 
-    def _video_frame(self, timestamp: int, tag: flv.VideoTag, body: bytes) -> None:
+    def _video_frame(self, timestamp: int, key: bool, composition_ms: int, unit: bytes, body: bytes) -> None:
         if self._video is None:
             raise BadMedia("the video has no H.264 sequence header; restart the encoder")
         out = self._place(timestamp, video=True)
         dts = out * _TICKS_PER_MS
         try:
-            data = self._muxer.picture(self._video, tag.data, key=tag.key)
+            data = self._muxer.picture(self._video, unit, key=key)
         except BadMedia:
             self._damage()
             return
         if self._segment is not None:
-            if tag.key and self._is_due(dts - self._start):
+            if key and self._is_due(dts - self._start):
                 self._cut(dts)
             else:
                 self._check_caps(dts)
         if self._segment is None:
-            if not (tag.key and self._begin(out, dts)):
+            if not (key and self._begin(out, dts)):
                 self._wait_for_key(out)
                 return
         elif dts > self._last_video:
             self._interval = min(dts - self._last_video, CLOCK)
         self._last_video = dts
-        shown_later = min(max(tag.composition_ms, 0), MAX_COMPOSITION_MS) * _TICKS_PER_MS
-        if self._put_video(data, dts, dts + shown_later, key=tag.key):
-            self._tags.frame(flv.VIDEO, out, body, key=tag.key)
+        shown_later = min(max(composition_ms, 0), MAX_COMPOSITION_MS) * _TICKS_PER_MS
+        if self._put_video(data, dts, dts + shown_later, key=key):
+            self._tags.frame(flv.VIDEO, out, body, key=key)
 
     def _put_video(self, data: bytes, dts: int, pts: int, *, key: bool) -> bool:
         assert self._segment is not None
@@ -359,9 +360,9 @@ class Packager:
             raise self._no_key_frames()
 
     def _check_caps(self, dts: int) -> None:
-        too_long = dts - self._start > self._settings.segment_max_ms * _TICKS_PER_MS
-        if self._segment is not None and (
-            too_long or self._segment.frame_bytes > self._settings.segment_max_bytes
+        segment = self._segment
+        if segment is not None and (
+            dts - self._start > self._max_ticks or segment.frame_bytes > self._max_bytes
         ):
             raise self._no_key_frames()
 

@@ -12,11 +12,7 @@ BACK_MS: Final = 100  # within one track: less is jitter of the encoder and is s
 APART_MS: Final = 2_000  # how far the two tracks may be behind each other
 STEP_MS: Final = 40
 _WRAP: Final = 1 << 32
-
-
-def _signed(difference: int) -> int:
-    """The distance of two timestamps that count modulo 2**32."""
-    return (difference + (_WRAP >> 1)) % _WRAP - (_WRAP >> 1)
+_HALF: Final = _WRAP >> 1
 
 
 @dataclass(slots=True)
@@ -39,7 +35,7 @@ class Timeline:
         """Where a frame goes, and whether the encoder's clock jumped before it."""
         jumped = False
         if self._raw is not None:
-            ahead = _signed(timestamp - self._raw)
+            ahead = (timestamp - self._raw + _HALF) % _WRAP - _HALF  # both count modulo 2**32
             self._unwrapped += ahead
             last = self._in[video]
             back = last is not None and self._unwrapped < last - BACK_MS
@@ -51,6 +47,8 @@ class Timeline:
             self._in = [None, None]
         self._raw = timestamp
         self._in[video] = self._unwrapped
-        out = max(self._unwrapped + self._offset, self._out[video] + 1)
+        out, least = self._unwrapped + self._offset, self._out[video] + 1
+        if out < least:
+            out = least
         self._out[video] = out
         return out, jumped

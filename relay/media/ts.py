@@ -1,119 +1,190 @@
-"""Frames of one segment to the bytes of one MPEG-TS segment.
+"""Frames of one segment to the bytes of one MPEG-TS segment (ISO/IEC 13818-1): those that libavformat would make of
+them, with the program tables at its start and a PCR that is each picture's dts.
 
-Invariant: each segment starts with PAT, PMT and the key frame, and continuity counters go on from segment to segment
-(RFC 8216bis, 6.2.1), so that segments joined end to end are one transport stream.
-
-A muxer lives for one segment: nothing of a broadcast stays inside libavformat, so a damaged frame costs one segment at
-most, and the closed container is not held in a reference cycle by a stream or a packet that outlives it. Frames are
-packed and hashed as they come: when the last one is there, what is left to do is small however long the segment was.
+Invariants: each segment starts with PAT, PMT and the key frame; continuity counters go on from segment to segment
+(RFC 8216bis, 6.2.1), so that segments joined end to end are one transport stream, and a segment that is abandoned
+leaves them as they were. Frames are packed and hashed as they come: when the last one is there, what is left to do is
+small however long the segment was.
 """
 
 import hashlib
-from fractions import Fraction
 from typing import Final
 
-import av
-from av.packet import Packet
+import numpy as np
+import numpy.typing as npt
 
 from relay.media.aac import SAMPLES_PER_FRAME, AacConfig, adts
-from relay.media.errors import BadMedia
 from relay.media.h264 import H264Config, annexb
 from relay.media.packager import CLOCK, Packed
 
-_TIME_BASE: Final = Fraction(1, CLOCK)
 _PACKET: Final = 188
-_WRITE_BYTES: Final = 350 * _PACKET  # packed, renumbered and hashed at a time
+_BODY: Final = _PACKET - 4
+_PAT, _PMT, _VIDEO, _AUDIO = _PIDS = (0x0000, 0x1010, 0x0102, 0x0103)
+_H264, _AAC = 0x1B, 0x0F  # stream types (table 2-34)
+_LAID_OUT: Final = 350  # packets at a time, 64 KiB
+_WRAP: Final = (1 << 33) - 1
 # AAC frames that share one PES packet: fewer, fuller packets. A player gets the first when the last is there.
 _MAX_JOINED: Final = 6
-_MAX_JOINED_BYTES: Final = 2_500  # libavformat starts a new PES packet beyond 2,930
-_SDT_PID: Final = 0x11
-# Low bytes of the PIDs in use differ (PAT 0x0000, PMT 0x1010, video 0x0102, audio 0x0103): one byte names a stream.
-_OPTIONS: Final = {
-    "mpegts_copyts": "1",
-    "avoid_negative_ts": "disabled",
-    "pat_period": "3600",
-    "sdt_period": "3600",
-    "flush_packets": "0",  # write when the buffer is full, not for each packet
-    "mpegts_start_pid": str(0x102),
-    "mpegts_pmt_start_pid": str(0x1010),
+_MAX_JOINED_BYTES: Final = 2_500
+
+
+# --- packets (2.4.3) --------------------------------------------------------------------------------------------------
+
+_STARTS, _ADAPTS = 0x40_00_00, 0x20  # flags of a packet's head: a unit starts, an adaptation field is there
+
+
+def _heads(pid: int, flags: int) -> tuple[bytes, ...]:
+    """By counter."""
+    return tuple((0x47_00_00_10 | flags | pid << 8 | counter).to_bytes(4, "big") for counter in range(16))
+
+
+_RUN_PACKETS: Final = 1024  # whole turns of the counter
+_RUNS: Final = {pid: b"".join(_heads(pid, 0)) * (_RUN_PACKETS // 16) for pid in _PIDS}
+_FIRST: Final = {
+    (pid, adapts): _heads(pid, _STARTS | _ADAPTS * adapts) for pid in _PIDS for adapts in (False, True)
 }
-_PIDS: Final = (0x00, 0x10, 0x02, 0x03)
-# A packet's fourth byte (two zero bits, adaptation flags, counter) fits under two bits for its stream: one table lookup
-# in C then moves the counters of a whole segment.
-_STREAM_BITS: Final = bytes(_PIDS.index(pid) << 6 if pid in _PIDS else 0 for pid in range(256))
-_NEXT: Final = tuple(bytes((c & 0xF0) | ((c + by) & 0x0F) for c in range(64)) for by in range(16))
+_LAST: Final = {pid: _heads(pid, _ADAPTS) for pid in _PIDS}  # of several, with stuffing
+# An adaptation field of so many bytes that says nothing.
+_STUFFING: Final = (b"", b"\0", *(bytes((size - 1, 0)) + b"\xff" * (size - 2) for size in range(2, _BODY)))
 
 
-class _Sink:
-    """Where libavformat writes to: whole packets with their counters moved, and the hash of them."""
+class _Packets:
+    """Packets of all PIDs in their order: heads and bodies are gathered, then laid out and hashed many at a time."""
 
-    __slots__ = ("_begun", "_moves", "_rest", "counters", "parts", "sha256", "size")
+    __slots__ = ("_bodies", "_count", "_heads", "counters", "parts", "sha256")
 
     def __init__(self, counters: dict[int, int]) -> None:
-        self.parts: list[bytes] = []
+        self.counters = counters  # of the packet to come, by PID
+        self.parts: list[npt.NDArray[np.uint8]] = []
         self.sha256 = hashlib.sha256()
-        self.size = 0
-        self.counters = counters  # of the packet to come, by low byte of the PID
-        self._moves = b"".join(_NEXT[counters[pid]] for pid in _PIDS)
-        self._begun = False
-        self._rest = b""
+        self._heads: list[bytes] = []
+        self._bodies: list[bytes | memoryview] = []
+        self._count = 0
 
-    def write(self, data: bytes) -> int:
-        piece = bytearray(self._rest + data if self._rest else data)
-        over = len(piece) % _PACKET
-        self._rest = bytes(piece[len(piece) - over :]) if over else b""
-        if over:
-            del piece[-over:]
-        if not self._begun and piece:
-            self._begun = True
-            if int.from_bytes(piece[1:3], "big") & 0x1FFF == _SDT_PID:
-                del piece[:_PACKET]  # a service name, of no use to anyone, and the PAT must come first
-        if piece:
-            self._take(piece)
-        return len(data)
+    def put(self, pid: int, adaptation: bytes, header: bytes, data: bytes) -> None:
+        """One unit, `header` and `data`: `adaptation` is in its first packet, stuffing in its last."""
+        size = len(adaptation) + len(header) + len(data)
+        count = -(-size // _BODY)
+        room = count * _BODY - size
+        first = self.counters[pid]
+        last = first + count - 1
+        run = _RUNS[pid] if last < _RUN_PACKETS else _RUNS[pid] * (last // _RUN_PACKETS + 1)
+        heads, bodies = self._heads, self._bodies
+        if count == 1 and room:
+            if adaptation:
+                adaptation = bytes((adaptation[0] + room,)) + adaptation[1:] + b"\xff" * room
+            else:
+                adaptation = _STUFFING[room]
+            room = 0
+        heads.append(_FIRST[pid, adaptation != b""][first])
+        if room:
+            cut = len(data) + room - _BODY  # there is that much data: the header is in the first packet
+            view = memoryview(data)
+            heads += (run[4 * first + 4 : 4 * last], _LAST[pid][last & 0x0F])
+            bodies += (adaptation, header, view[:cut], _STUFFING[room], view[cut:])
+        else:
+            heads.append(run[4 * first + 4 : 4 * last + 4])
+            bodies += (adaptation, header, data)
+        self.counters[pid] = (last + 1) & 0x0F
+        self._count += count
+        if self._count >= _LAID_OUT:
+            self._lay_out()
 
-    def _take(self, piece: bytearray) -> None:
-        pids = piece[2::_PACKET]
-        streams = int.from_bytes(pids.translate(_STREAM_BITS), "big")
-        keys = (streams | int.from_bytes(piece[3::_PACKET], "big")).to_bytes(len(pids), "big")
-        piece[3::_PACKET] = keys.translate(self._moves)
-        for pid in _PIDS:
-            last = pids.rfind(pid)
-            if last >= 0:
-                self.counters[pid] = (piece[3 + last * _PACKET] + 1) & 0x0F
-        done = bytes(piece)
-        self.parts.append(done)
-        self.sha256.update(done)
-        self.size += len(done)
+    def finish(self) -> bytes:
+        if self._count:
+            self._lay_out()
+        return b"".join(self.parts)
+
+    def _lay_out(self) -> None:
+        flat = np.empty(self._count * _PACKET, np.uint8)
+        rows = flat.reshape(self._count, _PACKET)
+        rows[:, :4] = np.frombuffer(b"".join(self._heads), np.uint8).reshape(self._count, 4)
+        rows[:, 4:] = np.frombuffer(b"".join(self._bodies), np.uint8).reshape(self._count, _BODY)
+        self._heads.clear()
+        self._bodies.clear()
+        self._count = 0
+        self.sha256.update(flat)
+        self.parts.append(flat)
+
+
+def _stamp(mark: int, clock: int) -> bytes:
+    """A PTS or DTS (2.4.3.6): 33 bits in five bytes."""
+    return (
+        mark << 36
+        | (clock & 0x1C0000000) << 3
+        | (clock & 0x3FFF8000) << 2
+        | (clock & 0x7FFF) << 1
+        | 0x100010001
+    ).to_bytes(5, "big")
+
+
+# --- program tables (2.4.4) -------------------------------------------------------------------------------------------
+
+
+def _crc(section: bytes) -> int:
+    """CRC-32/MPEG-2 (annex A)."""
+    crc = 0xFFFFFFFF
+    for byte in section:
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x04C11DB7 if crc & 0x80000000 else 0)) & 0xFFFFFFFF
+    return crc
+
+
+def _table(table_id: int, fields: bytes) -> bytes:
+    """A packet's body: the section of program or stream 1, version 0, and padding."""
+    size = len(fields) + 9
+    section = bytes((table_id, 0xB0, size)) + b"\0\1\xc1\0\0" + fields
+    section += _crc(section).to_bytes(4, "big")
+    return (b"\0" + section).ljust(_BODY, b"\xff")
+
+
+def _pid(flags: int, pid: int) -> bytes:
+    return (flags << 13 | pid).to_bytes(2, "big")
+
+
+_PAT_BODY: Final = _table(0, b"\0\1" + _pid(7, _PMT))
+
+
+def _pmt_body(*, sound: bool) -> bytes:
+    fields = _pid(7, _VIDEO) + b"\xf0\0" + bytes((_H264,)) + _pid(7, _VIDEO) + b"\xf0\0"
+    if sound:
+        fields += bytes((_AAC,)) + _pid(7, _AUDIO) + b"\xf0\0"
+    return _table(2, fields)
+
+
+_PMT_BODIES: Final = {sound: _pmt_body(sound=sound) for sound in (False, True)}
+
+
+# --- segments ---------------------------------------------------------------------------------------------------------
 
 
 class TsSegment:
-    """One segment while it grows. Each track's dts must rise strictly. After `BadMedia` it is of no more use."""
+    """relay.media.packager.SegmentWriter. `counters`: of the packet to come, by PID."""
 
-    def __init__(self, counters: dict[int, int], video: H264Config, audio: AacConfig | None) -> None:
-        self._counters = counters
-        self._sink = _Sink(dict(counters))
-        self._rate = audio.sample_rate if audio is not None else 0
+    def __init__(self, counters: dict[int, int], sample_rate: int) -> None:
+        """`sample_rate` 0: there is no sound."""
+        self._last = counters
+        self._packets = _Packets(dict(counters))
+        self._rate = sample_rate
         self._sound: list[bytes] = []  # frames that share the next PES packet
         self._sound_dts = self._sound_bytes = 0
-        self.frame_bytes = 0  # put in so far
-        try:
-            self._container = av.open(
-                self._sink, "w", format="mpegts", options=_OPTIONS, buffer_size=_WRITE_BYTES
-            )
-            self._streams = [self._container.add_mux_stream("h264", width=video.width, height=video.height)]
-            if audio is not None:
-                self._streams.append(self._container.add_mux_stream("aac", rate=audio.sample_rate))
-        except (av.FFmpegError, ValueError) as e:
-            raise BadMedia(f"a segment cannot be begun: {e}") from e
+        self.frame_bytes = 0
+        self._packets.put(_PAT, b"", b"", _PAT_BODY)
+        self._packets.put(_PMT, b"", b"", _PMT_BODIES[sample_rate > 0])
 
     def video(self, data: bytes, dts: int, pts: int, *, key: bool) -> None:
-        """One access unit in Annex B; 90 kHz. Raises BadMedia."""
         self.frame_bytes += len(data)
-        self._put(0, data, dts, pts, key)
+        dts, pts = dts & _WRAP, pts & _WRAP
+        if pts == dts:
+            head = b"\0\0\1\xe0\0\0\x80\x80\x05" + _stamp(2, pts)
+        else:
+            head = b"\0\0\1\xe0\0\0\x80\xc0\x0a" + _stamp(3, pts) + _stamp(1, dts)
+        # Length 7, random access on key frames, PCR: the base in 33 bits, 6 reserved ones, no extension (2.4.3.5).
+        adaptation = (b"\x07\x50" if key else b"\x07\x10") + (dts << 15 | 0x7E00).to_bytes(6, "big")
+        self._packets.put(_VIDEO, adaptation, head, data)
 
     def audio(self, data: bytes, dts: int) -> None:
-        """One ADTS frame; 90 kHz. Raises BadMedia."""
         self.frame_bytes += len(data)
         count = len(self._sound)
         if count:
@@ -127,39 +198,20 @@ class TsSegment:
         self._sound_bytes += len(data)
 
     def finish(self, end: int) -> Packed:  # noqa: ARG002  # a transport stream has no durations
-        """The segment's bytes and their SHA-256. Raises BadMedia."""
-        try:
-            if self._sound:
-                self._flush_sound()
-        finally:
-            self.abandon()
-        self._counters.update(self._sink.counters)
-        return Packed(b"".join(self._sink.parts), self._sink.sha256.digest())
+        if self._sound:
+            self._flush_sound()
+        data = self._packets.finish()
+        self._last.update(self._packets.counters)
+        return Packed(data, self._packets.sha256.digest())
 
     def abandon(self) -> None:
-        """Close, and let go of what libavformat holds. Raises BadMedia."""
-        try:
-            self._container.close()
-        except (av.FFmpegError, ValueError, IndexError) as e:
-            raise BadMedia(f"a segment cannot be closed: {e}") from e
-        finally:
-            self._streams.clear()
+        self._packets.parts.clear()
 
     def _flush_sound(self) -> None:
-        data, self._sound = b"".join(self._sound), []
-        self._put(1, data, self._sound_dts, self._sound_dts, False)
-
-    def _put(self, stream: int, data: bytes, dts: int, pts: int, key: bool) -> None:
-        packet = Packet(data)
-        packet.stream = self._streams[stream]
-        packet.time_base = _TIME_BASE
-        packet.dts, packet.pts = dts, pts
-        if key:
-            packet.is_keyframe = True
-        try:
-            self._container.mux_one(packet)
-        except (av.FFmpegError, ValueError, IndexError) as e:
-            raise BadMedia(f"the frames of a segment cannot be put together: {e}") from e
+        size = (self._sound_bytes + 8).to_bytes(2, "big")
+        head = b"\0\0\1\xc0" + size + b"\x80\x80\x05" + _stamp(2, self._sound_dts & _WRAP)
+        self._packets.put(_AUDIO, b"", head, b"".join(self._sound))
+        self._sound.clear()
 
 
 class TsMuxer:
@@ -176,11 +228,11 @@ class TsMuxer:
 
     def begin(
         self,
-        video: H264Config,
+        video: H264Config,  # noqa: ARG002  # it stands before each key frame
         audio: AacConfig | None,
         *,
         start: int,  # noqa: ARG002
-        discontinuity: bool,  # noqa: ARG002  # its counters go on through anything
+        discontinuity: bool,  # noqa: ARG002  # the counters go on through anything
     ) -> TsSegment:
-        """The next segment; the one before is finished or abandoned. Raises BadMedia."""
-        return TsSegment(self._counters, video, audio)
+        """The next segment; the one before is finished or abandoned."""
+        return TsSegment(self._counters, audio.sample_rate if audio is not None else 0)

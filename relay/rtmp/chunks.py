@@ -4,6 +4,7 @@ Invariant: the messages that come out depend only on the bytes fed, never on how
 bytes held back for unfinished chunks and messages never exceed `MAX_CHUNK_BYTES + 18` and `MAX_HELD_BYTES`.
 """
 
+import struct
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -17,6 +18,7 @@ MAX_CHUNK_STREAMS: Final = 64  # encoders use four or five
 KNOWN_TYPES: Final = frozenset({1, 2, 3, 4, 5, 6, 8, 9, 15, 16, 17, 18, 19, 20})
 MAX_STREAM_ID: Final = 64  # the server gives out 1; some encoders count on
 _EXTENDED: Final = 0xFFFFFF
+_header: Final = struct.Struct(">II")  # format and chunk stream id, timestamp; length, type
 
 
 class RtmpError(Exception):
@@ -86,6 +88,9 @@ class ChunkReader:
     def next(self) -> Message | None:
         """The next complete message, or None until more bytes are fed. Raises RtmpError."""
         while self._pos < len(self._buffer):
+            message = self._whole()
+            if message is not None:
+                return message
             chunk = self._chunk()
             if chunk is None:
                 return None
@@ -107,6 +112,45 @@ class ChunkReader:
                 stream.open = False
                 return Message(stream.type_id, stream.timestamp, stream.stream_id, payload)
         return None
+
+    def _whole(self) -> Message | None:
+        """The usual case in one step: a message of a known chunk stream that begins here and whose chunks have all
+        arrived, one after the other. None: it is put together chunk by chunk, which alone defines what is right."""
+        buffer, pos = self._buffer, self._pos
+        size = len(buffer)
+        if size - pos < 12:
+            return None
+        first, second = _header.unpack_from(buffer, pos)
+        stream = self._streams.get(first >> 24 & 0x3F)
+        stamp = timestamp = first & 0xFFFFFF
+        if first >= 0x80000000 or stream is None or stream.open or stamp == _EXTENDED:
+            return None
+        if first < 0x40000000:  # format 0
+            stream_id, start = int.from_bytes(buffer[pos + 8 : pos + 12], "little"), pos + 12
+        else:
+            stream_id, start = stream.stream_id, pos + 8
+            timestamp = (stream.timestamp + stamp) & 0xFFFFFFFF
+        length, type_id, chunk_bytes = second >> 8, second & 0xFF, self.chunk_bytes
+        more = (length - 1) // chunk_bytes
+        end = start + length + more
+        if end > size or not 0 < length <= MAX_MESSAGE_BYTES or type_id not in KNOWN_TYPES:
+            return None
+        if stream_id > MAX_STREAM_ID or (more and self._held + length > MAX_HELD_BYTES):
+            return None
+        if more:
+            continuation = bytes((0xC0 | first >> 24 & 0x3F,))
+            if buffer[start + chunk_bytes : end : chunk_bytes + 1] != continuation * more:
+                return None
+            joined = bytearray(memoryview(buffer)[start:end])
+            del joined[chunk_bytes :: chunk_bytes + 1]
+            body = bytes(joined)
+        else:
+            body = bytes(buffer[start:end])
+        stream.timestamp, stream.stamp, stream.extended = timestamp, stamp, False
+        stream.length, stream.type_id, stream.stream_id = length, type_id, stream_id
+        self.consumed += end - pos
+        self._pos = end
+        return Message(type_id, timestamp, stream_id, body)
 
     def _chunk(self) -> tuple[_ChunkStream, bytes, int] | None:
         """One whole chunk: its stream with the header applied, its body, and where it ends. None when cut short."""
@@ -163,30 +207,12 @@ class ChunkReader:
         if end > size:
             return None
         body = bytes(buffer[pos:end])
-        if body_bytes < length and begins and not extended and chunk_stream_id < 64:
-            whole = self._whole(pos, length, 0xC0 | chunk_stream_id)
-            if whole is not None:
-                body, end = whole
         if begins:
             stream.timestamp = stamp if fmt == 0 else (stream.timestamp + stamp) & 0xFFFFFFFF
         stream.stamp, stream.extended = stamp, extended
         stream.length, stream.type_id, stream.stream_id = length, type_id, stream_id
         self._streams[chunk_stream_id] = stream
         return stream, body, end
-
-    def _whole(self, pos: int, length: int, continuation: int) -> tuple[bytes, int] | None:
-        """A message whose chunks have all arrived and follow each other, with its end; None when it must be
-        put together chunk by chunk. Frames of an encoder are dozens of chunks, and are nearly always whole."""
-        size = self.chunk_bytes
-        count = (length - 1) // size
-        end = pos + length + count
-        if end > len(self._buffer) or self._held + length > MAX_HELD_BYTES:
-            return None
-        if self._buffer[pos + size : end : size + 1] != bytes((continuation,)) * count:
-            return None
-        body = bytearray(self._buffer[pos:end])
-        del body[size :: size + 1]
-        return bytes(body), end
 
 
 def write_message(chunk_stream_id: int, message: Message, chunk_bytes: int) -> bytes:

@@ -74,6 +74,10 @@ class _State(Enum):
     CLOSED = auto()
 
 
+# Read for every message; a member of an Enum costs three times as much to look up.
+_COMMANDS, _PUBLISHING = _State.COMMANDS, _State.PUBLISHING
+
+
 class ServerConnection:
     """`nonce`: 1,528 random bytes for S1."""
 
@@ -101,6 +105,8 @@ class ServerConnection:
         return len(self._hello) + self._reader.held_bytes
 
     def data_to_send(self) -> bytes:
+        if not self._out:
+            return b""
         data = bytes(self._out)
         self._out.clear()
         return data
@@ -111,7 +117,7 @@ class ServerConnection:
             return []
         events: list[Event] = []
         try:
-            if not self.handshake_done:
+            if self._state is not _PUBLISHING and not self.handshake_done:
                 data = self._handshake(data)
             self._reader.feed(data)
             self._parse(events)
@@ -169,10 +175,11 @@ class ServerConnection:
     # --- messages (sections 5.4, 6 and 7) ----------------------------------------------------------------------------
 
     def _parse(self, events: list[Event]) -> None:
-        while self._state in (_State.COMMANDS, _State.PUBLISHING):
-            message = self._reader.next()
-            if self._reader.consumed - self._acked >= self._ack_window:
-                self._acked = self._reader.consumed
+        reader = self._reader
+        while self._state is _PUBLISHING or self._state is _COMMANDS:
+            message = reader.next()
+            if reader.consumed - self._acked >= self._ack_window:
+                self._acked = reader.consumed
                 self._control(3, (self._acked & 0xFFFFFFFF).to_bytes(4, "big"))
             if message is None:
                 return
@@ -181,13 +188,12 @@ class ServerConnection:
             raise RtmpError("too much was sent before the publish request was answered")
 
     def _message(self, message: Message, events: list[Event]) -> None:
-        kind, payload = message.type_id, message.payload
-        if kind in (8, 9):
-            if self._state is not _State.PUBLISHING:
+        kind, timestamp, _, payload = message
+        if kind == 9 or kind == 8:  # for every frame
+            if self._state is not _PUBLISHING:
                 raise RtmpError("media before publish")
             if payload:
-                make = Audio if kind == 8 else Video
-                events.append(make(message.timestamp, payload))
+                events.append(Video(timestamp, payload) if kind == 9 else Audio(timestamp, payload))
         elif kind in (1, 2, 3, 4, 5, 6):
             self._protocol_control(kind, payload)
         elif kind in (17, 20):
