@@ -11,7 +11,6 @@ import hashlib
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from relay.media.aac import SAMPLES_PER_FRAME, AacConfig, adts
 from relay.media.h264 import H264Config, annexb
@@ -55,7 +54,7 @@ class _Packets:
 
     def __init__(self, counters: dict[int, int]) -> None:
         self.counters = counters  # of the packet to come, by PID
-        self.parts: list[npt.NDArray[np.uint8]] = []
+        self.parts: list[memoryview] = []
         self.sha256 = hashlib.sha256()
         self._heads: list[bytes] = []
         self._bodies: list[bytes | memoryview] = []
@@ -103,8 +102,8 @@ class _Packets:
         self._heads.clear()
         self._bodies.clear()
         self._count = 0
-        self.sha256.update(flat)
-        self.parts.append(flat)
+        self.sha256.update(flat.data)
+        self.parts.append(flat.data)
 
 
 def _stamp(mark: int, clock: int) -> bytes:
