@@ -93,6 +93,16 @@ def single(ledger: Ledger, shipped: LibraryLedger) -> Iterator[Row]:
     yield Row("durable append, 64 writers: p99, against 15 ms", sorted(latencies)[1], 15.0, "ms", 1.0, True)
 
 
+def probes(count: int, aggregates: int) -> list[Anything]:
+    """`count` pending events in all, of `aggregates` new aggregates: facts that move no money."""
+    made = [Anything(uuid4()) for _ in range(aggregates)]
+    for n in range(count):
+        made[n % aggregates].trigger(
+            e.NodeProbed, at_us=n, outcome="ok", sequence=n, latency_us=900, segment_bytes=1_000
+        )
+    return made
+
+
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 

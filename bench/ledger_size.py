@@ -1,0 +1,174 @@
+"""`python -m bench.ledger_size [--events N]`: what grows with the log, and what does not.
+
+Crews of 10,000, a million and N events (ten million unless said otherwise) on one server, fsync on. Each figure of a
+large log is set against that of the small one, measured in turns. N is bounded by the disk: about 1 kB an event.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from typing import Final
+from uuid import UUID
+
+from bench import Row
+from bench.__main__ import line
+from bench.ledger_append import deposits, probes
+from bench.library import postgres, side_by_side, timed
+from hub.logs import configure_logging
+from ledger.aggregates.book import Book
+from ledger.application import Ledger
+from ledger.ids import BOOK_ID, NAMESPACE
+from ledger.keys import KeyPair
+from ledger.services.settle import catch_up, keep_index, recall_index
+from ledger.store.migrate import migrate
+from ledger.tlog.publisher import Publisher
+
+SMALL: Final = 10_000
+BYTES_PER_EVENT: Final = 1_000
+BATCH: Final = 5_000  # of these, one moves money in the book
+ACCOUNTS: Final = 500
+ROUNDS: Final = 40
+MEMORY_MIB: Final = 200.0
+APPEND_REACH: Final = 1.2
+FLAT: Final = 1.5  # what does not grow may still be measured on a busy machine
+
+
+class Crew:
+    """One crew's log and its publication."""
+
+    def __init__(self, url: str, folder: Path, events: int) -> None:
+        self.url, self.schema, self.folder, self.events = url, f"crew_{events}", folder / str(events), events
+        migrate(url, self.schema)
+        self.ledger = Ledger(url, schema=self.schema)
+        self.publisher = publisher_of(self.ledger, self.folder)
+
+    def fill(self) -> None:
+        book = self.ledger.load_or_new(Book, BOOK_ID)
+        for n in range(ACCOUNTS):
+            self.deposit(book, n)
+        for n in range(ACCOUNTS, self.events, BATCH):
+            self.deposit(book, n)
+            self.ledger.save(book, *probes(BATCH - 1, 50))
+        self.ledger.load(Book, BOOK_ID)
+        index = recall_index(self.ledger)
+        catch_up(self.ledger, index)
+        keep_index(self.ledger, index)
+        self.publisher.publish(at_us=self.events)
+
+    @staticmethod
+    def deposit(book: Book, n: int) -> None:
+        stream_id = UUID(int=NAMESPACE.int + n % ACCOUNTS)
+        book.deposit(stream_id, amount_micro=1_000_000, reference=f"d{n}", at_us=n)
+
+    # --- what is measured
+
+    def append(self) -> float:
+        """us of an append of one event and of a thousand, together."""
+        one, thousand = deposits(1, 1), deposits(1_000, 50)
+        return 1e6 * (timed(lambda: self.ledger.save(*one)) + timed(lambda: self.ledger.save(*thousand)))
+
+    def publish(self) -> float:
+        """ms to publish a thousand new events."""
+        self.ledger.save(*probes(1_000, 50))
+        return 1e3 * timed(lambda: self.publisher.publish(at_us=1))
+
+    def balances(self) -> float:
+        """us to ask the ledger for every balance."""
+        return 1e6 * timed(lambda: self.ledger.load(Book, BOOK_ID).available())
+
+    def start(self) -> tuple[float, float]:
+        """(s until a new process has the log, its book, its unsettled credits and its tree, MiB at most)."""
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(start, self.url, self.schema, self.folder).result()
+
+
+def publisher_of(ledger: Ledger, folder: Path) -> Publisher:
+    return Publisher(ledger, folder, KeyPair(bytes(32)), "bench.example/log")
+
+
+def start(url: str, schema: str, folder: Path) -> tuple[float, float]:
+    began = time.perf_counter()
+    ledger = Ledger(url, schema=schema)
+    book = ledger.load(Book, BOOK_ID)
+    index = recall_index(ledger)
+    catch_up(ledger, index)
+    publisher_of(ledger, folder).publish(at_us=1)
+    took = time.perf_counter() - began
+    assert sum(book.accounts.values()) == 0
+    ledger.close()
+    return took, getrusage(RUSAGE_SELF).ru_maxrss / 1024
+
+
+def rows_of(crews: list[Crew]) -> Iterator[Row]:
+    small, *larger = crews
+
+    def against_small(
+        what: str, unit: str, reach: float, rounds: int, measure: Callable[[Crew], float]
+    ) -> Iterator[Row]:
+        for crew in crews:
+            measure(crew)  # warm
+        figures = side_by_side(rounds, *[lambda crew=crew: measure(crew) for crew in crews])
+        for crew, figure in zip(larger, figures[1:], strict=True):
+            yield Row(
+                f"{what} at {crew.events:,} events against {small.events:,}",
+                figure,
+                figures[0],
+                unit,
+                reach,
+                True,
+            )
+
+    yield from against_small("append of 1 and of 1,000", "us", APPEND_REACH, ROUNDS, Crew.append)
+    yield from against_small("publication of 1,000 more", "ms", FLAT, ROUNDS // 2, Crew.publish)
+    yield from against_small("all balances", "us", FLAT, ROUNDS, Crew.balances)
+    memory: dict[int, float] = {}
+
+    def start_s(crew: Crew) -> float:
+        took, memory[crew.events] = crew.start()
+        return took
+
+    yield from against_small("start of the ledger's part of a hub", "s", FLAT, 5, start_s)
+    for crew in crews:
+        name = f"memory of the ledger's part at {crew.events:,} events"
+        yield Row(name, memory[crew.events], MEMORY_MIB, "MiB", 1.0, True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.ledger_size", description=__doc__.partition(":")[2]
+    )
+    parser.add_argument("--events", type=int, default=10_000_000, metavar="N")
+    events = parser.parse_args().events
+    sizes = sorted({SMALL, min(1_000_000, events), events})
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if events < SMALL or free < sum(sizes) * BYTES_PER_EVENT:
+        print(f"--events is {SMALL} to {free // BYTES_PER_EVENT - sum(sizes[:-1])} here", file=sys.stderr)
+        return 2
+    configure_logging(json=False, level="warning")
+    with tempfile.TemporaryDirectory(prefix="streamrp2p-bench-") as folder, postgres() as url:
+        crews = []
+        for size in sizes:
+            crew = Crew(url, Path(folder), size)
+            took = timed(crew.fill)
+            print(
+                f"bench: {size:,} events written, folded and published in {took:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+            crews.append(crew)
+        for row in rows_of(crews):
+            print(line(row), flush=True)
+        for crew in crews:
+            crew.ledger.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
