@@ -20,6 +20,13 @@ class CreditSet:
         self._by_session: dict[UUID, Units] = {}
         self._by_network: dict[bytes, list[Units]] = {}  # [k]: credited for at least k + 1 sessions
 
+    @classmethod
+    def of(cls, by_session: dict[UUID, Units], by_network: dict[bytes, list[Units]]) -> "CreditSet":
+        """One that holds what is given: of a network, what is credited for at least 1, 2, ... of its sessions."""
+        credits = cls()
+        credits._by_session, credits._by_network = by_session, by_network
+        return credits
+
     def copy_of(self, sessions: set[UUID], networks: set[bytes]) -> "CreditSet":
         """A scratch copy of the parts named, to try receipts on without touching the real thing."""
         scratch = CreditSet()

@@ -5,10 +5,14 @@ are credited; a refused receipt changes nothing. The same inputs give the same v
 digest, which only the hub could check while it held the segment bytes.
 """
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ledger.credit import CreditSet, Units, count
 from ledger.events import Judged
@@ -56,7 +60,8 @@ class NodeFacts:
 class Manifest:
     """Sizes of the published segments of a broadcast: sequences `first`, `first + 1`, ... It grows at its end only.
 
-    Sums are kept, not sizes: a receipt claims a run of up to 512 segments, and its bytes are one subtraction.
+    Sums are kept, not sizes: a receipt claims a run of up to 512 segments, and its bytes are one subtraction. Together
+    the segments have less than 2^63 bytes.
     """
 
     __slots__ = ("_sums", "first", "next")
@@ -64,7 +69,7 @@ class Manifest:
     def __init__(self, first: int, sizes: Iterable[int] = ()) -> None:
         self.first = first
         self.next = first  # the sequence after the last
-        self._sums = [0]  # [i]: bytes of the first i segments
+        self._sums = array("q", (0,))  # [i]: bytes of the first i segments
         for segment_bytes in sizes:
             self.append(segment_bytes)
 
@@ -77,6 +82,10 @@ class Manifest:
         earlier = Manifest(self.first)
         earlier.next, earlier._sums = min(end, self.next), self._sums
         return earlier
+
+    def sums(self) -> NDArray[np.int64]:
+        """A copy: [i] is the bytes of the first i segments."""
+        return np.frombuffer(self._sums, np.int64, self.next - self.first + 1).copy()
 
     def bytes_between(self, start: int, end: int) -> int:
         """Bytes of the published segments with sequences in [start, end)."""

@@ -1,0 +1,265 @@
+"""The credits of a broadcast in arrays: what ledger.credit says, for a batch at a time and in little memory.
+
+Invariant: after the same credits, `copy_of` gives what a `CreditSet` holds of those sessions and networks. A session is
+a row of 40 bytes: its id, its network, and the run of segments it is credited for, relative to the broadcast's first.
+Only what is no run has a bitmap beside it, and only a network of several sessions has its levels counted.
+"""
+
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledger.credit import CreditSet, Units
+
+Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+Rows = NDArray[Any]
+
+KEY_BYTES: Final = 16
+_KEY: Final = struct.Struct("<QQ")
+_ROW: Final = np.dtype([("session", "<u8", 2), ("network", "<u8", 2), ("start", "<i4"), ("end", "<i4")])
+_NO_RUN: Final = -1  # the `end` of a row whose credits are a bitmap
+
+
+class Claims(NamedTuple):
+    """What receipts claim of a broadcast, one row each: the run [start, end), relative to its first segment."""
+
+    sessions: Sequence[bytes]  # different ones, 16 bytes each
+    session_of: NDArray[np.uint8]
+    networks: Sequence[bytes]  # different ones, 16 bytes or none
+    network_of: NDArray[np.uint8]
+    start: Ints
+    end: Ints
+
+    def where(self, chosen: Flags) -> "Claims":
+        """Some of the claims."""
+        return self._replace(
+            session_of=self.session_of[chosen],
+            network_of=self.network_of[chosen],
+            start=self.start[chosen],
+            end=self.end[chosen],
+        )
+
+
+class Plan(NamedTuple):
+    """What is new in each claim. Only to be used where it is `alone`: of a run, and nobody else has a say in it."""
+
+    alone: Flags
+    start: Ints  # what is new is the run [start, end), when that is not empty
+    end: Ints
+    rows: Ints  # of the sessions; -1 when there is none yet
+
+
+class CreditColumns:
+    def __init__(self) -> None:
+        self._rows: Rows = np.zeros(8, _ROW)
+        self._used = 0
+        self._by_session = _Index("session")
+        self._by_network = _Index("network")  # -> the first session of that network
+        self._bits: dict[int, Units] = {}  # row -> its credits relative to `start`, where they are no run
+        self._levels: dict[int, list[Units]] = {}  # first row of a network of several -> as in CreditSet
+
+    def copy_of(self, sessions: Iterable[UUID], networks: Iterable[bytes]) -> CreditSet:
+        """The parts named, to try receipts on one after the other."""
+        by_session = {s: self.credited(s) for s in sessions}
+        by_network = {n: self._levels_of(n) for n in networks}
+        return CreditSet.of(by_session, by_network)
+
+    def credited(self, session_id: UUID) -> Units:
+        row = self._by_session.find(self._rows, session_id.bytes)
+        return self._units(row) if row >= 0 else 0
+
+    def credit(self, session_id: UUID, network: bytes, units: Units) -> None:
+        """Add `units`, none of which the session may have yet."""
+        if not units:
+            return
+        row, before = self._by_session.find(self._rows, session_id.bytes), 0
+        if row >= 0:
+            before = self._units(row)
+            if self._rows["network"][row].tobytes() != _key(network):
+                raise ValueError("a session has one network")
+        if units & before:
+            raise ValueError("a unit may be credited only once")
+        if row < 0:
+            row = self._append([session_id.bytes], [network])
+        if network:
+            self._count(row, network, units)
+        self._set_units(row, before | units)
+
+    def plan(self, claims: Claims) -> Plan:
+        """What each claim would newly credit if it were the only one. Changes nothing."""
+        rows = self._by_session.find_all(self._rows, claims.sessions)[claims.session_of]
+        held, known = self._rows[rows], rows >= 0
+        # A session that has nothing has an empty run where it claims.
+        first = np.where(known, held["start"], claims.start)
+        past = np.where(known, held["end"], claims.start)
+        later = (first <= claims.start) & (claims.start <= past)  # it begins in the run, or right behind it
+        earlier = (claims.start < first) & (first <= claims.end) & (claims.end <= past)
+        alone = (later | earlier) & _once(claims.session_of) & self._sole(claims, rows)
+        start = np.where(later, past, claims.start)
+        end = np.where(later, np.maximum(claims.end, past), first)
+        return Plan(alone, start, end, rows)
+
+    def credit_alone(self, claims: Claims, plan: Plan) -> None:
+        """Credit what `plan` found of these claims. All must be `alone`; nothing may have changed in between."""
+        if not plan.alone.all():
+            raise ValueError("a claim that others have a say in")
+        fresh = plan.start < plan.end
+        known = fresh & (plan.rows >= 0)
+        rows = plan.rows[known]
+        self._rows["start"][rows] = np.minimum(self._rows["start"][rows], plan.start[known])
+        self._rows["end"][rows] = np.maximum(self._rows["end"][rows], plan.end[known])
+        new = np.flatnonzero(fresh & (plan.rows < 0))
+        if not len(new):
+            return
+        networks = [claims.networks[n] for n in claims.network_of[new].tolist()]
+        at = self._append([claims.sessions[s] for s in claims.session_of[new].tolist()], networks)
+        self._rows["start"][at : at + len(new)] = plan.start[new]
+        self._rows["end"][at : at + len(new)] = plan.end[new]
+        self._by_network.add(self._rows, [at + i for i, network in enumerate(networks) if network])
+
+    def _sole(self, claims: Claims, rows: Ints) -> Flags:
+        """Whether the session is the only one of its network, here and in the batch; or has no network."""
+        if not any(claims.networks):
+            return np.ones(len(rows), np.bool_)
+        firsts = self._by_network.find_all(self._rows, claims.networks)
+        several = np.fromiter((row in self._levels for row in firsts.tolist()), np.bool_, len(firsts))
+        free = np.fromiter((not network for network in claims.networks), np.bool_, len(firsts))
+        of = claims.network_of
+        sole: Flags = free[of] | (_once(of) & (firsts[of] == rows) & ~several[of])
+        return sole
+
+    def _append(self, sessions: Sequence[bytes], networks: Sequence[bytes]) -> int:
+        """The first of the new rows."""
+        session_keys, network_keys = _keys(sessions), _keys(networks)
+        at, self._used = self._used, self._used + len(sessions)
+        if self._used > len(self._rows):
+            room = np.zeros(self._used + self._used // 16, _ROW)
+            room[:at] = self._rows[:at]
+            self._rows = room
+        self._rows["session"][at : self._used] = session_keys
+        self._rows["network"][at : self._used] = network_keys
+        self._by_session.add(self._rows, range(at, self._used))
+        return at
+
+    def _count(self, row: int, network: bytes, units: Units) -> None:
+        """Take what is about to be credited to `row` into the levels of its network."""
+        first = self._by_network.find(self._rows, network)
+        if first < 0:
+            self._by_network.add(self._rows, [row])
+            return
+        levels = self._levels.get(first)
+        if levels is None:
+            if first == row:
+                return
+            levels = self._levels[first] = [self._units(first)]
+        carry = units
+        for k, level in enumerate(levels):
+            levels[k], carry = level | carry, level & carry
+        if carry:
+            levels.append(carry)
+
+    def _levels_of(self, network: bytes) -> list[Units]:
+        first = self._by_network.find(self._rows, network) if network else -1
+        if first < 0:
+            return []
+        return list(self._levels.get(first) or [self._units(first)])
+
+    def _units(self, row: int) -> Units:
+        start, end = int(self._rows["start"][row]), int(self._rows["end"][row])
+        return (self._bits[row] if end == _NO_RUN else (1 << (end - start)) - 1) << start
+
+    def _set_units(self, row: int, units: Units) -> None:
+        start = (units & -units).bit_length() - 1
+        bits = units >> start
+        run = not bits & (bits + 1)
+        self._rows["start"][row] = start
+        self._rows["end"][row] = start + bits.bit_length() if run else _NO_RUN
+        if run:
+            self._bits.pop(row, None)
+        else:
+            self._bits[row] = bits
+
+
+class _Index:
+    """Rows by a key of 16 random bytes: a hash table with open addressing whose slots are row numbers.
+
+    It is at most three quarters full; a key's k-th probe is k slots behind the one before, which reaches every slot.
+    """
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+        self._slots: NDArray[np.int32] = np.full(16, -1, np.int32)
+        self._used = 0
+
+    def find(self, rows: Rows, key: bytes) -> int:
+        """The row of the key, or -1."""
+        low, high = _KEY.unpack(_key(key))
+        mask = len(self._slots) - 1
+        at, step = ((low ^ high) * _MIX % 2**64 >> _SHIFT) & mask, 0
+        keys = rows[self._field]
+        while (row := int(self._slots[at])) >= 0 and keys[row].tobytes() != _key(key):
+            step += 1
+            at = (at + step) & mask
+        return row
+
+    def find_all(self, rows: Rows, keys: Sequence[bytes]) -> Ints:
+        """The row of each key, or -1."""
+        wanted = _keys(keys)
+        found = np.full(len(wanted), -1, np.int64)
+        left = np.arange(len(wanted))
+        at, step = self._home(wanted), 0
+        while len(left):
+            there = self._slots[at]
+            same = (there >= 0) & (rows[self._field][there] == wanted[left]).all(1)
+            found[left[same]] = there[same]
+            on = (there >= 0) & ~same
+            step += 1
+            left, at = left[on], (at[on] + step) & (len(self._slots) - 1)
+        return found
+
+    def add(self, rows: Rows, new: Iterable[int]) -> None:
+        """Index rows whose keys are not in it, and different."""
+        left = np.fromiter(new, np.int64)
+        self._used += len(left)
+        size = len(self._slots)
+        while self._used > size * 3 // 4:
+            size *= 2
+        if size > len(self._slots):
+            left = np.concatenate((self._slots[self._slots >= 0].astype(np.int64), left))
+            self._slots = np.full(size, -1, np.int32)
+        at, step = self._home(rows[self._field][left]), 0
+        while len(left):
+            free = self._slots[at] < 0
+            self._slots[at[free]] = left[free]  # of several, one gets the slot
+            on = self._slots[at] != left
+            step += 1
+            left, at = left[on], (at[on] + step) & (size - 1)
+
+    def _home(self, keys: NDArray[np.uint64]) -> Ints:
+        mixed = ((keys[:, 0] ^ keys[:, 1]) * np.uint64(_MIX)) >> np.uint64(_SHIFT)
+        return mixed.astype(np.int64) & (len(self._slots) - 1)
+
+
+_MIX: Final = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
+_SHIFT: Final = 24  # the upper bits of the product depend on all of the key
+
+
+def _once(numbers: NDArray[np.uint8]) -> Flags:
+    """Where a number stands that stands nowhere else."""
+    once: Flags = np.bincount(numbers)[numbers] == 1
+    return once
+
+
+def _key(key: bytes) -> bytes:
+    if len(key) not in (0, KEY_BYTES):
+        raise ValueError(f"a session or a network is named by {KEY_BYTES} bytes, not {len(key)}")
+    return key or bytes(KEY_BYTES)
+
+
+def _keys(keys: Sequence[bytes]) -> NDArray[np.uint64]:
+    return np.frombuffer(b"".join([_key(key) for key in keys]), "<u8").reshape(-1, 2)

@@ -1,0 +1,311 @@
+"""The verdicts on the receipts of a batch, together: what `ledger.judge` says of each in turn, in arrays.
+
+Invariant: `judge` gives what `ledger.judge.judge_signed` gives for the receipts one after the other, each crediting
+what it is paid for before the next is judged, byte for byte. Rules that look at one receipt and the log before it are
+decided in arrays; so are credits that only one receipt of the batch can touch (`CreditColumns.plan`). The rest goes
+through `judge_signed` itself, in order.
+
+Pure, like `ledger.judge`: an audit may use it, as it uses that, with columns it made itself.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledger.credit_columns import Claims, CreditColumns, Flags, Ints
+from ledger.judge import Manifest, NodeFacts, SessionFacts, judge_signed
+from ledger.judged import CAP_CODES, SIZE_BYTES, UNITS_BYTES, VERDICT_CODES
+from ledger.receipt import BODY_BYTES as RECEIPT_BODY_BYTES
+from ledger.receipt import MAX_BASE_SEQUENCE, SIGNED_BYTES, VERSION, Receipt, fold_digests
+from ledger.settings import Settings
+from ledger.ticket import BODY_BYTES, Ticket, ViewerClass
+from ledger.verdict import CAPS, VERDICTS, Cap, Verdict
+
+RECEIPT: Final = np.dtype(  # a signed receipt as ledger.receipt writes it
+    [
+        ("version", "u1"),
+        ("ticket_hash", "V32"),
+        ("counter", ">u4"),
+        ("base_sequence", ">u8"),
+        ("bitmap", "<u8", 8),
+        ("digest", "V32"),
+        ("signature", "V64"),
+    ]
+)
+TICKET: Final = np.dtype(  # a ticket's body as ledger.ticket writes it
+    [
+        ("version", "u1"),
+        ("viewer_class", "u1"),
+        ("hub_key_id", "V8"),
+        ("ticket_id", "V16"),
+        ("session_id", "V16"),
+        ("stream_id", "V16"),
+        ("rendition_id", "V16"),
+        ("viewer_key", "V32"),
+        ("node_key", "V32"),
+        ("first_sequence", ">u8"),
+        ("last_sequence", ">u8"),
+        ("settle_by_s", ">u8"),
+        ("tariff_version", ">u4"),
+        ("byte_budget", ">u8"),
+        ("nonce", "V16"),
+    ]
+)
+assert (RECEIPT.itemsize, TICKET.itemsize) == (SIGNED_BYTES, BODY_BYTES)
+
+_UNDECIDED: Final = 255
+_CODE: Final = {verdict: VERDICT_CODES[verdict.value] for verdict in VERDICTS}
+_CAP: Final = {cap: CAP_CODES[cap.value] for cap in CAPS}
+_ACCEPTED: Final = _CODE[Verdict.ACCEPTED]
+_NOTHING: Final = fold_digests(())  # the digest of a receipt that claims nothing
+
+Words = NDArray[np.uint64]
+
+
+class Receipts(NamedTuple):
+    """Receipts of known version, and where their claims begin and end."""
+
+    rows: NDArray[Any]  # RECEIPT
+    empty: Flags  # claims nothing; then the others are 0
+    lowest: Words  # sequence
+    highest: Words
+    run: Flags  # claims all between them
+
+    @classmethod
+    def of(cls, data: bytes) -> "Receipts":
+        rows = np.frombuffer(data, RECEIPT)
+        bitmap = np.ascontiguousarray(rows["bitmap"])
+        words = bitmap != 0
+        at, every = np.arange(len(rows)), words.any(1)
+        low_at, high_at = words.argmax(1), 7 - words[:, ::-1].argmax(1)
+        low, high = bitmap[at, low_at], bitmap[at, high_at]
+        low_bit = np.bitwise_count((low & -low) - np.uint64(1)) + np.uint64(64) * low_at.astype(np.uint64)
+        for by in (1, 2, 4, 8, 16, 32):  # every bit below the highest
+            high = high | (high >> np.uint64(by))
+        high_bit = np.bitwise_count(high) + np.uint64(64) * high_at.astype(np.uint64) - np.uint64(1)
+        units = np.bitwise_count(bitmap).sum(1, dtype=np.uint64)
+        base = rows["base_sequence"].astype(np.uint64)
+        lowest, highest = np.where(every, base + low_bit, 0), np.where(every, base + high_bit, 0)
+        return cls(rows, ~every, lowest, highest, units == highest - lowest + np.uint64(1))
+
+
+def well_formed(rows: NDArray[Any]) -> Flags:
+    """Which of the RECEIPT rows `SignedReceipt.decode` would read."""
+    good: Flags = (rows["version"] == VERSION) & (rows["base_sequence"] <= MAX_BASE_SEQUENCE)
+    return good
+
+
+class Viewers(NamedTuple):
+    """The sessions and networks that a batch's tickets lead to, once each, in the order in which they are first met."""
+
+    sessions: Sequence[bytes]  # 16 bytes
+    session_of: NDArray[np.uint8]  # by receipt
+    facts: Sequence[SessionFacts]  # by session
+    networks: Sequence[bytes]
+    network_of: NDArray[np.uint8]  # by receipt
+
+    @classmethod
+    def of(cls, sessions: Sequence[bytes], facts: Sequence[SessionFacts]) -> "Viewers":
+        """From the session of each receipt and what is known of it."""
+        numbers: dict[bytes, int] = {}
+        session_of = [numbers.setdefault(session, len(numbers)) for session in sessions]
+        networks: dict[bytes, int] = {}
+        network_of = [networks.setdefault(f.network, len(networks)) for f in facts]
+        once = dict(zip(sessions, facts, strict=True))
+        return cls(
+            list(numbers),
+            np.array(session_of, np.uint8),
+            [once[session] for session in numbers],
+            list(networks),
+            np.array(network_of, np.uint8),
+        )
+
+
+class Verdicts(NamedTuple):
+    """By receipt, as `events.SegmentsServed` has them."""
+
+    verdicts: NDArray[np.uint8]
+    caps: NDArray[np.uint8]
+    units: Ints
+    credited_bytes: Ints
+
+    def columns(self) -> dict[str, bytes]:
+        return {
+            "verdicts": self.verdicts.tobytes(),
+            "caps": self.caps.tobytes(),
+            "units": self.units.astype(f">u{UNITS_BYTES}").tobytes(),
+            "credited_bytes": self.credited_bytes.astype(f">u{SIZE_BYTES}").tobytes(),
+        }
+
+
+def judge(
+    receipts: Receipts,
+    tickets: NDArray[Any],  # TICKET, by receipt
+    viewers: Viewers,
+    *,
+    signed: Flags,  # whether the signature holds; not looked at where the ticket is another node's
+    digests: Callable[
+        [NDArray[np.intp]], Flags
+    ],  # of which receipts (none empty) -> whether the digest holds
+    node: NodeFacts,
+    manifest: Manifest,
+    credits: CreditColumns,
+    settings: Settings,
+    now_s: int,
+) -> Verdicts:
+    """The verdicts on receipts whose tickets the hub issued for one broadcast. Changes nothing."""
+    out = _Out(len(receipts.rows))
+    out.refuse(tickets["node_key"] != np.void(node.public_key), Verdict.WRONG_NODE)
+    out.refuse(~signed, Verdict.BAD_SIGNATURE)
+    out.refuse(tickets["settle_by_s"] < max(now_s, 0), Verdict.LATE)
+    out.refuse(~_within(receipts, tickets, manifest), Verdict.OUT_OF_RANGE)
+    out.refuse(receipts.empty & (receipts.rows["digest"] != np.void(_NOTHING)), Verdict.DIGEST_MISMATCH)
+    open_ = np.flatnonzero(out.open & ~receipts.empty)
+    if len(open_):
+        out.refuse(_spread(open_, ~digests(open_), len(signed)), Verdict.DIGEST_MISMATCH)
+    out.refuse(receipts.empty, Verdict.DUPLICATE)
+
+    claims = _claims(receipts, viewers, manifest, out.open)
+    plan = credits.plan(claims)
+    alone = plan.alone & receipts.run & ~_budgeted(tickets, manifest)
+    left = np.flatnonzero(out.open & ~alone)
+    out.refuse(alone & (plan.start >= plan.end), Verdict.DUPLICATE)
+    for cap, applies in _caps(tickets, viewers, node, settings):
+        out.refuse(alone & applies, Verdict.CAPPED, cap)
+    paid = out.open & alone
+    out.verdicts[paid] = _ACCEPTED
+    out.units[paid] = (plan.end - plan.start)[paid]
+    sums = manifest.sums()
+    out.credited_bytes[paid] = sums[plan.end[paid]] - sums[plan.start[paid]]
+    if len(left):
+        _one_by_one(
+            left.tolist(),
+            receipts,
+            tickets,
+            viewers,
+            out,
+            node=node,
+            manifest=manifest,
+            credits=credits,
+            settings=settings,
+            now_s=now_s,
+        )
+    return Verdicts(out.verdicts, out.caps, out.units, out.credited_bytes)
+
+
+class _Out:
+    """Verdicts as they are found: the first that applies stands."""
+
+    def __init__(self, count: int) -> None:
+        self.verdicts: NDArray[np.uint8] = np.full(count, _UNDECIDED, np.uint8)
+        self.caps: NDArray[np.uint8] = np.zeros(count, np.uint8)
+        self.units: Ints = np.zeros(count, np.int64)
+        self.credited_bytes: Ints = np.zeros(count, np.int64)
+
+    @property
+    def open(self) -> Flags:
+        undecided: Flags = self.verdicts == _UNDECIDED
+        return undecided
+
+    def refuse(self, which: Flags, verdict: Verdict, cap: Cap = Cap.NONE) -> None:
+        found = which & self.open
+        self.verdicts[found] = _CODE[verdict]
+        self.caps[found] = _CAP[cap]
+
+
+def _within(receipts: Receipts, tickets: NDArray[Any], manifest: Manifest) -> Flags:
+    """Whether all that is claimed is the ticket's and published."""
+    low, high = receipts.lowest, receipts.highest
+    covered = (low >= tickets["first_sequence"]) & (high <= tickets["last_sequence"])
+    within: Flags = receipts.empty | (covered & (low >= manifest.first) & (high < manifest.next))
+    return within
+
+
+def _claims(receipts: Receipts, viewers: Viewers, manifest: Manifest, within: Flags) -> Claims:
+    first = np.uint64(manifest.first)
+    low = np.where(within, receipts.lowest - first, 0).astype(np.int64)
+    high = np.where(within, receipts.highest - first, 0).astype(np.int64)
+    return Claims(viewers.sessions, viewers.session_of, viewers.networks, viewers.network_of, low, high + 1)
+
+
+def _budgeted(tickets: NDArray[Any], manifest: Manifest) -> Flags:
+    """Whether the ticket covers more bytes than it allows, so that what was claimed before matters."""
+    first, past = np.uint64(manifest.first), np.uint64(manifest.next)
+    last = tickets["last_sequence"].astype(np.uint64)
+    end = np.maximum(np.where(last < past, last + np.uint64(1), past), first)
+    start = np.minimum(np.maximum(tickets["first_sequence"].astype(np.uint64), first), end)
+    sums = manifest.sums()
+    covered = sums[(end - first).astype(np.int64)] - sums[(start - first).astype(np.int64)]
+    more: Flags = covered.astype(np.uint64) > tickets["byte_budget"].astype(np.uint64)
+    return more
+
+
+def _caps(
+    tickets: NDArray[Any], viewers: Viewers, node: NodeFacts, settings: Settings
+) -> Sequence[tuple[Cap, Flags]]:
+    """The caps that depend on nobody's credits, in order."""
+    plain = tickets["viewer_class"] != ViewerClass.SIGNING
+    suspended = (
+        plain | (not settings.suspended_signed_paid) if node.suspended else np.zeros(len(plain), np.bool_)
+    )
+    own = [f.account_id is not None and f.account_id == node.friend_id for f in viewers.facts]
+    same = [
+        bool(settings.same_network_forbidden and network and network in node.networks)
+        for network in viewers.networks
+    ]
+    return (
+        (Cap.NODE_SUSPENDED, suspended),
+        (Cap.OWN_ACCOUNT, np.array(own, np.bool_)[viewers.session_of]),
+        (Cap.SAME_NETWORK, np.array(same, np.bool_)[viewers.network_of]),
+    )
+
+
+def _one_by_one(
+    which: Sequence[int],
+    receipts: Receipts,
+    tickets: NDArray[Any],
+    viewers: Viewers,
+    out: _Out,
+    *,
+    node: NodeFacts,
+    manifest: Manifest,
+    credits: CreditColumns,
+    settings: Settings,
+    now_s: int,
+) -> None:
+    """Signed receipts with the right digest, each judged on the credits of those before."""
+    session_of, network_of = viewers.session_of.tolist(), viewers.network_of.tolist()
+    scratch = credits.copy_of(
+        {UUID(bytes=viewers.sessions[session_of[i]]) for i in which},
+        {viewers.networks[network_of[i]] for i in which},
+    )
+    for i in which:
+        ticket, facts = Ticket.decode_body(tickets[i].tobytes()), viewers.facts[session_of[i]]
+        judged, units = judge_signed(
+            Receipt.decode_body(receipts.rows[i].tobytes()[:RECEIPT_BODY_BYTES]),
+            ticket,
+            node=node,
+            session=facts,
+            manifest=manifest,
+            credits=scratch,
+            settings=settings,
+            digest_of=_known_to_hold,
+            now_s=now_s,
+        )
+        scratch.credit(ticket.session_id, facts.network, units)
+        out.verdicts[i], out.caps[i] = VERDICT_CODES[judged.verdict], CAP_CODES[judged.cap]
+        out.units[i], out.credited_bytes[i] = judged.units, judged.credited_bytes
+
+
+def _known_to_hold(nonce: bytes, sequence: int) -> None:  # noqa: ARG001 - checked before
+    return None
+
+
+def _spread(at: NDArray[np.intp], flags: Flags, count: int) -> Flags:
+    """`flags` at the places `at` of `count`."""
+    spread: Flags = np.zeros(count, np.bool_)
+    spread[at] = flags
+    return spread
