@@ -18,6 +18,8 @@ from api.edge import Edge
 from api.health.endpoints import router as health
 from api.log.endpoints import router as log
 from api.metrics import Metrics
+from api.nodes.checks import UPLOAD_BYTES_MAX, UPLOAD_PATH
+from api.nodes.checks import router as node_checks
 from api.nodes.endpoints import router as nodes
 from api.payouts.endpoints import router as payouts
 from api.receipts.endpoints import router as receipts
@@ -26,7 +28,7 @@ from api.streams.endpoints import router as streams
 from api.web.endpoints import router as web
 from api.web.endpoints import static_files
 
-_ROUTERS: Final = (streams, nodes, sessions, receipts, balances, payouts, health, log, web)
+_ROUTERS: Final = (streams, node_checks, nodes, sessions, receipts, balances, payouts, health, log, web)
 _PREFLIGHT_S: Final = 600
 
 
@@ -63,7 +65,8 @@ def create_app(services: Services) -> FastAPI:
         expose_headers=["Retry-After"],
         max_age=_PREFLIGHT_S,
     )
-    app.add_middleware(Edge, body_bytes_max=BODY_BYTES_MAX, metrics=app.state.metrics)
+    larger = {UPLOAD_PATH: UPLOAD_BYTES_MAX}
+    app.add_middleware(Edge, body_bytes_max=BODY_BYTES_MAX, exceptions=larger, metrics=app.state.metrics)
     for router in _ROUTERS:
         app.include_router(router)
     app.mount("/static", static_files(), name="static")

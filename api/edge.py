@@ -4,6 +4,7 @@ Invariant: no endpoint ever reads more than `limit` bytes of a request, and noth
 """
 
 import time
+from collections.abc import Mapping
 from typing import Final
 
 from starlette.datastructures import MutableHeaders
@@ -21,9 +22,13 @@ UNMATCHED: Final = "(none)"
 
 
 class Edge:
-    def __init__(self, app: ASGIApp, *, body_bytes_max: int, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, *, body_bytes_max: int, exceptions: Mapping[str, int], metrics: Metrics
+    ) -> None:
+        """`exceptions`: paths whose bodies may be larger."""
         self._app = app
         self._limit = body_bytes_max
+        self._exceptions = exceptions
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -32,6 +37,7 @@ class Edge:
             return
         started_s = time.perf_counter()
         status = 500
+        limit = self._exceptions.get(scope["path"], self._limit)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -43,33 +49,33 @@ class Edge:
             await send(message)
 
         try:
-            if _declared_bytes(scope) > self._limit:
-                await render(self._too_large())(scope, receive, send_with_headers)
+            if _declared_bytes(scope) > limit:
+                await render(_too_large(limit))(scope, receive, send_with_headers)
             else:
-                await self._app(scope, self._bounded(receive), send_with_headers)
+                await self._app(scope, _bounded(receive, limit), send_with_headers)
         finally:
             # Routing leaves its route in the scope; its template keeps the number of label values small.
             route = getattr(scope.get("route"), "path", UNMATCHED)
             self._metrics.request(scope["method"], route, status, time.perf_counter() - started_s)
 
-    def _bounded(self, receive: Receive) -> Receive:
-        received = 0
 
-        async def bounded() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._limit:
-                raise self._too_large()
-            return message
+def _bounded(receive: Receive, limit: int) -> Receive:
+    received = 0
 
-        return bounded
+    async def bounded() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > limit:
+            raise _too_large(limit)
+        return message
 
-    def _too_large(self) -> Problem:
-        # The rest of the body is not read: the connection cannot be used again.
-        return Problem(
-            ProblemType.TOO_LARGE, f"at most {self._limit} bytes are taken", headers={"Connection": "close"}
-        )
+    return bounded
+
+
+def _too_large(limit: int) -> Problem:
+    # The rest of the body is not read: the connection cannot be used again.
+    return Problem(ProblemType.TOO_LARGE, f"at most {limit} bytes are taken", headers={"Connection": "close"})
 
 
 def _declared_bytes(scope: Scope) -> int:

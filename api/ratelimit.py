@@ -33,6 +33,7 @@ class Rules:
     batches_per_node: int = 60
     joins_per_ip: int = 20
     requests_per_node: int = 120
+    checks_per_node: int = 12
     requests_per_token: int = 600
 
 

@@ -31,7 +31,7 @@ def node_address(url: str | None, peer_ip: str, port: int) -> str:
         raise _refused("its host is neither an address nor a name")
     if address is not None and (address.is_link_local or address.is_multicast or address.is_unspecified):
         raise _refused("no player can be sent to that address")
-    if _is_own_network(host, address) and not _is_near(peer_ip):
+    if _is_own_network(host, address) and not is_near(peer_ip):
         raise _refused("it is in a private network, and this request did not come from one")
     return url
 
@@ -68,7 +68,7 @@ def _is_own_network(host: str, address: _Address | None) -> bool:
     return "." not in name or name.rpartition(".")[2] in _OWN_NETWORK
 
 
-def _is_near(peer_ip: str) -> bool:
+def is_near(peer_ip: str) -> bool:
     peer = _parse(peer_ip)
     return peer is not None and not peer.is_global
 
