@@ -51,10 +51,12 @@ log = structlog.get_logger("hub.origin")
 
 POOL_THREADS: Final = 8
 INGEST_THREADS: Final = 3
-MEDIA_PATHS: Final = ("/live/", "/segments/")
+MEDIA_PATHS: Final = ("/live/", "/segments/", "/vod/")
+RECORDINGS: Final = "recordings"
 LIVENESS_EVERY_S: Final = 1.0
 OBSERVE_EVERY_S: Final = 5.0
 REAP_EVERY_S: Final = 5.0
+SWEEP_EVERY_S: Final = 600.0
 STOP_PATIENCE_S: Final = 2
 
 
@@ -99,9 +101,16 @@ class OriginProcess:
             now_us=now_us,
             new_id=uuid4,
         )
-        self._origin = Origin(
-            authority, self._steering, OriginSettings(publish_grace_s=settings.publish_grace_s), now_us
+        recorded = settings.record_days > 0
+        media = OriginSettings(
+            publish_grace_s=settings.publish_grace_s,
+            container=settings.segments,
+            low_latency_viewers=settings.low_latency_viewers,
+            still_every_s=settings.thumbnail_s,
+            recordings=settings.data_dir / RECORDINGS if recorded else None,
+            recording_keep_s=settings.record_days * 86_400.0,
         )
+        self._origin = Origin(authority, self._steering, media, now_us)
         valkey = connect(settings.resolved_redis_url())
         self._liveness = Liveness(valkey)
         self._pings = Pings()
@@ -168,6 +177,7 @@ class OriginProcess:
             loop.create_task(_forever(LIVENESS_EVERY_S, self._refresh_nodes)),
             loop.create_task(_forever(OBSERVE_EVERY_S, self._steering.record_observations)),
             loop.create_task(_forever(REAP_EVERY_S, self._end_abandoned)),
+            loop.create_task(_forever(SWEEP_EVERY_S, self._sweep_recordings)),
         ]
         waiting = loop.create_task(stop.wait())
         done, _ = await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)
@@ -200,6 +210,9 @@ class OriginProcess:
         self._steering.update_live_nodes(self._pings.reachable(nodes))
         await self._pings.ping(nodes)
         self._steering.update_live_nodes(self._pings.reachable(nodes))
+
+    async def _sweep_recordings(self) -> None:
+        self._origin.sweep_recordings()
 
     async def _end_abandoned(self) -> None:
         """End broadcasts whose publisher did not come back after this process, or the one before it, lost them."""

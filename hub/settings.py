@@ -101,6 +101,21 @@ class Settings(BaseSettings):
     publish_grace_s: int = Field(
         15, ge=0, le=300, description="seconds a creator may take to reconnect, 0 to 300"
     )
+    segments: Literal["ts", "fmp4"] = Field(
+        "ts", description="ts: MPEG-TS, for every player; fmp4: fragmented MP4"
+    )
+    low_latency_viewers: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="viewers who may watch a second behind, all carried by the hub; needs fmp4",
+    )
+    thumbnail_s: int = Field(
+        30, ge=0, le=3600, description="seconds between pictures of a stream, at most 3600; 0: none"
+    )
+    record_days: int = Field(
+        0, ge=0, le=3650, description="days that recordings of broadcasts are kept; 0: nothing is recorded"
+    )
     checkpoint_interval_s: int = Field(
         10, ge=1, le=60, description="seconds between log checkpoints, 1 to 60"
     )
@@ -119,9 +134,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
         if self.rtmp_port == self.http_port:
-            raise ValueError(f"RTMP and HTTP cannot share port {self.rtmp_port}")
+            raise ValueError(f"{PREFIX}RTMP_PORT and {PREFIX}HTTP_PORT cannot share port {self.rtmp_port}")
         if self.rtmps_port is not None and self.rtmps_port in (self.rtmp_port, self.http_port):
-            raise ValueError(f"RTMPS needs a port of its own, not {self.rtmps_port}")
+            raise ValueError(f"{PREFIX}RTMPS_PORT needs a port of its own, not {self.rtmps_port}")
         return self
 
     @model_validator(mode="after")
@@ -130,6 +145,12 @@ class Settings(BaseSettings):
         if any(part is not None for part in parts) and None in parts:
             names = ", ".join(f"{PREFIX}RTMPS_{name}" for name in ("PORT", "CERT", "KEY"))
             raise ValueError(f"RTMPS needs all three of {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _low_latency_has_parts(self) -> Self:
+        if self.low_latency_viewers and self.segments != "fmp4":
+            raise ValueError(f"{PREFIX}LOW_LATENCY_VIEWERS needs {PREFIX}SEGMENTS=fmp4")
         return self
 
     def rtmps_context(self) -> ssl.SSLContext | None:
@@ -222,7 +243,7 @@ def unknown_variables() -> list[str]:
 def _explain(problem: dict[str, Any]) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if not problem["loc"]:
-        return f"  {PREFIX}RTMP_PORT, {PREFIX}HTTP_PORT: {message}"
+        return f"  {message}"
     field = str(problem["loc"][0])
     variable = PREFIX + field.upper()
     given = _USERINFO.sub("***@", os.environ.get(variable, ""))[:200]

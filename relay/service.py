@@ -65,6 +65,12 @@ class Origin:
         self._ingest.stop_listening()
         await self._catalogue.close(timeout_s)
         await self._ingest.close()
+        await self.asgi.close()
+
+    def sweep_recordings(self) -> None:
+        """Close and delete what is due, in the background."""
+        if self._catalogue.recordings is not None:
+            self._catalogue.recordings.sweep()
 
     def stats(self) -> OriginStats:
         seen = self.asgi.viewers.counts(asyncio.get_running_loop().time())

@@ -32,14 +32,17 @@ from relay.origin.http import WRITE_NOW
 from relay.origin.live import Catalogue, Live
 from relay.origin.seats import Seats, reload_of
 from relay.origin.settings import OriginSettings
+from relay.origin.stills import Stills
 from relay.origin.store import RenditionStore, Stored
 from relay.origin.viewers import Viewers
+from relay.origin.vod import VodApp
 from relay.ports import Assignment, Steering, Unavailable
 
 log = structlog.get_logger()
 _SLUG: Final = r"([a-z0-9][a-z0-9-]{1,38})"
 _UUID: Final = r"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
 _MASTER: Final = re.compile(rf"/live/{_SLUG}\.m3u8")
+_STILL: Final = re.compile(rf"/live/{_SLUG}\.jpg")
 _FLV: Final = re.compile(rf"/live/{_SLUG}\.flv")
 _MEDIA: Final = re.compile(rf"/live/{_SLUG}/{_UUID}/index\.m3u8")
 _SEGMENT: Final = re.compile(rf"/live/{_SLUG}/{_UUID}/(\d{{1,18}})\.(?:ts|m4s)")
@@ -63,13 +66,17 @@ class MediaApp:
         self._now_us = now_us
         self.viewers = Viewers(settings.viewer_seen_s)
         self._seats = Seats(settings.low_latency_viewers)
+        self._stills = Stills(settings.still_every_s) if settings.still_every_s else None
+        self._vod = VodApp(settings.recordings) if settings.recordings is not None else None
         self.sent_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         path, method = scope["path"], scope["method"]
-        if method == "OPTIONS":
+        if self._vod is not None and path.startswith("/vod/"):
+            await self._vod(scope, receive, send)
+        elif method == "OPTIONS":
             allowed = ((b"access-control-allow-methods", METHODS), (b"access-control-allow-headers", b"*"))
             await answer(
                 scope, send, 204, b"text/plain", b"", (*allowed, (b"access-control-max-age", b"86400"))
@@ -92,6 +99,8 @@ class MediaApp:
             await self._master(scope, send, match[1])
         elif match := _FLV.fullmatch(path):
             await self._flv(scope, receive, send, match[1])
+        elif match := _STILL.fullmatch(path):
+            await self._still(scope, send, match[1])
         else:
             await problem(scope, send, 404, "Not found", "there is no media at this address")
 
@@ -319,6 +328,23 @@ class MediaApp:
             return False
         self.sent_bytes += len(stored.data)
         return True
+
+    async def _still(self, scope: Scope, send: Send, slug: str) -> None:
+        live = self._catalogue.lives.get(slug)
+        if self._stills is None or live is None or not live.on_air:
+            await self._not_live(scope, send, slug)
+            return
+        self._stills.forget_but(set(self._catalogue.lives))
+        jpeg = await self._stills.of(live)
+        if jpeg is None:
+            await problem(scope, send, 404, "No picture", "there is no picture of this stream yet", (_RETRY,))
+            return
+        cache = (b"cache-control", b"public, max-age=%d" % self._settings.still_every_s)
+        await answer(scope, send, 200, b"image/jpeg", jpeg, (cache,))
+
+    async def close(self) -> None:
+        if self._stills is not None:
+            await self._stills.close()
 
     # --- HTTP-FLV ----------------------------------------------------------------------------------------------------
 

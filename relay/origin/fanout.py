@@ -97,6 +97,13 @@ class FlvFanout:
     def started(self) -> bool:
         return flv.VIDEO in self._headers
 
+    @property
+    def key_picture(self) -> tuple[bytes, bytes] | None:
+        """The codec's header and the last key frame, as bodies of FLV tags."""
+        if not self._gop or flv.VIDEO not in self._headers:
+            return None
+        return self._headers[flv.VIDEO], self._gop[0][2]
+
     # --- relay.media.packager.TagSink ----------------------------------------------------------------------------
 
     def header(self, kind: int, body: bytes, at_ms: int) -> None:

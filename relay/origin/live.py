@@ -22,6 +22,7 @@ from relay.media.ts import TsMuxer
 from relay.origin.edge import Edge
 from relay.origin.fanout import FlvFanout
 from relay.origin.recorder import Recorder
+from relay.origin.recordings import Recording, Recordings
 from relay.origin.settings import OriginSettings
 from relay.origin.store import RenditionStore
 from relay.ports import BroadcastGrant, PublishAuthority, StreamGrant
@@ -62,6 +63,7 @@ class Live:
         self._settings = settings
         self._now_us = now_us
         self._catalogue = catalogue
+        self._recording: Recording | None = None
         self._timeline = Timeline()
         self._edge: Edge | None = None
         self._muxer: Muxer
@@ -182,6 +184,9 @@ class Live:
         if self._edge is not None:
             self._edge.show(resumed=grant.resumed)
         self.rendition = known
+        recordings = self._catalogue.recordings
+        if recordings is not None and self._recording is None:
+            self._recording = recordings.start(self.slug, grant.broadcast_id, known.extension)
         self._catalogue.changed()
 
     def on_listed(self, segment: Segment, packed: Packed) -> None:
@@ -189,6 +194,8 @@ class Live:
             self._edge.recorded()
         if self.rendition is not None:
             self.rendition.add(segment, packed)
+        if self._recording is not None:
+            self._recording.add(segment, packed)
 
     def on_ended(self) -> None:
         if self.rendition is not None:
@@ -210,6 +217,9 @@ class Live:
             self._edge.clear()
 
     def _close_rendition(self, rendition: RenditionStore) -> None:
+        if self._recording is not None:
+            self._recording.end()
+            self._recording = None
         if not rendition.ended:
             rendition.end()
             self._loop.call_later(self._settings.retain_s, self._catalogue.forget, rendition)
@@ -226,6 +236,15 @@ class Catalogue:
         self._now_us = now_us
         self.lives: dict[str, Live] = {}
         self.renditions: dict[UUID, RenditionStore] = {}
+        self.recordings: Recordings | None = None
+        if settings.recordings is not None:
+            self.recordings = Recordings(
+                settings.recordings,
+                keep_s=settings.recording_keep_s,
+                reserve_bytes=settings.recording_reserve_bytes,
+                queue_bytes=settings.recording_queue_bytes,
+                longest_s=-(-settings.packager.segment_max_ms // 1000),
+            )
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: asyncio.Future[None] | None = None
 
@@ -285,5 +304,7 @@ class Catalogue:
         await asyncio.gather(*(live.recorder.close() for live in lives))
         for task in list(self._tasks):
             task.cancel()
+        if self.recordings is not None:
+            await asyncio.to_thread(self.recordings.close)
         self.lives.clear()
         self.renditions.clear()

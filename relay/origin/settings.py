@@ -1,6 +1,7 @@
 """Every number the ingest and the origin go by. Bytes and counts are bounds: memory stays flat under any push."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from relay.media.packager import PackagerSettings
@@ -27,6 +28,12 @@ class OriginSettings:
     playlist_wait_s: float = 5.0  # for the first segment of a stream that is starting
     segment_wait_s: float = 5.0  # for a segment that is about to appear
     steering_timeout_s: float = 1.0  # then the hub serves the segments itself
+    still_every_s: int = 30  # a stream's picture is made anew at most so often; 0: none
+    # recordings
+    recordings: Path | None = None  # the folder they are kept in; None: nothing is recorded
+    recording_keep_s: float = 7 * 86_400.0
+    recording_reserve_bytes: int = 2 << 30  # of the disk that stay free, for the ledger
+    recording_queue_bytes: int = 64 << 20  # that wait for the disk, of all streams
     # HTTP-FLV
     flv_batch_s: float = 0.1  # tags are joined for this long; 0 sends each at once
     gop_cache_bytes: int = 16 << 20

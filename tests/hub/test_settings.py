@@ -62,6 +62,14 @@ def test_one_port_for_two_listeners_is_refused(monkeypatch: pytest.MonkeyPatch) 
         load_settings()
 
 
+def test_low_latency_needs_fragmented_mp4(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMRP2P_LOW_LATENCY_VIEWERS", "20")
+    with pytest.raises(SettingsError, match="STREAMRP2P_LOW_LATENCY_VIEWERS needs STREAMRP2P_SEGMENTS=fmp4"):
+        load_settings()
+    monkeypatch.setenv("STREAMRP2P_SEGMENTS", "fmp4")
+    assert load_settings().low_latency_viewers == 20
+
+
 def test_rtmps_is_set_as_a_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert load_settings().rtmps_context() is None
     monkeypatch.setenv("STREAMRP2P_RTMPS_PORT", "1936")
