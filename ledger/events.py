@@ -545,7 +545,7 @@ def decode(data: bytes, tag: str | None = None) -> Event:
     return upcast(decode_stored(data, tag))
 
 
-def decode_stored(data: bytes, tag: str | None = None) -> Event:
+def decode_stored(data: bytes | memoryview, tag: str | None = None) -> Event:
     """Read stored bytes as the version of the event in which they were written.
 
     Raises UnknownEventError for a type this program does not know or bytes that do not fit it. `tag` (the stored

@@ -15,7 +15,7 @@ def leaf_hash(data: bytes) -> bytes:
     return hashlib.sha256(b"\x00" + data).digest()
 
 
-def leaf_hashes(leaves: Iterable[bytes]) -> list[bytes]:
+def leaf_hashes(leaves: Iterable[bytes | memoryview]) -> list[bytes]:
     sha256 = hashlib.sha256
     return [sha256(b"\x00" + data).digest() for data in leaves]
 
@@ -80,6 +80,10 @@ class Frontier:
         for _, peak in reversed(self._peaks[:-1]):
             acc = node_hash(peak, acc)
         return acc
+
+    def peaks(self) -> list[tuple[int, bytes]]:
+        """(level, hash) of the full subtrees, the largest first: appended in this order they are this frontier."""
+        return list(self._peaks)
 
     def copy(self) -> "Frontier":
         twin = Frontier()

@@ -4,19 +4,24 @@ Invariant: a report without a problem means that every check of docs/auditors.md
 and nothing of the hub: a friend's plain install can audit.
 """
 
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ledger.audit.helpers import Helpers
 from ledger.audit.replay import Replay
 from ledger.audit.report import AuditFailure, Counts, NothingThere, Problem, Report
-from ledger.audit.stream import Entries
+from ledger.audit.resume import Resume
+from ledger.audit.store import Store, StoreBusy
+from ledger.audit.stream import Log
 from ledger.checkpoint import Checkpoint
 from ledger.note import MAX_NOTE_BYTES, Note, NoteError, VerifierKey
 from ledger.tlog.cosignature import WitnessKey
 from ledger.tlog.source import Source, SourceUnavailable, open_source
+from ledger.tlog.tiles import WIDTH
 
 __all__ = [
     "AuditFailure",
@@ -26,13 +31,14 @@ __all__ = [
     "Progress",
     "Report",
     "SourceUnavailable",
+    "StoreBusy",
     "audit",
 ]
 
 Progress = Callable[[int, int], None]
 """(events done, events in all)"""
 
-FETCHING: Final = 2  # threads that read files ahead
+SAVE_EVERY_S: Final = 15.0
 _MAX_VKEY_BYTES: Final = 1_024
 
 
@@ -43,6 +49,8 @@ def audit(
     vkey: str | None = None,
     witnesses: Sequence[str] = (),
     jobs: int = 1,
+    state: Path | None = None,
+    save_every_s: float = SAVE_EVERY_S,
     verify_signatures: bool = True,
     progress: Progress | None = None,
 ) -> Report:
@@ -50,17 +58,15 @@ def audit(
 
     `since` is the checkpoint (signed note) that the auditor kept from last time, `vkey` the log's verifier key that the
     auditor trusts; without it the key published beside the log is taken, which proves only that the log agrees with
-    itself. Each of `witnesses` (verifier keys) must have cosigned the checkpoint. `jobs` threads verify signatures;
-    `verify_signatures` is False only to measure what the rest costs: such a report says nothing of who signed.
-    Raises NothingThere, SourceUnavailable, and NoteError when `since` or
-    `vkey` or a witness's key themselves cannot be read.
+    itself. Each of `witnesses` (verifier keys) must have cosigned the checkpoint. `jobs` processes help; a log of a few
+    hundred events needs none. With `state`, a file of the auditor's own, what was replayed is saved there from time to
+    time, and the next audit with that file goes on from there; nobody is accused on the strength of it: what fails is
+    replayed from the beginning. `verify_signatures` is False only to measure what the rest costs: such a report says
+    nothing of who signed, nor that batches have the receipts that their nodes signed for.
+    Raises NothingThere, SourceUnavailable, StoreBusy, and NoteError when `since` or `vkey` or a witness's key
+    themselves cannot be read.
     """
-    with (
-        open_source(source) as files,
-        ThreadPoolExecutor(FETCHING) as fetching,
-        ThreadPoolExecutor(max(1, jobs)) as pool,
-        closing(Replay(pool, verify_signatures=verify_signatures)) as replay,
-    ):
+    with open_source(source) as files, closing(Helpers(jobs)) as helpers:
         report = Report(files.name)
         pinned = VerifierKey.parse(vkey.strip()) if vkey is not None else None
         asked = [WitnessKey.parse(text.strip()) for text in witnesses]
@@ -68,21 +74,80 @@ def audit(
             checkpoint, key = _head(files, pinned, report)
             _cosigned(asked, report)
             kept = _kept(since, checkpoint) if since is not None else None
+        except AuditFailure as failure:
+            report.problem = Problem(failure.reason, failure.position, failure.file)
+            return report
+        run = _Run(files, helpers, checkpoint, key, since, kept, save_every_s, progress)
+        saved = Resume(state, checkpoint.origin, checkpoint.size) if state is not None else None
+        for fresh in (False, True):
+            with closing(saved.open(fresh=fresh) if saved is not None else Store()) as store:
+                begun = saved.begun if saved is not None else None
+                replay = Replay(
+                    store,
+                    helpers,
+                    saved=begun.replay if begun is not None else None,
+                    verify_signatures=verify_signatures,
+                )
+                report.resumed_from = begun.edge.size if begun is not None else 0
+                broken = run.replay(replay, saved)
+            if broken is None or begun is None:
+                break
+    _fill(report, replay, kept if broken is None else None)
+    if broken is not None:
+        report.problem = Problem(broken.reason, broken.position, broken.file)
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One log as of one checkpoint, and what it is held against."""
+
+    files: Source
+    helpers: Helpers
+    checkpoint: Checkpoint
+    key: VerifierKey
+    since: str | None
+    kept: Checkpoint | None
+    save_every_s: float
+    progress: Progress | None
+
+    def replay(self, replay: Replay, saved: Resume | None) -> AuditFailure | None:
+        """The first thing that does not hold."""
+        try:
             try:
-                _replay_all(Entries(files, checkpoint, kept, fetching), replay, checkpoint, progress)
+                self._replay_all(replay, saved)
             except AuditFailure as failure:
                 raise _earliest(replay, failure) from failure
             replay.finish()
-            _check_log_keys(replay, checkpoint, key, since)
+            _check_log_keys(replay, self.checkpoint, self.key, self.since)
         except AuditFailure as failure:
-            report.problem = Problem(failure.reason, failure.position, failure.file)
-        else:
-            report.consistent_with = kept.size if kept is not None else None
-    replay.counts.signatures = replay.signatures.count + 1
+            return failure
+        return None
+
+    def _replay_all(self, replay: Replay, saved: Resume | None) -> None:
+        edge = saved.begun.edge if saved is not None and saved.begun is not None else None
+        log = Log(self.files, self.checkpoint, self.kept, self.helpers, edge)
+        due_s = time.monotonic() + self.save_every_s
+        size = self.checkpoint.size
+        for start, entries, strange in log:
+            for i, data in enumerate(entries):
+                replay.apply(start + i, data, one_encoding=i < strange)
+            replay.trim()
+            end = start + len(entries)
+            last = size - end < WIDTH  # from here the next audit goes on, when the log has grown
+            if saved is not None and len(entries) == WIDTH and (last or time.monotonic() >= due_s):
+                saved.save(log.edge(), replay)
+                due_s = time.monotonic() + self.save_every_s
+            if self.progress is not None:
+                self.progress(end, size)
+
+
+def _fill(report: Report, replay: Replay, kept: Checkpoint | None) -> None:
+    replay.counts.signatures = replay.signatures.count + 1  # the checkpoint's
     report.counts = replay.counts
+    report.consistent_with = kept.size if kept is not None else None
     report.paid_micro = replay.books.paid_micro
     report.balances = {a: m for a, m in sorted(replay.books.balances.items()) if m}
-    return report
 
 
 def _head(files: Source, pinned: VerifierKey | None, report: Report) -> tuple[Checkpoint, VerifierKey]:
@@ -143,20 +208,13 @@ def _kept(since: str, checkpoint: Checkpoint) -> Checkpoint:
     return kept
 
 
-def _replay_all(entries: Entries, replay: Replay, checkpoint: Checkpoint, progress: Progress | None) -> None:
-    for start, bundle in entries:
-        for position, data in enumerate(bundle, start):
-            replay.apply(position, data)
-        if progress is not None:
-            progress(start + len(bundle), checkpoint.size)
-
-
 def _earliest(replay: Replay, failure: AuditFailure) -> AuditFailure:
     """Signatures are verified behind the replay: one that does not hold may come before what stopped it."""
     try:
         replay.signatures.finish()
     except AuditFailure as earlier:
-        if failure.position is None or (earlier.position or 0) < failure.position:
+        at, of = failure.position, earlier.position or 0
+        if at is None or of < at or (of == at and earlier.before_rules):
             return earlier
     return failure
 

@@ -1,16 +1,23 @@
 """The books, kept a second time: a dictionary and a loop, without the Book aggregate.
 
+In memory: a balance for each account, the movements since the last state leaf, the disputes. What is held for an epoch
+and the settlements that may still be disputed are in the store.
+
 Invariants, checked after every event: each transfer sums to zero and moves what its event stands for; no account but
 `external` is negative; every settlement is the one that credits, tariffs and budgets give; a hold is released once, in
 full, and not before its time; what a friend earned is what stands in the friend's accounts.
 """
 
-from collections import defaultdict
 from uuid import UUID
+
+import msgspec
 
 from ledger.aggregates.tree import balances_digest
 from ledger.audit.crew import Crew, present, require
+from ledger.audit.dues import Dues
+from ledger.audit.facts import struct_table
 from ledger.audit.report import Counts
+from ledger.audit.store import Store, number_key
 from ledger.events import (
     AdjustmentBooked,
     BudgetDeposited,
@@ -26,45 +33,64 @@ from ledger.events import (
     TariffSet,
     Transfer,
 )
-from ledger.services.credit_index import CreditIndex
 from ledger.settlement import Page, Tariff, pages, settle
 
 
+class _Held(msgspec.Struct, array_like=True):
+    """What an epoch holds back, and the settlements that say so."""
+
+    friends: dict[UUID, int] = {}  # friend -> micro-units
+    settled_us: int = 0
+    versions: list[int] = []  # of the book, of pages that may be disputed
+    open: bool = False  # not released yet
+
+
+class _Page(msgspec.Struct, array_like=True):
+    epoch: int
+    position: int
+    lines: tuple[SettlementLine, ...]
+
+
+class State(msgspec.Struct):
+    balances: dict[str, int] = {}
+    journal: list[tuple[int, str, int]] = []  # movements since the last state leaf
+    covered: int = -1  # position that the last state leaf covers
+    tariffs: dict[UUID, list[TariffSet]] = {}
+    expected: list[Page] = []  # pages of the settlement in hand that are still to come
+    settling: tuple[int, int, int] = (0, 0, 0)  # its epoch and its part of the log
+    disputes: dict[int, DisputeOpened] = {}  # the open ones
+    disputed: set[tuple[int, int]] = set()
+    voided: dict[UUID, int] = {}
+    earned: dict[UUID, int] = {}
+    releasing: int | None = None  # epoch whose pages of releases are not complete
+    next_epoch: int = 0
+    settled_to: int = 0
+
+
 class Books:
-    def __init__(self, crew: Crew, index: CreditIndex, counts: Counts) -> None:
-        self.balances: dict[str, int] = {}
+    def __init__(
+        self, crew: Crew, dues: Dues, store: Store, counts: Counts, state: State | None = None
+    ) -> None:
+        self.state = state or State()
+        self.balances = self.state.balances
         self._crew = crew
-        self._index = index
+        self._dues = dues
         self._counts = counts
-        self._journal: list[tuple[int, str, int]] = []  # movements since the last state leaf
-        self._covered = -1  # position that the last state leaf covers
         self._digest: tuple[int, bytes] | None = None  # of the balances now; None when they moved
-        self._tariffs: dict[UUID, list[TariffSet]] = defaultdict(list)
-        self._references: set[str] = set()
-        self._expected: list[Page] = []  # pages of the settlement in hand that are still to come
-        self._held: dict[int, dict[UUID, int]] = {}  # epoch -> friend -> micro-units
-        self._settled_us: dict[int, int] = {}
-        self._open: set[int] = set()  # epochs whose hold is not released yet
-        self._pages: dict[
-            int, tuple[int, int, tuple[SettlementLine, ...]]
-        ] = {}  # version -> epoch, position, lines
-        self._disputes: dict[int, DisputeOpened] = {}  # the open ones
-        self._disputed: set[tuple[int, int]] = set()
-        self._voided: dict[UUID, int] = defaultdict(int)
-        self._releasing: int | None = None  # epoch whose pages of releases are not complete
-        self._earned: dict[UUID, int] = defaultdict(int)
-        self._next_epoch = 0
-        self._settled_to = 0
+        self._references = store.table(b"R", bytes, bytes, 4_096)
+        self._held = struct_table(store, b"H", _Held, 128)
+        self._pages = struct_table(store, b"P", _Page, 64)  # by version of the book
 
     def finish(self) -> None:
         require(
-            not self._expected and self._releasing is None, "the last settlement or release is incomplete"
+            not self.state.expected and self.state.releasing is None,
+            "the last settlement or release is incomplete",
         )
         require(sum(self.balances.values()) == 0, "the accounts do not sum to zero")
-        for friend_id, earned in self._earned.items():
+        for friend_id, earned in self.state.earned.items():
             states = ("pending", "available", "in_flight", "paid")
             there = sum(self.balances.get(f"friend:{friend_id}:{s}", 0) for s in states)
-            there += self._voided[friend_id]
+            there += self.state.voided.get(friend_id, 0)
             require(there == earned, f"friend {friend_id} earned {earned} micro-units, but has {there}")
 
     @property
@@ -82,7 +108,7 @@ class Books:
             for posting in transfer.postings:
                 total += posting.amount_micro
                 self.balances[posting.account] = self.balances.get(posting.account, 0) + posting.amount_micro
-                self._journal.append((position, posting.account, posting.amount_micro))
+                self.state.journal.append((position, posting.account, posting.amount_micro))
                 touched.add(posting.account)
             require(total == 0, f"the transfer {transfer.reason!r} does not sum to zero but to {total}")
             self._counts.transfers += 1
@@ -105,8 +131,8 @@ class Books:
         return amount
 
     def nothing_pending(self) -> None:
-        require(not self._expected, "pages of a settlement are missing")
-        require(self._releasing is None, "pages of a release are missing")
+        require(not self.state.expected, "pages of a settlement are missing")
+        require(self.state.releasing is None, "pages of a release are missing")
 
     # --- budgets and tariffs
 
@@ -119,14 +145,17 @@ class Books:
         self.move(position, event.transfer, "withdrawal", f"budget:{event.stream_id}", "external")
 
     def _refer(self, reference: str) -> None:
-        require(reference not in self._references, f"the reference {reference!r} was used before")
-        self._references.add(reference)
+        key = reference.encode()
+        require(key not in self._references, f"the reference {reference!r} was used before")
+        self._references.put(key, b"")
 
     def tariff_set(self, event: TariffSet) -> None:
         self.nothing_pending()
-        known = self._tariffs[event.stream_id]
+        known = self.state.tariffs.setdefault(event.stream_id, [])
         require(event.tariff_version == len(known) + 1, f"tariff version {len(known) + 1} should be next")
-        require(event.effective_epoch >= self._next_epoch, "a tariff for an epoch that is settled already")
+        require(
+            event.effective_epoch >= self.state.next_epoch, "a tariff for an epoch that is settled already"
+        )
         if known:
             require(
                 event.effective_epoch > self._crew.epoch_of(event.at_us)
@@ -136,7 +165,7 @@ class Books:
         known.append(event)
 
     def _tariff(self, stream_id: UUID, epoch: int) -> Tariff | None:
-        for t in reversed(self._tariffs.get(stream_id, [])):
+        for t in reversed(self.state.tariffs.get(stream_id, [])):
             if t.effective_epoch <= epoch:
                 return Tariff(
                     version=t.tariff_version,
@@ -151,67 +180,76 @@ class Books:
     # --- settlements and holds
 
     def settled(self, position: int, event: EpochSettled) -> None:
-        require(self._releasing is None, "pages of a release are missing")
+        require(self.state.releasing is None, "pages of a release are missing")
         if event.page == 1:
-            require(not self._expected, "pages of a settlement are missing")
+            require(not self.state.expected, "pages of a settlement are missing")
             self._begin(position, event)
-        require(bool(self._expected), f"page {event.page} of epoch {event.epoch} was not to come")
-        expected = self._expected.pop(0)
+        require(bool(self.state.expected), f"page {event.page} of epoch {event.epoch} was not to come")
+        expected = self.state.expected.pop(0)
         require(
-            event.page == event.pages - len(self._expected),
+            event.page == event.pages - len(self.state.expected),
             f"page {event.page} of {event.pages} does not follow",
         )
         _same_lines(event.lines, expected.lines)
         require(event.transfers == expected.transfers, "the transfers are not those that the lines give")
+        said = (event.epoch, event.log_from, event.log_to)
+        require(said == self.state.settling, "the page is of another settlement")
         self.post(position, event.transfers)
-        held = self._held.setdefault(event.epoch, {})
-        self._pages[event.originator_version] = (event.epoch, position, event.lines)
+        held = self._held_for(event.epoch) or _Held()
+        held.versions.append(event.originator_version)
+        page = _Page(event.epoch, position, event.lines)
+        self._pages.put(number_key(event.originator_version), page)
         for line in event.lines:
             if line.amount_micro:
-                held[line.friend_id] = held.get(line.friend_id, 0) + line.amount_micro
-                self._earned[line.friend_id] += line.amount_micro
-        if not self._expected:
-            self._settled_us[event.epoch] = event.at_us
-            if held:
-                self._open.add(event.epoch)
-            else:
-                self._close(event.epoch)
-            self._next_epoch, self._settled_to = event.epoch + 1, event.log_to
+                _add(held.friends, line.friend_id, line.amount_micro)
+                _add(self.state.earned, line.friend_id, line.amount_micro)
+        self._held.put(number_key(event.epoch), held)
+        if not self.state.expected:
+            held.settled_us, held.open = event.at_us, bool(held.friends)
+            if not held.open:
+                self._close(event.epoch, held)
+            self.state.next_epoch, self.state.settled_to = event.epoch + 1, event.log_to
+            self._dues.settled(position, event)
             self._counts.epochs += 1
+
+    def _held_for(self, epoch: int) -> _Held | None:
+        return self._held.get(number_key(epoch))
 
     def _begin(self, position: int, event: EpochSettled) -> None:
         """Settle the epoch from the log, and see that the hub settled what was due."""
-        require(event.epoch >= self._next_epoch, f"epoch {event.epoch} is settled already")
+        require(event.epoch >= self.state.next_epoch, f"epoch {event.epoch} is settled already")
         require(event.epoch < self._crew.epoch_of(event.at_us), f"epoch {event.epoch} is not over")
-        require(event.log_from == self._settled_to, f"the log must be read from {self._settled_to}")
+        require(event.log_from == self.state.settled_to, f"the log must be read from {self.state.settled_to}")
         require(event.log_from <= event.log_to <= position, "the log range is not before the settlement")
-        due = self._index.due(event.at_us)
+        due = self._dues.due(position, event.at_us)
         cut = due is not None and (due[0] != event.epoch or event.log_to <= due[1])
         require(cut, "the settlement takes in credits of a later epoch")
-        credits = self._index.credits(event.epoch, event.log_to)
+        credits = self._dues.credits(event.epoch, event.log_to)
         streams = {c.stream_id for c in credits}
         tariffs = {s: t for s in streams if (t := self._tariff(s, event.epoch)) is not None}
         budgets = {s: self.balances.get(f"budget:{s}", 0) for s in streams}
-        self._expected = pages(settle(credits, tariffs, budgets))
+        self.state.expected = pages(settle(credits, tariffs, budgets))
+        self.state.settling = (event.epoch, event.log_from, event.log_to)
         require(
-            event.pages == len(self._expected), f"the settlement has {len(self._expected)} pages by the rules"
+            event.pages == len(self.state.expected),
+            f"the settlement has {len(self.state.expected)} pages by the rules",
         )
 
     def released(self, position: int, event: HoldsReleased) -> None:
-        require(not self._expected, "pages of a settlement are missing")
-        require(self._releasing in (None, event.epoch), "pages of a release are missing")
-        held = present(self._held.get(event.epoch), f"nothing is held for epoch {event.epoch}")
-        settled_us = self._settled_us[event.epoch]
+        require(not self.state.expected, "pages of a settlement are missing")
+        require(self.state.releasing in (None, event.epoch), "pages of a release are missing")
+        held = present(self._held_for(event.epoch), f"nothing is held for epoch {event.epoch}")
+        friends = held.friends
         over = any(
-            settled_us + s.hold_s * 1_000_000 <= event.at_us
+            held.settled_us + s.hold_s * 1_000_000 <= event.at_us
             for s in self._crew.settings.in_force(event.at_us)
         )
         require(over, f"the hold on epoch {event.epoch} is not over")
-        due = sorted(held)[: len(event.transfers)]
+        due = sorted(friends)[: len(event.transfers)]
         expected = tuple(
             Transfer(
                 "hold_released",
-                (Posting(f"friend:{f}:pending", -held[f]), Posting(f"friend:{f}:available", held[f])),
+                (Posting(f"friend:{f}:pending", -friends[f]), Posting(f"friend:{f}:available", friends[f])),
             )
             for f in due
         )
@@ -221,48 +259,60 @@ class Books:
         )
         self.post(position, event.transfers)
         for f in due:
-            del held[f]
-        require((event.page == event.pages) == (not held), "the release ends before or after what is held")
-        self._releasing = event.epoch if held else None
-        if not held:
-            self._close(event.epoch)
+            del friends[f]
+        require((event.page == event.pages) == (not friends), "the release ends before or after what is held")
+        self.state.releasing = event.epoch if friends else None
+        self._held.put(number_key(event.epoch), held)
+        if not friends:
+            self._close(event.epoch, held)
 
-    def _close(self, epoch: int) -> None:
+    def _close(self, epoch: int, held: _Held) -> None:
         """Nothing more can be released or disputed of the epoch."""
-        self._open.discard(epoch)
-        self._pages = {v: page for v, page in self._pages.items() if page[0] != epoch}
+        for version in held.versions:
+            self._pages.remove(number_key(version))
+        held.open, held.versions = False, []
+        self._held.put(number_key(epoch), held)
 
     # --- disputes and adjustments
 
     def dispute_opened(self, event: DisputeOpened) -> None:
         self.nothing_pending()
         key = (event.settled_version, event.line)
-        require(key not in self._disputed, "the line was disputed before")
-        require(event.dispute == len(self._disputed) + 1, "the dispute is not the next one")
-        epoch, position, lines = present(
-            self._pages.get(event.settled_version), "no line that is still held is at that place"
+        require(key not in self.state.disputed, "the line was disputed before")
+        require(event.dispute == len(self.state.disputed) + 1, "the dispute is not the next one")
+        page = present(
+            self._pages.get(number_key(event.settled_version)), "no line that is still held is at that place"
         )
-        require((event.epoch, event.position) == (epoch, position), "the dispute names another settlement")
-        require(0 <= event.line < len(lines), "the settlement has no such line")
-        line, held = lines[event.line], self._held[epoch]
+        require(
+            (event.epoch, event.position) == (page.epoch, page.position),
+            "the dispute names another settlement",
+        )
+        require(0 <= event.line < len(page.lines), "the settlement has no such line")
+        line, held = page.lines[event.line], self._held_for(page.epoch)
+        assert held is not None
         said = (event.friend_id, event.stream_id, event.amount_micro)
         require(
             said == (line.friend_id, line.stream_id, line.amount_micro), "the dispute is not of that line"
         )
         require(line.amount_micro > 0, "the line has no amount to freeze")
         require(event.opened_by in ("operator", "friend", "creator"), "nobody may open a dispute so")
-        held[line.friend_id] -= line.amount_micro
-        if not held[line.friend_id]:
-            del held[line.friend_id]
-        self._disputed.add(key)
-        self._disputes[event.dispute] = event
+        held.friends[line.friend_id] -= line.amount_micro
+        if not held.friends[line.friend_id]:
+            del held.friends[line.friend_id]
+        self._held.put(number_key(page.epoch), held)
+        self.state.disputed.add(key)
+        self.state.disputes[event.dispute] = event
 
     def dispute_decided(self, position: int, event: DisputeUpheld | DisputeRejected) -> None:
         self.nothing_pending()
-        dispute = present(self._disputes.pop(event.dispute, None), f"dispute {event.dispute} is not open")
+        dispute = present(
+            self.state.disputes.pop(event.dispute, None), f"dispute {event.dispute} is not open"
+        )
         said = (event.friend_id, event.amount_micro)
         require(said == (dispute.friend_id, dispute.amount_micro), "the decision is on another amount")
-        upheld, held = isinstance(event, DisputeUpheld), dispute.epoch in self._open
+        epoch = self._held_for(dispute.epoch)
+        assert epoch is not None
+        upheld, held = isinstance(event, DisputeUpheld), epoch.open
         friend, budget = f"friend:{dispute.friend_id}", f"budget:{dispute.stream_id}"
         reason, target = ("dispute_upheld", budget) if upheld else ("dispute_rejected", f"{friend}:available")
         require(len(event.transfers) == int(upheld or not held), "the decision moves too much or too little")
@@ -270,13 +320,14 @@ class Books:
             amount = self.move(position, transfer, reason, f"{friend}:pending", target)
             require(amount == dispute.amount_micro, f"{dispute.amount_micro} micro-units were disputed")
             require(transfer.rests_on == (dispute.position,), "the decision rests on another settlement")
-        amounts = self._held[dispute.epoch]
         if upheld:
-            self._voided[dispute.friend_id] += dispute.amount_micro
+            _add(self.state.voided, dispute.friend_id, dispute.amount_micro)
         elif held:
-            amounts[dispute.friend_id] = amounts.get(dispute.friend_id, 0) + dispute.amount_micro
-        if held and not amounts and all(d.epoch != dispute.epoch for d in self._disputes.values()):
-            self._close(dispute.epoch)
+            _add(epoch.friends, dispute.friend_id, dispute.amount_micro)
+        self._held.put(number_key(dispute.epoch), epoch)
+        others = any(d.epoch == dispute.epoch for d in self.state.disputes.values())
+        if held and not epoch.friends and not others:
+            self._close(dispute.epoch, epoch)
 
     def adjusted(self, position: int, event: AdjustmentBooked) -> None:
         self._refer(event.reference)
@@ -290,17 +341,19 @@ class Books:
         friends = [_adjusted_friend(account) for account in (source, target)]
         require(None in friends, "an adjustment moves money from friend to friend")
         if friends[0] is not None:
-            self._voided[friends[0]] += amount
-            self._earned[friends[0]] += 0
+            _add(self.state.voided, friends[0], amount)
+            _add(self.state.earned, friends[0], 0)
         if friends[1] is not None:
-            self._earned[friends[1]] += amount
+            _add(self.state.earned, friends[1], amount)
 
     # --- state leaves
 
     def state_recorded(self, position: int, event: StateRecorded) -> None:
         """Other events may have come between the balances it speaks of and the leaf itself: those are undone."""
-        require(self._covered < event.position <= position, "the state leaf covers another part of the log")
-        since = [(account, amount) for at, account, amount in self._journal if at >= event.position]
+        require(
+            self.state.covered < event.position <= position, "the state leaf covers another part of the log"
+        )
+        since = [(account, amount) for at, account, amount in self.state.journal if at >= event.position]
         if since:
             before = dict(self.balances)
             for account, amount in since:
@@ -314,9 +367,13 @@ class Books:
             digest == (event.accounts, event.balances_sha256),
             f"the balances after the first {event.position} events are not those that the state leaf records",
         )
-        self._journal = [j for j in self._journal if j[0] >= event.position]
-        self._covered = event.position
+        self.state.journal = [j for j in self.state.journal if j[0] >= event.position]
+        self.state.covered = event.position
         self._counts.state_leaves += 1
+
+
+def _add(amounts: dict[UUID, int], friend_id: UUID, amount: int) -> None:
+    amounts[friend_id] = amounts.get(friend_id, 0) + amount
 
 
 def _adjusted_friend(account: str) -> UUID | None:

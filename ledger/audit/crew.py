@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import Final, Generic, TypeVar
 from uuid import UUID
 
+import msgspec
+
 from ledger.audit.report import AuditFailure
 from ledger.events import (
     CrewFounded,
@@ -50,70 +52,74 @@ def present(value: V | None, reason: str) -> V:
     return value
 
 
-class Dated(Generic[V]):
+class Dated(msgspec.Struct, Generic[V]):
     """A value that changes, with those that it had a moment ago."""
 
-    __slots__ = ("_past", "now")
-
-    def __init__(self, now: V) -> None:
-        self.now = now
-        self._past: list[tuple[int, V]] = []  # (time of the change, value until then), oldest first
+    now: V
+    past: list[tuple[int, V]] = []  # (time of the change, value until then), oldest first
 
     def change(self, value: V, at_us: int) -> None:
-        self._past = [(t, v) for t, v in self._past if t > at_us - RACE_US] + [(at_us, self.now)]
+        self.past = [(t, v) for t, v in self.past if t > at_us - RACE_US] + [(at_us, self.now)]
         self.now = value
 
     def in_force(self, at_us: int) -> Iterator[V]:
         """The present value, then those that were in force around `at_us`, newest first."""
         yield self.now
-        for changed_us, value in reversed(self._past):
+        for changed_us, value in reversed(self.past):
             if abs(changed_us - at_us) < RACE_US:
                 yield value
 
 
-class Key:
-    __slots__ = ("public_key", "retired_us")
+class Key(msgspec.Struct):
+    public_key: bytes
+    retired_us: int | None = None
 
-    def __init__(self, public_key: bytes) -> None:
-        self.public_key = public_key
-        self.retired_us: int | None = None
+
+class State(msgspec.Struct):
+    settings: Dated[Settings]
+    nodes: dict[UUID, Dated[NodeFacts]] = {}
+    networks: dict[UUID, Networks] = {}
+    genesis_us: int = 0
+    epoch_us: int = 0
+    keys: dict[tuple[str, bytes], Key] = {}  # (purpose, key id)
+    invites: dict[UUID, tuple[UUID, int]] = {}  # invite -> (friend, expiry)
+    used: dict[UUID, UUID] = {}  # invite -> node
 
 
 class Crew:
-    def __init__(self) -> None:
-        self.settings = Dated(Settings())
-        self.nodes: dict[UUID, Dated[NodeFacts]] = {}
-        self._networks: dict[UUID, Networks] = {}
-        self.genesis_us = 0
-        self.epoch_us = 0
-        self._keys: dict[tuple[str, bytes], Key] = {}
-        self._invites: dict[UUID, tuple[UUID, int]] = {}  # invite -> (friend, expiry)
-        self._used: dict[UUID, UUID] = {}  # invite -> node
+    """In memory: it grows with the people, not with what they do."""
+
+    def __init__(self, state: State | None = None) -> None:
+        self.state = state or State(Dated(Settings()))
+
+    @property
+    def settings(self) -> Dated[Settings]:
+        return self.state.settings
 
     def epoch_of(self, at_us: int) -> int:
-        return max(0, (at_us - self.genesis_us) // self.epoch_us) if self.epoch_us else 0
+        return max(0, (at_us - self.state.genesis_us) // self.state.epoch_us) if self.state.epoch_us else 0
 
     def ticket_key(self, key_id_: bytes, at_us: int) -> bytes:
         """The public half of a key that might sign tickets at that time."""
         unknown = f"signed by the ticket key {key_id_.hex()}, which the log does not name"
-        key = present(self._keys.get(("ticket", key_id_)), unknown)
+        key = present(self.state.keys.get(("ticket", key_id_)), unknown)
         retired = key.retired_us is not None and key.retired_us <= at_us - RACE_US
         require(not retired, f"signed by the ticket key {key_id_.hex()}, which was retired")
         return key.public_key
 
     def log_keys(self) -> list[bytes]:
         """Every key that was ever allowed to sign checkpoints."""
-        return [k.public_key for (purpose, _), k in self._keys.items() if purpose == "log"]
+        return [k.public_key for (purpose, _), k in self.state.keys.items() if purpose == "log"]
 
     def node(self, nid: UUID) -> Dated[NodeFacts]:
-        return present(self.nodes.get(nid), f"node {nid} never joined")
+        return present(self.state.nodes.get(nid), f"node {nid} never joined")
 
     # --- folding
 
     def founded(self, event: CrewFounded) -> None:
-        require(self.epoch_us == 0, "the crew is founded twice")
+        require(self.state.epoch_us == 0, "the crew is founded twice")
         require(event.epoch_length_s > 0, "an epoch has no length")
-        self.genesis_us, self.epoch_us = event.genesis_us, event.epoch_length_s * 1_000_000
+        self.state.genesis_us, self.state.epoch_us = event.genesis_us, event.epoch_length_s * 1_000_000
 
     def settings_changed(self, event: SettingsChanged) -> None:
         self.settings.change(Settings.recorded(event.settings), event.at_us)
@@ -123,11 +129,13 @@ class Crew:
             len(event.public_key) == PUBLIC_KEY_BYTES and event.key_id == key_id(event.public_key),
             "the key's id is not its own",
         )
-        require((event.purpose, event.key_id) not in self._keys, "the key was added before")
-        self._keys[event.purpose, event.key_id] = Key(event.public_key)
+        require((event.purpose, event.key_id) not in self.state.keys, "the key was added before")
+        self.state.keys[event.purpose, event.key_id] = Key(event.public_key)
 
     def key_retired(self, event: KeyRetired) -> None:
-        key = present(self._keys.get((event.purpose, event.key_id)), "a key is retired that was never added")
+        key = present(
+            self.state.keys.get((event.purpose, event.key_id)), "a key is retired that was never added"
+        )
         require(key.retired_us is None, "the key was retired before")
         key.retired_us = event.at_us
 
@@ -136,32 +144,34 @@ class Crew:
 
     def invite_created(self, event: InviteCreated) -> None:
         require(event.originator_id == invite_id(event.code_sha256), "the invite's id is not its code's")
-        require(event.originator_id not in self._invites, "the invite is created twice")
-        self._invites[event.originator_id] = (event.friend_id, event.expires_us)
+        require(event.originator_id not in self.state.invites, "the invite is created twice")
+        self.state.invites[event.originator_id] = (event.friend_id, event.expires_us)
 
     def invite_used(self, event: InviteUsed) -> None:
-        _, expires_us = present(self._invites.get(event.originator_id), "there is no such invite")
-        require(event.originator_id not in self._used, "the invite was used before")
+        _, expires_us = present(self.state.invites.get(event.originator_id), "there is no such invite")
+        require(event.originator_id not in self.state.used, "the invite was used before")
         require(event.at_us < expires_us, "the invite had expired")
-        self._used[event.originator_id] = event.node_id
+        self.state.used[event.originator_id] = event.node_id
 
     def node_joined(self, event: NodeJoined) -> None:
         require(event.originator_id == node_id(event.public_key), "the node's id is not its key's")
-        require(event.originator_id not in self.nodes, "the node joined before")
-        invited = self._used.get(event.invite_id) == event.originator_id
+        require(event.originator_id not in self.state.nodes, "the node joined before")
+        invited = self.state.used.get(event.invite_id) == event.originator_id
         require(invited, "the node joined without an invite")
-        require(self._invites[event.invite_id][0] == event.friend_id, "the node joined for another friend")
-        self.nodes[event.originator_id] = Dated(
+        require(
+            self.state.invites[event.invite_id][0] == event.friend_id, "the node joined for another friend"
+        )
+        self.state.nodes[event.originator_id] = Dated(
             NodeFacts(
                 event.public_key, event.friend_id, frozenset((event.prefix_commitment,)), suspended=False
             )
         )
-        self._networks[event.originator_id] = {event.prefix_commitment: event.at_us}
+        self.state.networks[event.originator_id] = {event.prefix_commitment: event.at_us}
 
     def node_moved(self, event: NodeMoved | NodeSeenAt) -> None:
         node, network = self.node(event.originator_id), event.prefix_commitment
-        known = self._networks[event.originator_id] if isinstance(event, NodeSeenAt) else {}
-        networks = self._networks[event.originator_id] = seen(known, network, event.at_us)
+        known = self.state.networks[event.originator_id] if isinstance(event, NodeSeenAt) else {}
+        networks = self.state.networks[event.originator_id] = seen(known, network, event.at_us)
         node.change(replace(node.now, networks=frozenset(networks)), event.at_us)
 
     def node_stopped(self, event: NodeSuspended | NodeRetired) -> None:

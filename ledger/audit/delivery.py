@@ -6,25 +6,31 @@ recorded: whether the digest matched (only the hub had the bytes) and the time a
 
 import hashlib
 import struct
-from bisect import bisect_right
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import product
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from ledger import merkle
-from ledger.audit.crew import RACE_US, Crew, present, require
+import msgspec
+import numpy as np
+
+from ledger.audit import columns
+from ledger.audit import credits as c
+from ledger.audit.credits import Credits
+from ledger.audit.crew import Crew, present, require
+from ledger.audit.dues import Due, Dues
+from ledger.audit.facts import Broadcast, Facts, struct_table
+from ledger.audit.facts import Session as KnownSession
+from ledger.audit.facts import Ticket as KnownTicket
 from ledger.audit.report import AuditFailure, Counts
-from ledger.audit.signatures import Check, Signatures
+from ledger.audit.signatures import Signatures
+from ledger.audit.store import Store
 from ledger.batch import BODY_BYTES as BATCH_BODY_BYTES
 from ledger.batch import DOMAIN as BATCH_DOMAIN
 from ledger.batch import HEADER_BYTES
-from ledger.credit import CreditSet
+from ledger.checks import Receipts, Root, Signed
+from ledger.credit import CreditSet, Units
 from ledger.events import (
     BroadcastStarted,
-    Judged,
     ReceiptsRefused,
     SegmentsPublished,
     SegmentsServed,
@@ -33,16 +39,8 @@ from ledger.events import (
     TicketIssued,
 )
 from ledger.ids import delivery_id, node_id, ticket_record_id
-from ledger.judge import (
-    Manifest,
-    NodeFacts,
-    SessionFacts,
-    judge_signed,
-    parse_receipt,
-    refused,
-)
-from ledger.receipt import BODY_BYTES as RECEIPT_BODY_BYTES
-from ledger.receipt import DOMAIN as RECEIPT_DOMAIN
+from ledger.judge import Manifest, NodeFacts, SessionFacts, judge_signed, parse_receipt, refused
+from ledger.judged import VERDICT_CODES, Judged
 from ledger.receipt import MAX_BASE_SEQUENCE, SIGNED_BYTES
 from ledger.receipt import VERSION as RECEIPT_VERSION
 from ledger.settings import Settings
@@ -51,52 +49,21 @@ from ledger.ticket import DOMAIN as TICKET_DOMAIN
 from ledger.ticket import SignedTicket, Ticket, ViewerClass
 from ledger.verdict import Verdict
 
+IN_COLUMNS: Final = 12  # receipts in an event from which on columns are faster
 _HEADER: Final = struct.Struct(">B32sQQH32s")  # ledger.batch: version, node key, window, count, Merkle root
 _RECEIPT: Final = struct.Struct(
     ">B32sIQ64s32s"
 )  # ledger.receipt: version, ticket, counter, base, bitmap, digest
 _ACCEPTED, _WRONG_NODE = Verdict.ACCEPTED.value, Verdict.WRONG_NODE.value
 _BAD_SIGNATURE, _DIGEST_MISMATCH = Verdict.BAD_SIGNATURE.value, Verdict.DIGEST_MISMATCH.value
+_ASCENDING: Final = bytes(range(256))
 
 
-@dataclass(slots=True)
-class _Broadcast:
-    stream_id: UUID
-    rendition_id: UUID
-    manifest: Manifest
-    marks: list[tuple[int, int]] = field(default_factory=list)  # (time of publication, next sequence)
-    credits: CreditSet = field(default_factory=CreditSet)
-
-    def manifests(self, at_us: int) -> Iterator[Manifest]:
-        """The present manifest, then the shortest that the hub may still have seen at `at_us`."""
-        yield self.manifest
-        i = bisect_right(self.marks, at_us - RACE_US, key=lambda m: m[0])
-        end = self.marks[i - 1][1] if i else self.manifest.first
-        if end < self.manifest.next:
-            yield self.manifest.before(end)
-
-
-@dataclass(frozen=True, slots=True)
-class _Session:
-    stream_id: UUID
-    viewer_class: int
-    viewer_key: bytes
-    facts: SessionFacts
-
-
-@dataclass(frozen=True, slots=True)
-class _Ticket:
-    body: bytes
-    broadcast: _Broadcast
-    session: SessionFacts
-
-
-@dataclass(slots=True)
-class _Batch:
+class _Batch(msgspec.Struct, array_like=True):
     """The receipts of a batch as they are met in the log, until all are there."""
 
     position: int
-    receipts: dict[int, bytes] = field(default_factory=dict)
+    receipts: dict[int, bytes] = {}
 
 
 class _Receipt(NamedTuple):
@@ -111,36 +78,47 @@ class _Receipt(NamedTuple):
 
 class _Claim(NamedTuple):
     receipt: _Receipt
+    known: KnownTicket
     ticket: Ticket
     session: SessionFacts
     judged: Judged
 
 
 class Deliveries:
-    def __init__(self, crew: Crew, signatures: Signatures, counts: Counts) -> None:
+    def __init__(
+        self,
+        crew: Crew,
+        signatures: Signatures,
+        dues: Dues,
+        store: Store,
+        counts: Counts,
+        in_columns: int = IN_COLUMNS,
+    ) -> None:
         self._crew = crew
         self._signatures = signatures
+        self._dues = dues
         self._counts = counts
-        self._broadcasts: dict[UUID, _Broadcast] = {}
-        self._broadcast_of: dict[UUID, UUID] = {}  # delivery -> broadcast
-        self._sessions: dict[UUID, _Session] = {}
-        self._tickets: dict[bytes, _Ticket] = {}
-        self._batches: dict[bytes, _Batch] = {}
-        self._complete: set[bytes] = set()
+        self._facts = Facts(store)
+        self._credits = Credits(store, self._facts)
+        self._batches = struct_table(store, b"B", _Batch, 256)
+        self._complete = store.table(
+            b"k", bytes, bytes, 65_536
+        )  # bodies' hashes of batches that are all there
+        self._in_columns = in_columns
 
     def finish(self) -> None:
         """Every receipt that a node signed for in a batch has its verdict."""
-        for batch in self._batches.values():
-            raise AuditFailure("receipts of this batch have no verdict", position=batch.position)
+        first = min((batch.position for _, batch in self._batches.items()), default=None)
+        if first is not None:
+            raise AuditFailure("receipts of this batch have no verdict", position=first)
 
     # --- broadcasts, sessions, tickets
 
     def broadcast_started(self, event: BroadcastStarted) -> None:
-        require(event.originator_id not in self._broadcasts, "the broadcast started before")
-        self._broadcasts[event.originator_id] = _Broadcast(
-            event.stream_id, event.rendition_id, Manifest(event.first_sequence)
-        )
-        self._broadcast_of[delivery_id(event.originator_id)] = event.originator_id
+        key = event.originator_id.bytes
+        require(self._facts.broadcast(key) is None, "the broadcast started before")
+        self._facts.start_broadcast(key, event.stream_id, event.rendition_id, event.first_sequence)
+        self._facts.broadcast_of.put(delivery_id(event.originator_id).bytes, key)
 
     def segments_published(self, event: SegmentsPublished) -> None:
         broadcast = self._broadcast(event.originator_id)
@@ -150,32 +128,46 @@ class Deliveries:
             require(segment.sequence == expected, f"segment {expected} should be next")
             require(segment.segment_bytes >= 0, "a segment has a negative size")
             broadcast.manifest.append(segment.segment_bytes)
-        broadcast.marks.append((event.at_us, broadcast.manifest.next))
+        broadcast.mark(event.at_us)
+        self._facts.changed(broadcast)
+        self._dues.published(event)
 
     def session_opened(self, event: SessionOpened) -> None:
         require(event.session_id == event.originator_id, "the session's id is not its own")
-        require(event.session_id not in self._sessions, "the session was opened before")
-        facts = SessionFacts(network=event.prefix_commitment, account_id=event.account_id)
-        self._sessions[event.session_id] = _Session(
-            event.stream_id, event.viewer_class, event.viewer_key, facts
+        key, account = event.session_id.bytes, event.account_id
+        require(key not in self._facts.sessions, "the session was opened before")
+        self._facts.sessions.put(
+            key,
+            KnownSession(
+                event.stream_id.bytes,
+                event.viewer_class,
+                event.viewer_key,
+                event.prefix_commitment,
+                account.bytes if account is not None else b"",
+            ),
         )
 
-    def session_observed(self, event: SessionObserved) -> None:
+    def session_observed(self, position: int, event: SessionObserved) -> None:
         require(event.session_id == event.originator_id, "the session's id is not its own")
-        require(event.session_id in self._sessions, "an observation of a session that was never opened")
+        known = event.session_id.bytes in self._facts.sessions
+        require(known, "an observation of a session that was never opened")
+        self._dues.observed(position, event)
 
     def ticket_issued(self, position: int, event: TicketIssued) -> None:
         signed = SignedTicket.decode(event.ticket)
         ticket = signed.ticket
-        require(event.originator_id == ticket_record_id(ticket.hash), "the record's id is not its ticket's")
-        require(ticket.hash not in self._tickets, "the ticket was issued before")
+        body = event.ticket[:TICKET_BODY_BYTES]
+        hash_ = hashlib.sha256(TICKET_DOMAIN + body).digest()
+        require(event.originator_id == ticket_record_id(hash_), "the record's id is not its ticket's")
+        require(hash_ not in self._facts.tickets, "the ticket was issued before")
         broadcast = self._broadcast(event.broadcast_id)
         session = present(
-            self._sessions.get(ticket.session_id), "a ticket for a session that was never opened"
+            self._facts.sessions.get(ticket.session_id.bytes), "a ticket for a session that was never opened"
         )
         require(ticket.session_id == event.session_id, "the ticket is for another session")
         require(
-            ticket.stream_id == session.stream_id == broadcast.stream_id, "the ticket is for another stream"
+            ticket.stream_id.bytes == session.stream_id and ticket.stream_id == broadcast.stream_id,
+            "the ticket is for another stream",
         )
         require(ticket.rendition_id == broadcast.rendition_id, "the ticket is for another rendition")
         require(ticket.viewer_class == session.viewer_class, "the ticket is for another class of viewer")
@@ -186,65 +178,166 @@ class Deliveries:
         require(ticket.viewer_key == viewer_key, "the ticket is for another viewer")
         within = any(_within(ticket, s, event.at_us) for s in self._crew.settings.in_force(event.at_us))
         require(within, "the ticket promises more than the settings in force allow")
-        body = ticket.body()
-        self._signatures.add(
-            Check(
-                position,
-                "the ticket",
-                self._crew.ticket_key(ticket.hub_key_id, event.at_us),
-                TICKET_DOMAIN,
-                body,
-                signed.signature,
-            )
-        )
+        key = self._crew.ticket_key(ticket.hub_key_id, event.at_us)
+        self._signatures.add(position, "the ticket", Signed(key, TICKET_DOMAIN, body, signed.signature))
         self._counts.tickets += 1
-        self._tickets[ticket.hash] = _Ticket(event.ticket[:TICKET_BODY_BYTES], broadcast, session.facts)
+        pool = self._dues.issued(
+            stream_id=ticket.stream_id,
+            node_id=event.node_id,
+            friend_id=node.now.friend_id,
+            at_us=event.at_us,
+            settle_by_s=ticket.settle_by_s,
+        )
+        if plain:
+            self._dues.issued_plain(
+                ticket.session_id.bytes,
+                first=ticket.first_sequence,
+                last=ticket.last_sequence,
+                settle_by_s=ticket.settle_by_s,
+                pool=pool,
+                position=position,
+            )
+        self._facts.tickets.put(hash_, KnownTicket(body, broadcast.key, position, pool))
 
-    def _broadcast(self, broadcast_id: UUID) -> _Broadcast:
-        return present(self._broadcasts.get(broadcast_id), f"broadcast {broadcast_id} never started")
+    def _broadcast(self, broadcast_id: UUID) -> Broadcast:
+        known = self._facts.broadcast(broadcast_id.bytes)
+        return present(known, f"broadcast {broadcast_id} never started")
 
     # --- receipts
 
     def receipts_refused(self, position: int, event: ReceiptsRefused) -> None:
         """Only what leads to no broadcast may be refused here."""
-        receipts = self._receipts(position, event, event.originator_id)
-        for data, judged in zip(receipts, event.judged, strict=True):
+        require(
+            len(event.receipts) == len(event.judged) * SIGNED_BYTES
+            and len(event.indices) == len(event.judged),
+            "receipts and verdicts differ in number",
+        )
+        self._collect(position, event, event.originator_id)
+        for data, judged in zip(_split(event.receipts), event.judged, strict=True):
             signed = parse_receipt(data)
-            known = signed is not None and signed.receipt.ticket_hash in self._tickets
+            known = signed is not None and signed.receipt.ticket_hash in self._facts.tickets
             require(not known, "a receipt was refused whose ticket was issued")
             verdict = Verdict.MALFORMED if signed is None else Verdict.UNKNOWN_TICKET
             _same(judged, Judged(verdict.value))
 
     def segments_served(self, position: int, event: SegmentsServed) -> None:
-        broadcast_id = present(
-            self._broadcast_of.get(event.originator_id), "a delivery of a broadcast that never started"
+        key = present(
+            self._facts.broadcast_of.get(event.originator_id.bytes),
+            "a delivery of a broadcast that never started",
         )
-        broadcast = self._broadcasts[broadcast_id]
+        broadcast = present(self._facts.broadcast(key), "a delivery of a broadcast that never started")
+        self._collect(position, event, event.node_id)
+        if not self._judged_in_columns(position, event, broadcast):
+            self._judged_one_by_one(position, event, broadcast)
+
+    # --- in columns
+
+    def _judged_in_columns(self, position: int, event: SegmentsServed, broadcast: Broadcast) -> bool:
+        node, settings = self._crew.node(event.node_id).now, self._crew.settings.now
+        if len(event.indices) < self._in_columns or settings.prefix_sessions_max != event.network_limit:
+            return False
+
+        def judge_rest(which: list[int]) -> bool:
+            judged = event.judged
+            try:
+                claims = [self._claim(_nth(event.receipts, i), judged[i], broadcast) for i in which]
+                scratch = self._scratch(broadcast, claims)
+                indices = bytes([event.indices[i] for i in which])
+                units = _judge_all(indices, event.at_us, scratch, claims, node, settings, broadcast.manifest)
+            except AuditFailure:
+                return False
+            self._credit(broadcast, claims, units)
+            return True
+
+        found = columns.judge(self._credits, broadcast, event, node, settings, judge_rest)
+        if found is None:
+            return False
+        accepted = found.verdicts == VERDICT_CODES[_ACCEPTED]
+        self._counts.accepted += int(accepted.sum())
+        self._counts.credited_bytes += sum(np.frombuffer(event.credited_bytes, ">u8").tolist())
+        if accepted.any():
+            self._dues.served_columns(
+                position,
+                event.at_us,
+                broadcast,
+                receipts=np.flatnonzero(accepted),
+                tickets=found.tickets[:, accepted],
+                newest=lambda: columns.newest(found, accepted, broadcast.manifest.first),
+                units=np.frombuffer(event.units, ">u2")[accepted].astype(np.int64),
+                sizes=np.frombuffer(event.credited_bytes, ">u8")[accepted],
+            )
+        keys, receipts = found.viewer_keys, event.receipts
+        refused_ = (found.verdicts == VERDICT_CODES[_BAD_SIGNATURE]).astype(np.uint8)
+        wrong = found.verdicts == VERDICT_CODES[_WRONG_NODE]
+        if wrong.any():
+            keys, refused_ = keys[~wrong], refused_[~wrong]
+            receipts = np.frombuffer(receipts, columns.RECEIPT)[~wrong].tobytes()
+        self._verify(position, keys.tobytes(), receipts, refused_.tobytes())
+        return True
+
+    # --- one by one
+
+    def _judged_one_by_one(self, position: int, event: SegmentsServed, broadcast: Broadcast) -> None:
         claims = [
             self._claim(data, judged, broadcast)
-            for data, judged in zip(self._receipts(position, event, event.node_id), event.judged, strict=True)
+            for data, judged in zip(_split(event.receipts), event.judged, strict=True)
         ]
-        sessions = [c.ticket.session_id.int for c in claims]  # comparing UUIDs is slow
+        sessions = [x.ticket.session_id.int for x in claims]  # comparing UUIDs is slow
         require([s.int for s in event.session_ids] == sessions, "sessions are not the tickets'")
-        networks = tuple([c.session.network for c in claims])
+        networks = tuple([x.session.network for x in claims])
         require(event.viewer_networks == networks, "networks are not the sessions'")
-        first = broadcast.manifest.first
-        require(event.first_sequence == first, "the first sequence is not the broadcast's")
-        self._judge_again(event, broadcast, claims)
-        for claim in claims:
-            self._count(position, claim)
+        require(event.first_sequence == broadcast.manifest.first, "the first sequence is not the broadcast's")
+        self._credit(broadcast, claims, self._judge_again(event, broadcast, claims))
+        dues = []
+        for i, (receipt, known, ticket, _, judged) in enumerate(claims):
+            self._counts.accepted += judged.verdict == _ACCEPTED
+            self._counts.credited_bytes += judged.credited_bytes
+            if judged.verdict == _ACCEPTED:
+                dues.append(
+                    Due(
+                        receipt=i,
+                        pool=known.pool,
+                        plain=ticket.viewer_class is ViewerClass.PLAIN,
+                        issued=known.position,
+                        settle_by_us=ticket.settle_by_s * 1_000_000,
+                        newest=receipt.base_sequence
+                        + int.from_bytes(receipt.bitmap, "little").bit_length()
+                        - 1,
+                        units=judged.units,
+                        credited_bytes=judged.credited_bytes,
+                    )
+                )
+        self._dues.served(position, event.at_us, broadcast.rendition_id.bytes, dues)
+        signed = [x for x in claims if x.judged.verdict != _WRONG_NODE]
+        self._verify(
+            position,
+            b"".join([x.ticket.viewer_key for x in signed]),
+            b"".join([x.receipt.data for x in signed]),
+            bytes([x.judged.verdict == _BAD_SIGNATURE for x in signed]),
+        )
 
-    def _claim(self, data: bytes, judged: Judged, broadcast: _Broadcast) -> _Claim:
+    def _claim(self, data: bytes, judged: Judged, broadcast: Broadcast) -> _Claim:
         receipt = _parsed(data)
-        known = self._tickets.get(receipt.ticket_hash)
+        known = self._facts.tickets.get(receipt.ticket_hash)
         if known is None:
             raise AuditFailure("a receipt for a ticket that was never issued")
-        if known.broadcast is not broadcast:
+        if known.broadcast != broadcast.key:
             raise AuditFailure("a receipt for a ticket of another broadcast")
-        return _Claim(receipt, _decoded(known.body), known.session, judged)
+        ticket = Ticket.decode_body(known.body)
+        session = self._facts.sessions.get(ticket.session_id.bytes)
+        assert session is not None
+        return _Claim(receipt, known, ticket, session.facts, judged)
 
-    def _judge_again(self, event: SegmentsServed, broadcast: _Broadcast, claims: list[_Claim]) -> None:
-        """Credit what was recorded, when some state that the hub may have seen leads to the recorded verdicts."""
+    def _scratch(self, broadcast: Broadcast, claims: list[_Claim]) -> c.Scratch:
+        return self._credits.scratch(broadcast, [(x.ticket, x.session.network) for x in claims])
+
+    def _credit(self, broadcast: Broadcast, claims: list[_Claim], units: list[Units]) -> None:
+        for claim, fresh in zip(claims, units, strict=True):
+            if fresh:
+                self._credits.credit(claim.ticket.session_id, claim.session.network, broadcast, fresh)
+
+    def _judge_again(self, event: SegmentsServed, broadcast: Broadcast, claims: list[_Claim]) -> list[Units]:
+        """What to credit, when some state that the hub may have seen leads to the recorded verdicts."""
         settings = [
             s
             for s in self._crew.settings.in_force(event.at_us)
@@ -253,89 +346,38 @@ class Deliveries:
         require(bool(settings), "the network limit is not the one in force")
         failure: AuditFailure | None = None
         nodes = self._crew.node(event.node_id)
-        touched = set(event.session_ids), set(event.networks)
-        before = broadcast.credits.copy_of(*touched)
+        scratch = self._scratch(broadcast, claims)
         for manifest in broadcast.manifests(event.at_us):
             for node, rules in product(nodes.in_force(event.at_us), settings):
                 try:
-                    self._judge_all(event, broadcast.credits, claims, node, rules, manifest)
+                    return _judge_all(
+                        event.indices, event.at_us, scratch.copy(), claims, node, rules, manifest
+                    )
                 except AuditFailure as e:
-                    broadcast.credits.restore(before, *touched)
                     failure = failure or e
-                else:
-                    return
         raise present(failure, "nothing was judged")
 
-    def _judge_all(
-        self,
-        event: SegmentsServed,
-        credits: CreditSet,
-        claims: list[_Claim],
-        node: NodeFacts,
-        settings: Settings,
-        manifest: Manifest,
-    ) -> None:
-        now_s = event.at_us // 1_000_000
-        for index, (receipt, ticket, session, judged) in zip(event.indices, claims, strict=True):
-            if ticket.node_key != node.public_key:
-                judgement = refused(Verdict.WRONG_NODE)
-            elif judged.verdict == _BAD_SIGNATURE:  # verified to be one, with all other signatures
-                judgement = refused(Verdict.BAD_SIGNATURE)
-            else:
-                judgement = judge_signed(
-                    receipt,
-                    ticket,
-                    node=node,
-                    session=session,
-                    manifest=manifest,
-                    credits=credits,
-                    settings=settings,
-                    digest_of=_wrong_digest if judged.verdict == _DIGEST_MISMATCH else _unknown_digest,
-                    now_s=now_s,
-                )
-            if judged != judgement.judged:
-                _same(judged, judgement.judged, f"receipt {index} of the batch: ")
-            if judgement.units:
-                credits.credit(ticket.session_id, session.network, judgement.units)
+    # --- batches
 
-    def _count(self, position: int, claim: _Claim) -> None:
-        receipt, ticket, _, judged = claim
-        self._counts.accepted += judged.verdict == _ACCEPTED
-        self._counts.credited_bytes += judged.credited_bytes
-        if judged.verdict != _WRONG_NODE:
-            data = receipt.data
-            self._signatures.add(
-                Check(
-                    position,
-                    "a receipt",
-                    ticket.viewer_key,
-                    RECEIPT_DOMAIN,
-                    data[:RECEIPT_BODY_BYTES],
-                    data[RECEIPT_BODY_BYTES:],
-                    judged.verdict != _BAD_SIGNATURE,
-                )
-            )
+    def _verify(self, position: int, keys: bytes, receipts: bytes, refused_: bytes) -> None:
+        if refused_:
+            self._signatures.add(position, "a receipt", Receipts(keys, receipts, refused_))
 
-    def _receipts(self, position: int, event: SegmentsServed | ReceiptsRefused, nid: UUID) -> list[bytes]:
-        """The event's receipts, held against the header of the batch they came in."""
-        count = len(event.judged)
-        require(
-            len(event.receipts) == count * SIGNED_BYTES and len(event.indices) == count,
-            "receipts and verdicts differ in number",
-        )
-        receipts = [event.receipts[i * SIGNED_BYTES : (i + 1) * SIGNED_BYTES] for i in range(count)]
-        self._counts.receipts += count
+    def _collect(self, position: int, event: SegmentsServed | ReceiptsRefused, nid: UUID) -> None:
+        """Hold the event's receipts against the header of the batch they came in.
+
+        A batch may stand in several events, one for each broadcast; together they are what the node signed.
+        """
+        header, indices = event.batch_header, event.indices
+        self._counts.receipts += len(indices)
         self._crew.node(nid)
-        if not event.batch_header:
-            require(tuple(event.indices) == (0,), "a receipt outside a batch comes alone")
-            return receipts
-        require(len(event.batch_header) == HEADER_BYTES, f"a batch header is {HEADER_BYTES} bytes")
-        require(list(event.indices) == sorted(set(event.indices)), "the batch's indices are not ascending")
-        self._collect(position, event.batch_header, dict(zip(event.indices, receipts, strict=True)), nid)
-        return receipts
-
-    def _collect(self, position: int, header: bytes, receipts: dict[int, bytes], nid: UUID) -> None:
-        """A batch may stand in several events, one for each broadcast; together they are what the node signed."""
+        if not header:
+            require(tuple(indices) == (0,), "a receipt outside a batch comes alone")
+            return
+        require(len(header) == HEADER_BYTES, f"a batch header is {HEADER_BYTES} bytes")
+        whole = indices == _ASCENDING[: len(indices)]
+        if not whole:
+            require(list(indices) == sorted(set(indices)), "the batch's indices are not ascending")
         body, signature = header[:BATCH_BODY_BYTES], header[BATCH_BODY_BYTES:]
         _, node_key, _, _, count, root = _HEADER.unpack(body)
         require(node_id(node_key) == nid, "the batch is another node's")
@@ -343,24 +385,70 @@ class Deliveries:
         if name in self._complete:
             return  # sent again after the hub had forgotten it: judged again, receipt by receipt
         batch = self._batches.get(name)
+        known = batch.receipts if batch is not None else {}
+        for index in indices:
+            require(index < count and index not in known, "the batch has no such receipt to judge")
+        receipts: bytes | None = event.receipts if whole and len(indices) == count else None
+        if receipts is None:
+            known |= dict(zip(indices, _split(event.receipts), strict=True))
+            if len(known) == count:
+                receipts = b"".join([data for _, data in sorted(known.items())])
+        if receipts is not None:
+            self._signatures.add(position, "the batch", Root(root, receipts))
         if batch is None:
-            batch = self._batches[name] = _Batch(position)
             self._counts.batches += 1
-            self._signatures.add(Check(position, "the batch", node_key, BATCH_DOMAIN, body, signature))
-        for index, data in receipts.items():
-            require(index < count and index not in batch.receipts, "the batch has no such receipt to judge")
-            batch.receipts[index] = data
-        if len(batch.receipts) == count:
-            del self._batches[name]
-            self._complete.add(name)
-            leaves = [data for _, data in sorted(batch.receipts.items())]
-            require(merkle.root(leaves) == root, "the receipts are not those the node signed for")
+            check = Signed(node_key, BATCH_DOMAIN, body, signature)
+            self._signatures.add(position, "the batch", check)
+        if receipts is not None:
+            self._complete.put(name, b"")
+            if batch is not None:
+                self._batches.remove(name)
+        else:
+            self._batches.put(name, batch or _Batch(position, known))
 
 
-@lru_cache(65_536)
-def _decoded(body: bytes) -> Ticket:
-    """Receipts of a ticket come many times, and close together."""
-    return Ticket.decode_body(body)
+def _judge_all(
+    indices: bytes,
+    at_us: int,
+    credits: CreditSet,
+    claims: list[_Claim],
+    node: NodeFacts,
+    settings: Settings,
+    manifest: Manifest,
+) -> list[Units]:
+    """What to credit to each, when all verdicts are as recorded. Raises AuditFailure. Uses up `credits`."""
+    credited = []
+    for index, (receipt, _, ticket, session, judged) in zip(indices, claims, strict=True):
+        if ticket.node_key != node.public_key:
+            judgement = refused(Verdict.WRONG_NODE)
+        elif judged.verdict == _BAD_SIGNATURE:  # verified to be one, with all other signatures
+            judgement = refused(Verdict.BAD_SIGNATURE)
+        else:
+            judgement = judge_signed(
+                receipt,
+                ticket,
+                node=node,
+                session=session,
+                manifest=manifest,
+                credits=credits,
+                settings=settings,
+                digest_of=_wrong_digest if judged.verdict == _DIGEST_MISMATCH else _unknown_digest,
+                now_s=at_us // 1_000_000,
+            )
+        if judged != judgement.judged:
+            _same(judged, judgement.judged, f"receipt {index} of the batch: ")
+        if judgement.units:
+            credits.credit(ticket.session_id, session.network, judgement.units)
+        credited.append(judgement.units)
+    return credited
+
+
+def _split(receipts: bytes) -> list[bytes]:
+    return [receipts[i : i + SIGNED_BYTES] for i in range(0, len(receipts), SIGNED_BYTES)]
+
+
+def _nth(receipts: bytes, i: int) -> bytes:
+    return receipts[i * SIGNED_BYTES : (i + 1) * SIGNED_BYTES]
 
 
 def _parsed(data: bytes) -> _Receipt:

@@ -4,13 +4,16 @@ Invariant: money is in flight exactly while a line's attempt has no final answer
 the rail confirmed; the amounts and friends are those of the plan.
 """
 
-from dataclasses import dataclass
 from typing import Final
 from uuid import UUID, uuid5
 
+import msgspec
+
 from ledger.audit.books import Books
 from ledger.audit.crew import Crew, present, require
+from ledger.audit.facts import struct_table
 from ledger.audit.report import AuditFailure, Counts
+from ledger.audit.store import Store
 from ledger.events import (
     PayoutApproved,
     PayoutAttempted,
@@ -44,8 +47,7 @@ _ANSWERS: Final = {
 }
 
 
-@dataclass(slots=True)
-class _Line:
+class _Line(msgspec.Struct, array_like=True):
     plan: PayoutLine
     position: int  # of the last event that concerns it
     state: str = "planned"
@@ -54,8 +56,8 @@ class _Line:
     day: int = 0  # of its last reservation
 
 
-@dataclass(slots=True)
-class _Batch:
+class _Batch(msgspec.Struct, array_like=True):
+    number: int
     lines: dict[int, _Line]
     total_micro: int
     planned_by: str = ""
@@ -63,27 +65,34 @@ class _Batch:
     cancelled: bool = False
 
 
+class State(msgspec.Struct):
+    planned: int = 0  # payouts ever
+    days: dict[int, int] = {}  # UTC day -> given to rails on it, without what failed
+    # Lines whose money is not where it should be in the end:
+    # (number of the payout, line) -> payout, state, money, position.
+    uneven: dict[tuple[int, int], tuple[UUID, str, str, int]] = {}
+
+
 class Payouts:
-    def __init__(self, books: Books, crew: Crew, counts: Counts) -> None:
+    def __init__(
+        self, books: Books, crew: Crew, store: Store, counts: Counts, state: State | None = None
+    ) -> None:
+        self.state = state or State()
         self._books = books
         self._crew = crew
-        self._days: dict[int, int] = {}  # UTC day -> given to rails on it, without what failed
         self._counts = counts
-        self._batches: dict[UUID, _Batch] = {}
+        self._batches = struct_table(store, b"Y", _Batch, 64)
 
     def finish(self) -> None:
-        for batch_id, batch in self._batches.items():
-            for number, line in batch.lines.items():
-                if line.money != _MONEY[line.state]:
-                    raise AuditFailure(
-                        f"line {number} of payout {batch_id} is {line.state}, but its money is {line.money}",
-                        position=line.position,
-                    )
+        for (_, number), (batch_id, state, money, position) in sorted(self.state.uneven.items()):
+            raise AuditFailure(
+                f"line {number} of payout {batch_id} is {state}, but its money is {money}", position=position
+            )
 
     # --- the payout's own events
 
     def planned(self, position: int, event: PayoutPlanned) -> None:
-        expected = uuid5(BOOK_ID, f"payout:{len(self._batches) + 1}")
+        expected = uuid5(BOOK_ID, f"payout:{self.state.planned + 1}")
         require(event.originator_id == expected, "the payout is not the next one")
         numbers = [line.line for line in event.lines]
         require(numbers == list(range(1, len(numbers) + 1)), "the lines are not numbered from 1")
@@ -92,12 +101,15 @@ class Payouts:
         total = sum(line.amount_micro for line in event.lines)
         within = any(total <= s.payout_batch_max_micro for s in self._crew.settings.in_force(event.at_us))
         require(within, "the payout is larger than the crew's limit")
-        self._batches[event.originator_id] = _Batch({x.line: _Line(x, position) for x in event.lines}, total)
+        self.state.planned += 1
+        batch = _Batch(self.state.planned, {x.line: _Line(x, position) for x in event.lines}, total)
+        self._batches.put(event.originator_id.bytes, batch)
 
     def proposed(self, event: PayoutProposed) -> None:
         batch = self._batch(event.originator_id)
         require(event.originator_version == 2 and bool(event.operator), "a plan is attributed afterwards")
         batch.planned_by = event.operator
+        self._batches.put(event.originator_id.bytes, batch)
 
     def approved(self, event: PayoutApproved) -> None:
         batch = self._batch(event.originator_id)
@@ -109,24 +121,28 @@ class Payouts:
         )
         require(enough, "a payout of so much is approved by the operator who planned it")
         batch.approved = True
+        self._batches.put(event.originator_id.bytes, batch)
 
     def cancelled(self, event: PayoutCancelled) -> None:
         batch = self._batch(event.originator_id)
         begun = any(line.state != "planned" for line in batch.lines.values())
         require(not begun, "a payout is cancelled after it began")
         batch.cancelled = True
+        self._batches.put(event.originator_id.bytes, batch)
 
     def attempted(self, position: int, event: PayoutAttempted) -> None:
         batch = self._batch(event.originator_id)
-        line = self._line(event.originator_id, event.line)
+        line = _line(event.originator_id, batch, event.line)
         require(batch.approved and not batch.cancelled, "an attempt of a payout that is not approved")
         require(line.state in ("planned", "unknown"), f"an attempt of a line that is {line.state}")
         require(event.attempt == line.attempt + 1, f"attempt {line.attempt + 1} should be next")
         require(event.key == f"{event.originator_id}:{event.line}", "the attempt has another key")
         line.state, line.attempt, line.position = "attempted", event.attempt, position
+        self._changed(event.originator_id, batch, line)
 
     def resolved(self, position: int, event: PayoutResolved) -> None:
-        line = self._line(event.originator_id, event.line)
+        batch = self._batch(event.originator_id)
+        line = _line(event.originator_id, batch, event.line)
         allowed = event.outcome in _ANSWERS[line.state] and event.attempt == line.attempt
         # A line that fails without an attempt was never given to the rail, and stays so.
         require(
@@ -134,20 +150,23 @@ class Payouts:
             f"a line that is {line.state} becomes {event.outcome}",
         )
         line.state, line.position = event.outcome, position
+        self._changed(event.originator_id, batch, line)
 
     # --- the movements in the book
 
     def reserved(self, position: int, event: PayoutLineReserved) -> None:
-        line = self._line(event.batch_id, event.line)
+        batch = self._batch(event.batch_id)
+        line = _line(event.batch_id, batch, event.line)
         amount, day = line.plan.amount_micro, event.at_us // DAY_US
-        total = self._days.get(day, 0) + amount
+        total = self.state.days.get(day, 0) + amount
         # What a rail paid after it had said no is booked in any case.
         within = line.state == "confirmed" or any(
             total <= s.payout_day_max_micro for s in self._crew.settings.in_force(event.at_us)
         )
         require(within, "more is given to rails than the crew's limit of the day")
         self._move(position, event, "payout_reserved", "available", "in_flight", ("attempted", "confirmed"))
-        self._days[day], line.day = total, day
+        self.state.days[day], line.day = total, day
+        self._changed(event.batch_id, batch, line)
 
     def confirmed(self, position: int, event: PayoutLineConfirmed) -> None:
         self._move(position, event, "payout_confirmed", "in_flight", "paid", ("confirmed",))
@@ -155,8 +174,8 @@ class Payouts:
 
     def failed(self, position: int, event: PayoutLineFailed) -> None:
         self._move(position, event, "payout_failed", "in_flight", "available", ("failed",))
-        line = self._line(event.batch_id, event.line)
-        self._days[line.day] -= line.plan.amount_micro
+        line = _line(event.batch_id, self._batch(event.batch_id), event.line)
+        self.state.days[line.day] -= line.plan.amount_micro
 
     def _move(
         self,
@@ -167,7 +186,8 @@ class Payouts:
         target: str,
         states: tuple[str, ...],
     ) -> None:
-        line = self._line(event.batch_id, event.line)
+        batch = self._batch(event.batch_id)
+        line = _line(event.batch_id, batch, event.line)
         require(line.state in states, f"money moves for a payout line that is {line.state}")
         require(line.money == source, f"the line's money is {line.money}, not {source}")
         friend = f"friend:{line.plan.friend_id}"
@@ -176,9 +196,19 @@ class Payouts:
         )
         require(amount == line.plan.amount_micro, f"{line.plan.amount_micro} micro-units were planned")
         line.money, line.position = target, position
+        self._changed(event.batch_id, batch, line)
 
     def _batch(self, batch_id: UUID) -> _Batch:
-        return present(self._batches.get(batch_id), f"payout {batch_id} was never planned")
+        return present(self._batches.get(batch_id.bytes), f"payout {batch_id} was never planned")
 
-    def _line(self, batch_id: UUID, number: int) -> _Line:
-        return present(self._batch(batch_id).lines.get(number), f"payout {batch_id} has no line {number}")
+    def _changed(self, batch_id: UUID, batch: _Batch, line: _Line) -> None:
+        self._batches.put(batch_id.bytes, batch)
+        key = (batch.number, line.plan.line)
+        if line.money == _MONEY[line.state]:
+            self.state.uneven.pop(key, None)
+        else:
+            self.state.uneven[key] = (batch_id, line.state, line.money, line.position)
+
+
+def _line(batch_id: UUID, batch: _Batch, number: int) -> _Line:
+    return present(batch.lines.get(number), f"payout {batch_id} has no line {number}")

@@ -6,17 +6,24 @@ AuditFailure that names the position.
 """
 
 from collections.abc import Callable
-from concurrent.futures import Executor
 from typing import Any, Final
-from uuid import UUID
+
+import msgspec
 
 from ledger.aggregates.base import DomainError
 from ledger.audit.books import Books
+from ledger.audit.books import State as BooksState
 from ledger.audit.crew import Crew, require
-from ledger.audit.delivery import Deliveries
+from ledger.audit.crew import State as CrewState
+from ledger.audit.delivery import IN_COLUMNS, Deliveries
+from ledger.audit.dues import Dues
+from ledger.audit.dues import State as DuesState
+from ledger.audit.helpers import Helpers
 from ledger.audit.payouts import Payouts
+from ledger.audit.payouts import State as PayoutsState
 from ledger.audit.report import AuditFailure, Counts
 from ledger.audit.signatures import Signatures
+from ledger.audit.store import Store
 from ledger.events import (
     AdjustmentBooked,
     BroadcastStarted,
@@ -64,42 +71,84 @@ from ledger.events import (
     upcast,
 )
 from ledger.ids import BOOK_ID, CREW_ID, TREE_ID
-from ledger.services.credit_index import CreditIndex
 
+
+class _State(msgspec.Struct):
+    counts: Counts = msgspec.field(default_factory=Counts)
+    crew: CrewState | None = None
+    books: BooksState | None = None
+    payouts: PayoutsState | None = None
+    dues: DuesState | None = None
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(_State)
 _FIXED: Final = {"crew": CREW_ID, "book": BOOK_ID, "tree": TREE_ID}
 # What malformed facts make the rules raise. Anything else is a defect of this program and is not hidden.
 _BROKEN: Final = (ValueError, KeyError, IndexError, TypeError, OverflowError, DomainError)
 
 
 class Replay:
-    def __init__(self, pool: Executor, *, verify_signatures: bool = True) -> None:
-        self.counts = Counts()
-        self.crew = Crew()
-        self.signatures = Signatures(pool, verify=verify_signatures)
-        self._index = CreditIndex()
-        self.books = Books(self.crew, self._index, self.counts)
-        self._deliveries = Deliveries(self.crew, self.signatures, self.counts)
-        self._payouts = Payouts(self.books, self.crew, self.counts)
-        self._versions: dict[UUID, int] = {}
+    def __init__(
+        self,
+        store: Store,
+        helpers: Helpers,
+        *,
+        saved: bytes | None = None,
+        verify_signatures: bool = True,
+        in_columns: int = IN_COLUMNS,
+    ) -> None:
+        """From the beginning, or from what `saved` gave; then `store` is as it was at that moment.
+
+        `in_columns` is the number of receipts in an event from which on they are judged in columns.
+        """
+        state = _decoder.decode(saved) if saved is not None else _State()
+        self.counts = state.counts
+        self.crew = Crew(state.crew)
+        self.signatures = Signatures(helpers, verify=verify_signatures)
+        self.signatures.count = self.counts.signatures
+        self._store = store
+        self._dues = Dues(store, state.dues)
+        self.books = Books(self.crew, self._dues, store, self.counts, state.books)
+        self._deliveries = Deliveries(self.crew, self.signatures, self._dues, store, self.counts, in_columns)
+        self._payouts = Payouts(self.books, self.crew, store, self.counts, state.payouts)
+        self._versions = store.table(b"v", lambda n: n.to_bytes(8), int.from_bytes, 131_072)
         self._rules = self._rules_by_type()
 
-    def apply(self, position: int, data: bytes) -> None:
-        """Take the event at `position`. Raises AuditFailure."""
+    def apply(self, position: int, data: bytes | memoryview, *, one_encoding: bool = False) -> None:
+        """Take the event at `position`. Raises AuditFailure.
+
+        `one_encoding` says that the bytes were found to be the one encoding of a known event.
+        """
         try:
             stored = decode_stored(data)
-            require(encode(stored) == data, "the bytes are not the one encoding of their event")
+            known = one_encoding or encode(stored) == data
+            require(known, "the bytes are not the one encoding of their event")
             event = upcast(stored)
             self._follow(event)
             rule = self._rules.get(type(event))
             if rule is not None:
                 rule(position, event)
-            self._index.apply(position, event)
+            self._dues.passed(position, event.at_us)
         except AuditFailure as e:
             at = position if e.position is None else e.position
-            raise AuditFailure(e.reason, position=at, file=e.file) from e
+            raise AuditFailure(e.reason, position=at, file=e.file, before_rules=e.before_rules) from e
         except _BROKEN as e:
             raise AuditFailure(f"the event cannot be replayed: {e!r}", position=position) from e
         self.counts.events += 1
+
+    def trim(self) -> None:
+        """Bound the memory."""
+        self._store.trim()
+
+    def saved(self) -> bytes:
+        """All that is not in the store. Raises AuditFailure for a signature that does not hold."""
+        self.signatures.finish()
+        self.counts.signatures = self.signatures.count
+        state = _State(
+            self.counts, self.crew.state, self.books.state, self._payouts.state, self._dues.saved()
+        )
+        return _encoder.encode(state)
 
     def finish(self) -> None:
         """Raises AuditFailure for what is incomplete, or a signature that does not hold."""
@@ -108,25 +157,31 @@ class Replay:
         self._payouts.finish()
         self.books.finish()
 
-    def close(self) -> None:
-        self.signatures.close()
-
     def _follow(self, event: Event) -> None:
         """An aggregate's events are numbered 1, 2, 3, ... and the books are one aggregate."""
-        expected = self._versions.get(event.originator_id, 0) + 1
+        key = event.originator_id.bytes
+        expected = (self._versions.get(key) or 0) + 1
         require(
             event.originator_version == expected,
             f"version {event.originator_version} of {event.originator_id} does not follow {expected - 1}",
         )
-        self._versions[event.originator_id] = expected
+        self._versions.put(key, expected)
         only = _FIXED.get(tag_of(event).partition(".")[0])
         require(only in (None, event.originator_id), "the event is not in the aggregate of its kind")
+
+    def _founded(self, _position: int, event: CrewFounded) -> None:
+        self.crew.founded(event)
+        self._dues.founded(event)
+
+    def _settings_changed(self, position: int, event: SettingsChanged) -> None:
+        self.crew.settings_changed(event)
+        self._dues.settings_changed(position, event)
 
     def _rules_by_type(self) -> dict[type[Event], Callable[[int, Any], None]]:
         crew, deliveries, books, payouts = self.crew, self._deliveries, self.books, self._payouts
         return {
-            CrewFounded: _without_position(crew.founded),
-            SettingsChanged: _without_position(crew.settings_changed),
+            CrewFounded: self._founded,
+            SettingsChanged: self._settings_changed,
             KeyAdded: _without_position(crew.key_added),
             KeyRetired: _without_position(crew.key_retired),
             StreamRegistered: _without_position(crew.stream_registered),
@@ -141,7 +196,7 @@ class Replay:
             BroadcastStarted: _without_position(deliveries.broadcast_started),
             SegmentsPublished: _without_position(deliveries.segments_published),
             SessionOpened: _without_position(deliveries.session_opened),
-            SessionObserved: _without_position(deliveries.session_observed),
+            SessionObserved: deliveries.session_observed,
             TicketIssued: deliveries.ticket_issued,
             SegmentsServed: deliveries.segments_served,
             ReceiptsRefused: deliveries.receipts_refused,

@@ -6,15 +6,7 @@ Invariant: a report is `ok` exactly when it names no problem; amounts are intege
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-
-class AuditFailure(Exception):
-    """The log does not hold. `position` is the first event concerned, `file` the published file, where known."""
-
-    def __init__(self, reason: str, *, position: int | None = None, file: str | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.position = position
-        self.file = file
+from ledger.checks import AuditFailure as AuditFailure
 
 
 class NothingThere(Exception):
@@ -60,6 +52,7 @@ class Report:
     pinned: bool = False  # the key was given by the auditor, not taken from the log's own folder
     cosigned_s: dict[str, int] = field(default_factory=dict)  # witness -> when, Unix seconds; those asked for
     consistent_with: int | None = None  # size of the checkpoint the auditor had kept
+    resumed_from: int = 0  # the events before were replayed by an earlier audit of this auditor
     counts: Counts = field(default_factory=Counts)
     paid_micro: int = 0  # all that ever reached friends' `paid` accounts
     balances: dict[str, int] = field(default_factory=dict)  # account -> micro-units, where not zero

@@ -1,53 +1,54 @@
-"""Signatures, verified on all cores while the replay goes on.
+"""Signatures and the Merkle roots of batches, verified on all cores while the replay goes on.
 
-Invariant: after `finish` every signature that was handed in has been verified, and the failure reported is the one
-with the lowest position.
+Invariant: after `finish` every check that was handed in has been made, and the failure reported is the one with the
+lowest position.
 """
 
 from collections import deque
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from typing import Final, NamedTuple
 
+from ledger.audit.helpers import Helpers
 from ledger.audit.report import AuditFailure
-from ledger.verifiers import Verifiers, first_failure
+from ledger.checks import Check, Receipts, Root, Verify, first_failure
 
-CHUNK: Final = 128
-BACKLOG: Final = 64  # chunks under way; bounds memory
-HERE: Final = 16  # chunks that are verified in threads of this process: starting others takes longer
+CHUNK: Final = 128  # signatures that go to a helper together
+BACKLOG: Final = 64 * CHUNK  # signatures under way; bounds memory
+HERE: Final = 512  # so few are verified in this process: starting others takes longer
 
 
-class Check(NamedTuple):
-    position: int
-    what: str
-    public_key: bytes
-    domain: bytes
-    body: bytes
-    signature: bytes
-    holds: bool = (
-        True  # what the log says: a verdict `bad_signature` must rest on a signature that does not verify
-    )
+class _Chunk(NamedTuple):
+    about: list[tuple[int, str]]  # position and what is signed
+    checks: list[Check]
+    weight: int
+    future: "Future[tuple[int, int]] | None"
 
 
 class Signatures:
-    def __init__(self, pool: Executor, *, verify: bool = True) -> None:
-        """`verify` is False only to measure what the rest of an audit costs. Close it after use."""
-        self.count = 0
+    def __init__(self, helpers: Helpers, *, verify: bool = True) -> None:
+        """`verify` is False only to measure what the rest of an audit costs."""
+        self.count = 0  # Ed25519 signatures
         self._verify = verify
-        self._pool = pool
-        self._verifiers = Verifiers()
-        self._submitted = 0
-        self._chunk: list[Check] = []
-        self._running: deque[tuple[list[Check], Future[int]]] = deque()
+        self._helpers = helpers
+        self._seen = 0
+        self._waiting = 0
+        self._about: list[tuple[int, str]] = []
+        self._checks: list[Check] = []
+        self._weight = 0
+        self._running: deque[_Chunk] = deque()
 
-    def add(self, check: Check) -> None:
-        """Raises AuditFailure when an earlier signature is found not to hold."""
+    def add(self, position: int, what: str, check: Check) -> None:
+        """Raises AuditFailure when an earlier one is found not to hold."""
         if not self._verify:
             return
-        self.count += 1
-        self._chunk.append(check)
-        if len(self._chunk) >= CHUNK:
+        weight = len(check.refused) if isinstance(check, Receipts) else 1
+        self.count += 0 if isinstance(check, Root) else weight
+        self._about.append((position, what))
+        self._checks.append(check)
+        self._weight += weight
+        if self._weight >= CHUNK:
             self._submit()
-            while len(self._running) > BACKLOG:
+            while self._waiting > BACKLOG:
                 self._settle()
 
     def finish(self) -> None:
@@ -56,29 +57,27 @@ class Signatures:
         while self._running:
             self._settle()
 
-    def close(self) -> None:
-        for _, future in self._running:
-            future.cancel()
-        self._verifiers.close()
-
     def _submit(self) -> None:
-        if self._chunk:
-            chunk, self._chunk = self._chunk, []
-            bare = [c[2:] for c in chunk]
-            work = first_failure if self._submitted < HERE else self._verifiers.first_failure
-            self._submitted += 1
-            self._running.append((chunk, self._pool.submit(work, bare)))
+        if not self._checks:
+            return
+        self._seen += self._weight
+        future = self._helpers.verify(Verify(self._checks)) if self._seen > HERE else None
+        self._running.append(_Chunk(self._about, self._checks, self._weight, future))
+        self._waiting += self._weight
+        self._about, self._checks, self._weight = [], [], 0
 
     def _settle(self) -> None:
         # Chunks are taken in order of position, so the first failure met is the first there is.
-        chunk, future = self._running.popleft()
-        index = future.result()
+        chunk = self._running.popleft()
+        self._waiting -= chunk.weight
+        index, which = first_failure(chunk.checks) if chunk.future is None else chunk.future.result()
         if index < 0:
             return
-        bad = chunk[index]
-        reason = (
-            f"the signature of {bad.what} does not verify"
-            if bad.holds
-            else f"{bad.what} was refused for its signature, but the signature verifies"
-        )
-        raise AuditFailure(reason, position=bad.position)
+        (position, what), check = chunk.about[index], chunk.checks[index]
+        if isinstance(check, Root):
+            reason = "the receipts are not those the node signed for"
+            raise AuditFailure(reason, position=position, before_rules=True)
+        if isinstance(check, Receipts) and check.refused[which]:
+            reason = f"{what} was refused for its signature, but the signature verifies"
+            raise AuditFailure(reason, position=position)
+        raise AuditFailure(f"the signature of {what} does not verify", position=position)

@@ -1,20 +1,30 @@
 """The published files, re-hashed: every entry against its tile, every tile against the tree, the tree against the root.
 
-Invariant: when the iteration ends without AuditFailure, the entries it gave are exactly the leaves of the
-checkpoint's tree, the tree of the checkpoint the auditor had kept is a prefix of it, and no file that belongs to it
-has a wrong byte.
+Invariant: when the iteration ends without AuditFailure, the entries it gave (with those that the tree it began with
+stands for) are exactly the leaves of the checkpoint's tree, the tree of the checkpoint the auditor had kept is a prefix
+of it, and no file that was read has a wrong byte. At most `SLOTS` bundles are in memory.
 """
 
+import mmap
+import os
+import tempfile
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
 
 from ledger import merkle
+from ledger.audit.helpers import Helpers
 from ledger.audit.report import AuditFailure
 from ledger.checkpoint import Checkpoint
-from ledger.tlog.source import Source
+from ledger.checks import Broken, Bundle, File, Load, fetch, load_bundle
+from ledger.merkle import Frontier
+from ledger.tlog.reader import LogReader, NotPublished
+from ledger.tlog.source import Source, SourceUnavailable
 from ledger.tlog.tiles import (
     ENTRIES,
     HASH_BYTES,
@@ -23,40 +33,219 @@ from ledger.tlog.tiles import (
     TILE_BYTES,
     WIDTH,
     Tile,
-    TileBuilder,
     TileError,
-    decode_bundle,
-    decode_tile,
-    tile_of,
+    entry_views,
 )
 
-AHEAD: Final = 8  # tiles fetched before they are needed
+SLOTS: Final = 3  # bundles in memory that helpers share
+HERE: Final = 3  # bundles that are loaded in this process: the helpers are not there yet, or are not worth it
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
+class Entries(NamedTuple):
+    """The entries of one bundle."""
+
+    start: int
+    entries: list[memoryview]
+    strange: int  # index of the first that is not the one encoding of a known event
+
+
+class Edge(msgspec.Struct, array_like=True):
+    """The right edge of a tree of whole level 0 tiles: what must be known to go on."""
+
+    size: int = 0
+    peaks: list[tuple[int, bytes]] = []  # of ledger.merkle.Frontier
+    levels: list[list[bytes]] = []  # [i]: the hashes of the last, partial tile of level i + 1
+
+
+class Log:
+    """Iterates over the entries of a published log, in order, from where `edge` ends."""
+
+    def __init__(
+        self,
+        source: Source,
+        checkpoint: Checkpoint,
+        since: Checkpoint | None,
+        helpers: Helpers,
+        edge: Edge | None = None,
+    ) -> None:
+        self._source = source
+        self._checkpoint = checkpoint
+        self._since = since
+        self._helpers = helpers
+        edge = edge or Edge()
+        self._began = self._size = edge.size
+        self._levels = [list(level) for level in edge.levels]
+        self._full = Frontier()  # of full level 0 tiles
+        for level, hash_ in edge.peaks:
+            self._full.append(hash_, level)
+        self._last: list[bytes] = []  # leaves of the last, partial tile
+
+    def edge(self) -> Edge:
+        """Of the entries that were given so far, when these are whole bundles."""
+        return Edge(self._size, self._full.peaks(), [list(level) for level in self._levels])
+
+    def __iter__(self) -> Iterator[Entries]:
+        if self._since is not None and self._since.size <= self._began:
+            self._continues(self._since)
+        for start, data, bundle in self._bundles(self._began // WIDTH, -(-self._checkpoint.size // WIDTH)):
+            entries = entry_views(data, min(WIDTH, self._checkpoint.size - start))
+            self._add(data, bundle, len(entries))
+            yield Entries(start, entries, bundle.strange)
+            for entry in entries:  # views of memory that the next bundle is going to have
+                entry.release()
+        self._finish()
+
+    # --- bundles
+
+    def _bundles(self, first: int, end: int) -> Iterator[tuple[int, memoryview, Bundle]]:
+        here = end if end - first <= 2 * HERE else first + HERE
+        with ExitStack() as stack:
+            slots = deque(_Slots(stack).take(SLOTS)) if here < end else deque()
+            ahead: deque[tuple[_Slot, Future[tuple[Bundle | None, Broken | None]]]] = deque()
+            following = here
+            for n in range(first, end):
+                while slots and following < end:
+                    slot = slots.popleft()
+                    task = Load(self._source.name, following, self._checkpoint.size, slot.path)
+                    ahead.append((slot, self._helpers.load(task)))
+                    following += 1
+                if n < here:
+                    data, bundle = load_bundle(self._source, n, self._checkpoint.size)
+                    yield n * WIDTH, memoryview(data), bundle
+                    continue
+                slot, future = ahead.popleft()
+                bundle = _answer(*future.result())
+                with memoryview(slot.memory) as view, view[: bundle.length] as shared:
+                    yield n * WIDTH, shared, bundle
+                slots.append(slot)
+
+    # --- the tree
+
+    def _add(self, data: memoryview, bundle: Bundle, width: int) -> None:
+        """Add to the tree, and stop on the way where the checkpoint ends that was kept."""
+        since, leaves = self._since, bundle.leaves
+        if since is not None and self._size < since.size <= self._size + width:
+            edge = self._full.copy()
+            for i in range(since.size - self._size):
+                edge.append(leaves[i * HASH_BYTES : (i + 1) * HASH_BYTES])
+            if edge.root() != since.root:
+                raise _rewritten(since)
+        tile = self._size // WIDTH
+        self._check_partials(Tile(ENTRIES, tile, width), lambda n: _prefix(data, n))
+        self._check_partials(Tile(0, tile, width), lambda n: leaves[: n * HASH_BYTES])
+        self._size += width
+        if width == WIDTH:
+            self._full.append(bundle.root, HEIGHT)
+            self._append(0, bundle.root)
+        else:
+            self._last = [leaves[i : i + HASH_BYTES] for i in range(0, len(leaves), HASH_BYTES)]
+
+    def _append(self, below: int, root: bytes) -> None:
+        """Add the root of a full tile of level `below` to the tile above it."""
+        if below == len(self._levels):
+            self._levels.append([])
+        hashes = self._levels[below]
+        hashes.append(root)
+        if len(hashes) == WIDTH:
+            level = below + 1
+            self._check_tile(Tile(level, (self._size >> (HEIGHT * (level + 1))) - 1), b"".join(hashes))
+            root = merkle.root_of_hashes(hashes)
+            hashes.clear()
+            self._append(level, root)
+
+    def _finish(self) -> None:
+        for below, hashes in enumerate(self._levels):
+            if hashes:
+                level = below + 1
+                self._check_tile(
+                    Tile(level, self._size >> (HEIGHT * (level + 1)), len(hashes)), b"".join(hashes)
+                )
+        edge = self._full.copy()
+        for leaf in self._last:
+            edge.append(leaf)
+        if edge.root() != self._checkpoint.root:
+            raise AuditFailure("the root of all entries is not the one that was signed", file="checkpoint")
+
+    def _check_tile(self, tile: Tile, data: bytes) -> None:
+        """Hold a tile that follows from the entries against the published one, and its older partial ones."""
+        published = fetch(self._source, tile)
+        bad = _first_difference(data, published)
+        if bad is not None:
+            position = tile.first_entry + (bad << (HEIGHT * tile.level))
+            reason = "the tile does not follow from the entries"
+            raise AuditFailure(reason, position=position, file=published.path)
+        self._check_partials(tile, lambda n: data[: n * HASH_BYTES])
+
+    def _check_partials(self, tile: Tile, prefix: Callable[[int], bytes]) -> None:
+        for width in self._source.widths(tile.full_path):
+            if width >= tile.width:
+                continue
+            older = Tile(tile.level, tile.index, width)
+            limit = MAX_BUNDLE_BYTES if tile.level == ENTRIES else TILE_BYTES
+            if self._source.read(older.path, limit) != prefix(width):
+                raise AuditFailure(
+                    "an older partial file does not follow from the entries",
+                    position=tile.first_entry,
+                    file=older.path,
+                )
+
+    def _continues(self, since: Checkpoint) -> None:
+        """A kept checkpoint from before the entries that are read now: proven from the published tiles."""
+        now = self._checkpoint
+        try:
+            reader = LogReader(self._source, now.size)
+            proof = merkle.consistency_proof(reader.subtree, since.size, now.size)
+        except (NotPublished, TileError) as e:
+            raise AuditFailure(f"the tiles do not prove what was kept: {e}", file="checkpoint") from e
+        if not merkle.verify_consistency(since.size, now.size, proof, since.root, now.root):
+            raise _rewritten(since)
+
+
+def _rewritten(since: Checkpoint) -> AuditFailure:
+    return AuditFailure(
+        f"the log was rewritten: its first {since.size} entries are not those of the checkpoint that was kept",
+        file="checkpoint",
+    )
+
+
+def _answer(bundle: Bundle | None, broken: Broken | None) -> Bundle:
+    if bundle is not None:
+        return bundle
+    assert broken is not None
+    if broken.unavailable:
+        raise SourceUnavailable(broken.reason)
+    raise AuditFailure(broken.reason, position=broken.position, file=broken.file)
+
+
+class _Slot(NamedTuple):
     path: str
-    data: bytes
-    exact: bool  # not a full tile read in place of a partial one that was removed
+    memory: mmap.mmap
 
 
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    bundle: _File
-    hashes: _File
+class _Slots:
+    """Memory that helpers write to and the replay reads from: files that are never meant for the disk."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamrp2p-audit-")))
+
+    def take(self, count: int) -> Iterator[_Slot]:
+        for n in range(count):
+            path = self._folder / str(n)
+            with open(path, "w+b") as f:
+                # A full disk is found here, and not in the mapping.
+                allocate: Callable[[int, int, int], None] | None = getattr(os, "posix_fallocate", None)
+                if allocate is not None:
+                    allocate(f.fileno(), 0, MAX_BUNDLE_BYTES)
+                else:
+                    f.write(bytes(MAX_BUNDLE_BYTES))
+                    f.flush()
+                memory = mmap.mmap(f.fileno(), 0)
+            self._stack.callback(memory.close)
+            yield _Slot(str(path), memory)
 
 
-def fetch(source: Source, tile: Tile) -> _File:
-    """A tile's file; the full one when the partial one was removed. Raises AuditFailure when there is neither."""
-    limit = MAX_BUNDLE_BYTES if tile.level == ENTRIES else TILE_BYTES
-    for path in dict.fromkeys((tile.path, tile.full_path)):
-        data = source.read(path, limit)
-        if data is not None:
-            return _File(path, data, path == tile.path)
-    raise AuditFailure("the file is missing", position=tile.first_entry, file=tile.path)
-
-
-def _first_difference(expected: bytes, published: _File) -> int | None:
+def _first_difference(expected: bytes, published: File) -> int | None:
     """Index of the first hash of the tile that is not as expected."""
     for at in range(0, len(expected), HASH_BYTES):
         if published.data[at : at + HASH_BYTES] != expected[at : at + HASH_BYTES]:
@@ -65,104 +254,9 @@ def _first_difference(expected: bytes, published: _File) -> int | None:
     return len(expected) // HASH_BYTES - 1 if longer else None
 
 
-class Entries:
-    """Iterates over (position of the first, entries) of each bundle, in order."""
-
-    def __init__(
-        self, source: Source, checkpoint: Checkpoint, since: Checkpoint | None, pool: Executor
-    ) -> None:
-        self._source = source
-        self._checkpoint = checkpoint
-        self._since = since
-        self._pool = pool
-        self._tiles = TileBuilder(self._check_tile)
-
-    def __iter__(self) -> Iterator[tuple[int, list[bytes]]]:
-        ahead: deque[Future[_Pair]] = deque()
-        for n in range(-(-self._checkpoint.size // WIDTH)):
-            ahead.append(self._pool.submit(self._fetch_pair, n))
-            if len(ahead) > AHEAD:
-                yield self._take(ahead.popleft().result())
-        while ahead:
-            yield self._take(ahead.popleft().result())
-        for tile_, data in self._tiles.partials():
-            self._check_tile(tile_, data)
-        if self._tiles.root() != self._checkpoint.root:
-            raise AuditFailure("the root of all entries is not the one that was signed", file="checkpoint")
-
-    def _fetch_pair(self, n: int) -> "_Pair":
-        size = self._checkpoint.size
-        return _Pair(fetch(self._source, tile_of(ENTRIES, n, size)), fetch(self._source, tile_of(0, n, size)))
-
-    def _take(self, pair: "_Pair") -> tuple[int, list[bytes]]:
-        start = self._tiles.size
-        width = min(WIDTH, self._checkpoint.size - start)
-        bundle, tile = pair.bundle, pair.hashes
-        try:
-            hashes = decode_tile(tile.data, width)
-            if tile.exact and len(tile.data) != width * HASH_BYTES:
-                raise TileError("the tile holds more than it should")
-        except TileError as e:
-            raise AuditFailure(str(e), position=start, file=tile.path) from e
-        try:
-            entries = decode_bundle(bundle.data, width)
-            if bundle.exact and len(bundle.data) != sum(2 + len(e) for e in entries):
-                raise TileError("the bundle holds more than it should")
-        except TileError as e:
-            raise AuditFailure(str(e), position=start, file=bundle.path) from e
-        leaves = merkle.leaf_hashes(entries)
-        if leaves != hashes:
-            bad = next(i for i in range(width) if leaves[i] != hashes[i])
-            raise AuditFailure(
-                f"the entry does not hash to what {tile.path} says", position=start + bad, file=bundle.path
-            )
-        self._extend(entries, leaves)
-        return start, entries
-
-    def _extend(self, entries: list[bytes], leaves: list[bytes]) -> None:
-        """Add to the tree, and stop on the way where the checkpoint ends that was kept."""
-        start = self._tiles.size
-        if self._since is not None and start < self._since.size <= start + len(entries):
-            cut = self._since.size - start
-            self._tiles.extend(entries[:cut], leaves[:cut])
-            self._check_since(self._since)
-            entries, leaves = entries[cut:], leaves[cut:]
-        self._tiles.extend(entries, leaves)
-
-    def _check_since(self, since: Checkpoint) -> None:
-        if self._tiles.root() != since.root:
-            raise AuditFailure(
-                f"the log was rewritten: its first {since.size} entries are not those of the checkpoint that "
-                f"was kept",
-                file="checkpoint",
-            )
-
-    def _check_tile(self, tile: Tile, data: bytes) -> None:
-        """Hold a tile that follows from the entries against the published one, and its older partial ones."""
-        if tile.level > 0:
-            published = fetch(self._source, tile)
-            bad = _first_difference(data, published)
-            if bad is not None:
-                position = tile.first_entry + (bad << (HEIGHT * tile.level))
-                reason = "the tile does not follow from the entries"
-                raise AuditFailure(reason, position=position, file=published.path)
-        for width in self._source.widths(tile.full_path):
-            if width >= tile.width:
-                continue
-            older = Tile(tile.level, tile.index, width)
-            limit = MAX_BUNDLE_BYTES if tile.level == ENTRIES else TILE_BYTES
-            if self._source.read(older.path, limit) != _prefix(tile, data, width):
-                raise AuditFailure(
-                    "an older partial file does not follow from the entries",
-                    position=tile.first_entry,
-                    file=older.path,
-                )
-
-
-def _prefix(tile: Tile, data: bytes, width: int) -> bytes:
-    if tile.level != ENTRIES:
-        return data[: width * HASH_BYTES]
+def _prefix(bundle: memoryview, width: int) -> bytes:
+    """The file of a bundle's first entries."""
     end = 0
     for _ in range(width):
-        end += 2 + int.from_bytes(data[end : end + 2])
-    return data[:end]
+        end += 2 + int.from_bytes(bundle[end : end + 2])
+    return bytes(bundle[:end])

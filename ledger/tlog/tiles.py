@@ -83,22 +83,27 @@ def encode_bundle(entries: Sequence[bytes]) -> bytes:
 
 
 def decode_bundle(data: bytes, width: int) -> list[bytes]:
-    """The first `width` entries. Raises TileError when there are fewer, or when bytes are left over.
+    """The first `width` entries. Raises TileError when there are fewer, or when bytes are left over."""
+    return [bytes(entry) for entry in entry_views(data, width)]
+
+
+def entry_views(data: bytes | memoryview, width: int) -> list[memoryview]:
+    """As `decode_bundle`, without copying.
 
     A bundle that is already full may be read for a smaller width (partial bundles are deleted then): what is
     beyond `width` must still be whole entries.
     """
-    entries: list[bytes] = []
-    offset = 0
-    while offset < len(data):
-        if offset + 2 > len(data):
+    view = memoryview(data)
+    entries: list[memoryview] = []
+    offset, end = 0, len(view)
+    while offset < end:
+        if offset + 2 > end:
             raise TileError("the bundle ends inside an entry's length")
-        (length,) = _LENGTH.unpack_from(data, offset)
-        offset += 2
-        if offset + length > len(data):
+        start = offset + 2
+        offset = start + (view[offset] << 8 | view[offset + 1])
+        if offset > end:
             raise TileError("the bundle ends inside an entry")
-        entries.append(data[offset : offset + length])
-        offset += length
+        entries.append(view[start:offset])
     if not width <= len(entries) <= WIDTH:
         raise TileError(f"the bundle holds {len(entries)} entries, not {width}")
     return entries[:width]

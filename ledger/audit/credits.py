@@ -1,0 +1,299 @@
+"""Credits and live tickets, as rows of numbers: what is judged in columns, or one by one, stands here once.
+
+Invariants: as ledger.credit: a unit is credited to a session once, and the levels of a network say for how many
+sessions each of its segments is. A bitmap is cut into cells of 512 segments; a ticket covers at most two of them, side
+by side. Cells and tickets that are not in memory are on disk, and memory is bounded.
+"""
+
+from typing import Final
+from uuid import UUID
+
+import numpy as np
+import numpy.typing as npt
+
+from ledger.audit.facts import Broadcast, Facts
+from ledger.audit.store import Store
+from ledger.credit import CreditSet, Units
+from ledger.keys import PUBLIC_KEY_BYTES
+from ledger.ticket import Ticket, ViewerClass
+
+Words = npt.NDArray[np.uint64]
+CELL_BITS: Final = 512
+CELL_WORDS: Final = CELL_BITS // 64
+LEVELS: Final = 2  # of a network, in its cell; more are rare and kept beside it
+BOUND: Final = 49_152  # tickets in memory, and cells of each kind for twice as many
+_LIMIT: Final = 1 << 62  # what is counted in columns is below: sums of it are exact
+
+# Rows of the matrix of live tickets.
+(
+    CHUNK,  # the first of its two cells: segments CHUNK * 512 of the broadcast and following
+    LO,  # first segment and the one after the last, relative to that cell's first
+    HI,
+    SETTLE_S,
+    BUDGET,
+    BROADCAST,  # numbers of things in memory
+    NODE,
+    SESSION,
+    NETWORK,
+    GROUP,  # receipts of one group see each other's credits; those of different groups do not
+    ACCOUNT,
+    PLAIN,
+    POOL,
+    ISSUED,
+    SESSION_0,  # places of its cells; 0 where there is none
+    SESSION_1,
+    NETWORK_0,
+    NETWORK_1,
+    IN_COLUMNS,  # whether its numbers are small enough
+) = range(19)
+_FIELDS: Final = 19
+
+
+class Cells:
+    """Bitmaps by key, in one matrix. Row 0 is empty and stays so: where a ticket has no cell."""
+
+    def __init__(self, store: Store, name: bytes, words: int) -> None:
+        self._store, self._name = store, name
+        self._words = words
+        self.rows: Words
+        self.changed: npt.NDArray[np.bool_]
+        self.clear()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def place(self, key: bytes) -> int:
+        """The row of a key, from the store or new."""
+        place = self._places.get(key)
+        if place is None:
+            place = self._places[key] = len(self._keys)
+            self._keys.append(key)
+            if place == len(self.rows):
+                self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
+                self.changed = np.concatenate([self.changed, np.zeros_like(self.changed)])
+            data = self._store.get(self._name + key)
+            if data is not None:
+                self.rows[place] = np.frombuffer(data, "<u8")
+        return place
+
+    def key(self, place: int) -> bytes:
+        return self._keys[place]
+
+    def merge(self, places: npt.NDArray[np.int64], rows: Words) -> None:
+        """Add these bits. A place comes once, unless it is 0, and then there are none."""
+        self.rows[places] |= rows
+        self.changed[places] = True
+
+    def flush(self) -> None:
+        places = np.flatnonzero(self.changed & self.rows.any(axis=1))
+        if len(places):
+            keys, rows = self._keys, self.rows.astype("<u8", copy=False)
+            self._store.write([(self._name + keys[i], rows[i].tobytes()) for i in places.tolist() if i])
+            self.changed[:] = False
+
+    def clear(self) -> None:
+        self.rows = np.zeros((1_024, self._words), np.uint64)
+        self.changed = np.zeros(len(self.rows), np.bool_)
+        self._places: dict[bytes, int] = {}
+        self._keys: list[bytes] = [b""]
+
+
+class Credits:
+    def __init__(self, store: Store, facts: Facts) -> None:
+        self._facts = facts
+        self.sessions = Cells(store, b"C", CELL_WORDS)
+        self.networks = Cells(store, b"N", LEVELS * CELL_WORDS)
+        # Levels beyond those of the cell, by its key.
+        self.more_levels = store.table(b"L", _join, _split, 1_024)
+        self._clear()
+        store.add(self)
+
+    def _clear(self) -> None:
+        self.sessions.clear()
+        self.networks.clear()
+        self.slots: dict[bytes, int] = {}  # ticket hash -> column of `tickets`
+        self.tickets: npt.NDArray[np.int64] = np.zeros((_FIELDS, 1_024), np.int64)
+        self.viewer_keys = np.zeros((1_024, PUBLIC_KEY_BYTES), np.uint8)
+        self.numbers: dict[bytes, int] = {}  # of sessions, networks, keys, accounts, broadcasts; from 0
+
+    # --- bounded memory
+
+    def flush(self) -> None:
+        self.sessions.flush()
+        self.networks.flush()
+
+    def trim(self) -> None:
+        if max(len(self.slots), len(self.sessions) // 2, len(self.networks) // 2) > BOUND:
+            self.flush()
+            self._clear()
+
+    # --- tickets
+
+    def number(self, thing: bytes) -> int:
+        return self.numbers.setdefault(thing, len(self.numbers))
+
+    def load(self, hash_: bytes) -> int | None:
+        """The column of a ticket, None when it was never issued."""
+        slot = self.slots.get(hash_)
+        if slot is not None:
+            return slot
+        known = self._facts.tickets.get(hash_)
+        if known is None:
+            return None
+        ticket = Ticket.decode_body(known.body)
+        session = self._facts.sessions.get(ticket.session_id.bytes)
+        broadcast = self._facts.broadcast(known.broadcast)
+        assert session is not None
+        assert broadcast is not None
+        slot = self.slots[hash_] = len(self.slots)
+        if slot == self.tickets.shape[1]:
+            self.tickets = np.concatenate([self.tickets, np.zeros_like(self.tickets)], axis=1)
+            self.viewer_keys = np.concatenate([self.viewer_keys, np.zeros_like(self.viewer_keys)])
+        first = broadcast.manifest.first
+        low, high = max(ticket.first_sequence - first, 0), max(ticket.last_sequence + 1 - first, 0)
+        chunk = low // CELL_BITS
+        start = chunk * CELL_BITS
+        session_number, network_number = (
+            self.number(b"s" + ticket.session_id.bytes),
+            self.number(b"w" + session.network),
+        )
+        cells = [0, 0, 0, 0]
+        for n in range(chunk, (high - 1) // CELL_BITS + 1) if high > low else ():
+            at = known.broadcast + n.to_bytes(8)
+            cells[n - chunk] = self.sessions.place(at + ticket.session_id.bytes)
+            if session.network:
+                cells[2 + n - chunk] = self.networks.place(at + session.network)
+        numbers = [
+            chunk,
+            low - start,
+            high - start,
+            ticket.settle_by_s,
+            ticket.byte_budget,
+            self.number(b"b" + known.broadcast),
+            self.number(b"k" + ticket.node_key),
+            session_number,
+            network_number,
+            network_number if session.network else session_number,
+            self.number(b"f" + session.account_id) if session.account_id else -1,
+            int(ticket.viewer_class is ViewerClass.PLAIN),
+            known.pool,
+            known.position,
+            *cells,
+        ]
+        fit = first >= 0 and max(numbers) < _LIMIT and max(first, ticket.last_sequence) < _LIMIT
+        self.tickets[:, slot] = [*numbers, 1] if fit else [0] * _FIELDS
+        self.viewer_keys[slot] = np.frombuffer(ticket.viewer_key, np.uint8)
+        return slot
+
+    def crowded(self, places: npt.NDArray[np.int64]) -> bool:
+        """Whether any of these cells of networks has more levels than it has room for."""
+        return any(self.more_levels.get(self.networks.key(i)) for i in places.ravel().tolist() if i)
+
+    # --- one by one
+
+    def scratch(self, broadcast: Broadcast, tickets: list[tuple[Ticket, bytes]]) -> "Scratch":
+        """What the sessions and networks of these tickets (each with its network) are credited for."""
+        first, scratch = broadcast.manifest.first, Scratch()
+        seen: set[bytes] = set()
+        for ticket, network in tickets:
+            low, high = max(ticket.first_sequence - first, 0), max(ticket.last_sequence + 1 - first, 0)
+            for chunk in range(low // CELL_BITS, -(-high // CELL_BITS)):
+                at, shift = broadcast.key + chunk.to_bytes(8), chunk * CELL_BITS
+                key = b"s" + at + ticket.session_id.bytes
+                if key not in seen:
+                    seen.add(key)
+                    row = self.sessions.rows[self.sessions.place(key[1:])]
+                    scratch.credit(ticket.session_id, b"", _units(row) << shift)
+                key = b"n" + at + network
+                if network and key not in seen:
+                    seen.add(key)
+                    levels = self._levels(self.networks.place(key[1:]))
+                    scratch.merge(network, [units << shift for units in levels])
+        return scratch
+
+    def credit(self, session_id: UUID, network: bytes, broadcast: Broadcast, units: Units) -> None:
+        """Add units (relative to the broadcast's first segment) that the session lacks."""
+        while units:
+            chunk = ((units & -units).bit_length() - 1) // CELL_BITS
+            part = units >> (chunk * CELL_BITS) & ((1 << CELL_BITS) - 1)
+            units ^= part << (chunk * CELL_BITS)
+            at = broadcast.key + chunk.to_bytes(8)
+            self._add(self.sessions, self.sessions.place(at + session_id.bytes), 0, part)
+            if not network:
+                continue
+            place = self.networks.place(at + network)
+            for level in range(LEVELS):
+                part = self._add(self.networks, place, level, part)
+            key = self.networks.key(place)
+            more = self.more_levels.get(key) or []
+            for i, level_units in enumerate(more):
+                more[i], part = level_units | part, level_units & part
+            if part:
+                more.append(part)
+            if more:
+                self.more_levels.put(key, more)
+
+    def _levels(self, place: int) -> list[Units]:
+        """Of a network's cell."""
+        known = _split(self.networks.rows[place].astype("<u8").tobytes())
+        return [u for u in known if u] + (self.more_levels.get(self.networks.key(place)) or [])
+
+    def _add(self, cells: Cells, place: int, level: int, units: Units) -> Units:
+        """Returns what was there before."""
+        row = cells.rows[place, level * CELL_WORDS : (level + 1) * CELL_WORDS]
+        known = _units(row)
+        row[:] = np.frombuffer((known | units).to_bytes(CELL_WORDS * 8, "little"), "<u8")
+        cells.changed[place] = True
+        return known & units
+
+
+class Scratch(CreditSet):
+    """The credits that some tickets can touch, taken from their cells to try receipts on. Changes nothing there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sessions: dict[UUID, Units] = {}
+        self._networks: dict[bytes, list[Units]] = {}
+
+    def copy(self) -> "Scratch":
+        twin = Scratch()
+        twin._sessions = dict(self._sessions)
+        twin._networks = {network: list(levels) for network, levels in self._networks.items()}
+        return twin
+
+    def credited(self, session_id: UUID) -> Units:
+        return self._sessions.get(session_id, 0)
+
+    def missing(self, session_id: UUID, units: Units) -> Units:
+        return units & ~self.credited(session_id)
+
+    def within_network_limit(self, network: bytes, units: Units, limit: int) -> Units:
+        levels = self._networks.get(network, [])
+        return units & ~levels[limit - 1] if len(levels) >= limit else units
+
+    def credit(self, session_id: UUID, network: bytes, units: Units) -> None:
+        self._sessions[session_id] = self.credited(session_id) | units
+        if network:
+            self.merge(network, [units])
+
+    def merge(self, network: bytes, more: list[Units]) -> None:
+        """Add what so many more sessions of the network are credited for."""
+        levels = self._networks.setdefault(network, [])
+        for carry in more:
+            for k, level in enumerate(levels):
+                levels[k], carry = level | carry, level & carry
+            if carry:
+                levels.append(carry)
+
+
+def _units(row: Words) -> Units:
+    return int.from_bytes(row.astype("<u8").tobytes(), "little")
+
+
+def _join(levels: list[Units]) -> bytes:
+    return b"".join([u.to_bytes(CELL_WORDS * 8, "little") for u in levels])
+
+
+def _split(data: bytes) -> list[Units]:
+    size = CELL_WORDS * 8
+    return [int.from_bytes(data[i : i + size], "little") for i in range(0, len(data), size)]

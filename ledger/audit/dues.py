@@ -1,0 +1,432 @@
+"""What each epoch has to pay, folded from the log a second time: as ledger.services.credit_index, in bounded memory.
+
+Invariant: `due` and `credits` give what `CreditIndex` gives on the same log; tests hold the two together. What is not
+settled yet is a row of 49 bytes for each event (of signing viewers) or receipt (of plain players), on disk but for the
+newest.
+"""
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple
+from uuid import UUID
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from ledger.audit import credits as c
+from ledger.audit.facts import Broadcast, Ints, struct_table
+from ledger.audit.store import Store
+from ledger.events import CrewFounded, EpochSettled, SegmentsPublished, SessionObserved, SettingsChanged
+from ledger.money import part_of
+from ledger.receipt import BITMAP_BITS
+from ledger.services.credit_index import DAY_US, BrokenLogError
+from ledger.settings import Settings
+from ledger.settlement import Credit
+
+ROWS: Final = 4_096  # facts in one row of the store
+SIGNED, PLAIN, SEEN = range(3)
+_FACT: Final = np.dtype(
+    [
+        ("position", "<i8"),
+        ("epoch", "<i8"),  # of the event that states it
+        ("pool", "<i8"),
+        ("published", "<i8"),  # epoch of the newest segment claimed
+        ("units", "<i8"),  # or segments polled
+        ("size", "<u8"),  # credited bytes, or segments fetched at the hub
+        ("kind", "u1"),
+    ]
+)
+_Rows = npt.NDArray[np.void]
+
+
+class Fact(NamedTuple):
+    position: int
+    epoch: int
+    pool: int
+    published: int
+    units: int
+    size: int
+    kind: int
+
+
+class Due(NamedTuple):
+    """A newly credited receipt."""
+
+    receipt: int  # which of the event's
+    pool: int
+    plain: bool
+    issued: int  # position of the ticket
+    settle_by_us: int
+    newest: int  # sequence of the newest segment it claims
+    units: int
+    credited_bytes: int
+
+
+class Pool(msgspec.Struct, array_like=True):
+    """What is added up together: the tickets of one node, for one stream, issued on one UTC day."""
+
+    stream_id: UUID
+    node_id: UUID
+    friend_id: UUID
+    day: int
+    settle_by_us: int  # the latest of its tickets'
+
+
+class _Tally(msgspec.Struct, array_like=True):
+    """Plain claims of a pool: what was seen and paid, and the claims that wait, oldest first."""
+
+    polled: int = 0
+    fetched: int = 0
+    paid: int = 0
+    waiting: list[tuple[int, int, int]] = []  # published epoch, units, bytes
+
+
+class _Player(msgspec.Struct, array_like=True):
+    """A ticket of a plain player. Bit i of the bitmaps: segment first + i."""
+
+    first: int
+    last: int
+    settle_by_us: int
+    pool: int
+    position: int
+    polled: bytes = b""  # listed to the player
+    fetched: bytes = b""  # the hub saw it fetched
+
+
+class State(msgspec.Struct):
+    genesis_us: int = 0
+    epoch_us: int = 0  # 0 until the crew is founded
+    next_epoch: int = 0
+    settled_to: int = 0
+    factors: list[tuple[int, int]] = []  # (position, plain_sample_factor)
+    runs: list[tuple[int, int]] = []  # (position, epoch) wherever the epoch of events changes
+    pools: dict[int, Pool] = {}
+    made: int = 0  # pools ever
+    settle_by_s: set[int] = set()  # of the tickets that may bring receipts
+    forgotten_at: int = -1  # position of the settlement at which tickets were forgotten last,
+    forgotten_us: int = 0  # those to be settled before this
+    chunks: tuple[int, int] = (0, 0)  # facts in the store: rows [from, to)
+    taken: int = 0  # facts of the first of them that are settled
+    newest: bytes = b""  # facts that are not in the store yet
+
+
+class Dues:
+    def __init__(self, store: Store, state: State | None = None) -> None:
+        self.state = state or State(factors=[(0, Settings().plain_sample_factor)])
+        self._rows = store.table(b"f", bytes, bytes, 4)
+        self._players = struct_table(store, b"o", list[_Player], 4_096)
+        self._published = struct_table(store, b"q", list[tuple[int, int]], 256)  # by rendition
+        self._tallies = struct_table(store, b"w", _Tally, 1_024)
+        self._pool_of = {(p.stream_id, p.node_id, p.day): n for n, p in self.state.pools.items()}
+        self._newest: list[Fact] = [Fact(*row) for row in np.frombuffer(self.state.newest, _FACT).tolist()]
+        self._draft: tuple[int, int, dict[int, _Tally], list[Credit]] | None = None
+
+    def saved(self) -> State:
+        self.state.newest = np.array(self._newest, _FACT).tobytes()
+        return self.state
+
+    # --- folding
+
+    def founded(self, event: CrewFounded) -> None:
+        self.state.genesis_us, self.state.epoch_us = event.genesis_us, event.epoch_length_s * 1_000_000
+
+    def passed(self, position: int, at_us: int) -> None:
+        """After each event: epochs are told by the events' times."""
+        epoch, runs = self.epoch_of(at_us), self.state.runs
+        if not runs or runs[-1][1] != epoch:
+            runs.append((position, epoch))
+
+    def settings_changed(self, position: int, event: SettingsChanged) -> None:
+        self.state.factors.append((position, Settings.recorded(event.settings).plain_sample_factor))
+
+    def issued(self, *, stream_id: UUID, node_id: UUID, friend_id: UUID, at_us: int, settle_by_s: int) -> int:
+        """A ticket, signed or plain. Returns its pool."""
+        state, key = self.state, (stream_id, node_id, at_us // DAY_US)
+        number = self._pool_of.get(key)
+        if number is None:
+            number = self._pool_of[key] = state.made
+            state.pools[number] = Pool(stream_id, node_id, friend_id, key[2], 0)
+            state.made += 1
+        pool = state.pools[number]
+        pool.settle_by_us = max(pool.settle_by_us, settle_by_s * 1_000_000)
+        state.settle_by_s.add(settle_by_s)
+        return number
+
+    def issued_plain(
+        self, session: bytes, *, first: int, last: int, settle_by_s: int, pool: int, position: int
+    ) -> None:
+        known = self._players.get(session) or []
+        known.append(_Player(first, last, settle_by_s * 1_000_000, pool, position))
+        self._players.put(session, known)
+
+    def served(self, position: int, at_us: int, rendition: bytes, dues: Sequence[Due]) -> None:
+        """The credited receipts of one event."""
+        epoch = self.epoch_of(at_us)
+        marks = self._published.get(rendition) or []
+        totals: dict[tuple[int, int], list[int]] = {}
+        for due in dues:
+            if self._forgotten(due.issued, due.settle_by_us):
+                raise BrokenLogError(
+                    f"position {position}: receipt {due.receipt} credits a ticket that was never issued"
+                )
+            i = bisect_left(marks, (due.newest, -1))
+            published = marks[i][1] if i < len(marks) else epoch
+            if due.plain:
+                self._add(Fact(position, epoch, due.pool, published, due.units, due.credited_bytes, PLAIN))
+                continue
+            total = totals.setdefault((due.pool, published), [0, 0])
+            total[0] += due.units
+            total[1] += due.credited_bytes
+        for (pool, published), (units, size) in totals.items():
+            if size >> 63:
+                raise BrokenLogError(f"position {position}: credits of more than 2^63 bytes")
+            self._add(Fact(position, epoch, pool, published, units, size, SIGNED))
+
+    def served_columns(
+        self,
+        position: int,
+        at_us: int,
+        broadcast: Broadcast,
+        *,
+        receipts: Ints,
+        tickets: Ints,
+        newest: Callable[[], Ints],
+        units: Ints,
+        sizes: npt.NDArray[np.uint64],
+    ) -> None:
+        """As `served`, from columns: `tickets` as in ledger.audit.credits, the others one value a credited receipt."""
+        marks = self._published.get(broadcast.rendition_id.bytes) or []
+        pools = tickets[c.POOL]
+        pool, last = int(pools[0]), broadcast.manifest.next - 1
+        forgotten = (tickets[c.ISSUED] < self.state.forgotten_at).any()
+        if (pools == pool).all() and not tickets[c.PLAIN].any() and not forgotten and marks[-1][0] >= last:
+            published = marks[-1][1]
+            alike = len(marks) == 1 or bool((newest() > marks[-2][0]).all())
+            if alike:
+                size = sum(sizes.tolist())
+                if not size >> 63:
+                    units_ = int(units.sum())
+                    self._add(Fact(position, self.epoch_of(at_us), pool, published, units_, size, SIGNED))
+                    return
+        columns = (receipts, pools, tickets[c.PLAIN] == 1, tickets[c.ISSUED], tickets[c.SETTLE_S])
+        rows = zip(*[x.tolist() for x in (*columns, newest(), units, sizes)], strict=True)
+        dues = [Due(i, p, plain, at, by_s * 1_000_000, *rest) for i, p, plain, at, by_s, *rest in rows]
+        self.served(position, at_us, broadcast.rendition_id.bytes, dues)
+
+    def observed(self, position: int, event: SessionObserved) -> None:
+        """Each sequence counts once, for the newest ticket of the session that covers it."""
+        session, epoch = event.session_id.bytes, self.epoch_of(event.at_us)
+        known = [
+            p for p in self._players.get(session) or [] if not self._forgotten(p.position, p.settle_by_us)
+        ]
+        covering = [p for p in reversed(known) if p.first - BITMAP_BITS < event.base_sequence <= p.last]
+        polled = int.from_bytes(event.polled, "little")
+        fetched = int.from_bytes(event.fetched_at_hub, "little")
+        for p in covering:
+            polled &= ~_shift(int.from_bytes(p.polled, "little"), p.first - event.base_sequence)
+            fetched &= ~_shift(int.from_bytes(p.fetched, "little"), p.first - event.base_sequence)
+        for p in covering:
+            offset = p.first - event.base_sequence
+            window = _shift((1 << (p.last - p.first + 1)) - 1, offset)
+            seen, at_hub = polled & window, fetched & window
+            p.polled = _bits(int.from_bytes(p.polled, "little") | _shift(seen, -offset))
+            p.fetched = _bits(int.from_bytes(p.fetched, "little") | _shift(at_hub, -offset))
+            polled, fetched = polled & ~window, fetched & ~window
+            if seen or at_hub:
+                self._add(Fact(position, epoch, p.pool, 0, seen.bit_count(), at_hub.bit_count(), SEEN))
+        if known:
+            self._players.put(session, known)
+
+    def published(self, event: SegmentsPublished) -> None:
+        marks = self._published.get(event.rendition_id.bytes) or []
+        for segment in event.segments:
+            epoch = self.epoch_of(segment.program_us)
+            if marks and epoch <= marks[-1][1]:
+                marks[-1] = (segment.sequence, marks[-1][1])
+            else:
+                marks.append((segment.sequence, epoch))
+        self._published.put(event.rendition_id.bytes, marks)
+
+    def settled(self, position: int, event: EpochSettled) -> None:
+        """The last page of a settlement."""
+        state = self.state
+        for number, tally in self._settle(event.epoch, event.log_to)[0].items():
+            self._tallies.put(number.to_bytes(8), tally)
+        self._drop(event.log_to)
+        later = [f for f in state.factors if f[0] >= event.log_to]
+        state.factors = [(0, self._factor(event.log_to)), *later]
+        state.runs = state.runs[max(0, bisect_left(state.runs, (event.log_to + 1, -1)) - 1) :]
+        state.next_epoch, state.settled_to = event.epoch + 1, event.log_to
+        self._draft = None
+        self._forget(position, state.genesis_us + event.epoch * state.epoch_us - DAY_US)
+
+    def _forget(self, position: int, time_us: int) -> None:
+        """Drop tickets that can bring no more receipts, and with the last ticket of a day its pool."""
+        state = self.state
+        over = {s for s in state.settle_by_s if s * 1_000_000 < time_us}
+        state.forgotten_at, state.forgotten_us = position, time_us
+        if not over:
+            return
+        state.settle_by_s -= over
+        unsettled = {int(n) for rows in self._facts() for n in np.unique(rows["pool"])}
+        gone = [n for n, pool in state.pools.items() if pool.settle_by_us < time_us and n not in unsettled]
+        for number in gone:
+            pool = state.pools.pop(number)
+            del self._pool_of[pool.stream_id, pool.node_id, pool.day]
+            self._tallies.remove(number.to_bytes(8))
+
+    def _forgotten(self, issued: int, settle_by_us: int) -> bool:
+        return issued < self.state.forgotten_at and settle_by_us < self.state.forgotten_us
+
+    # --- asking
+
+    def epoch_of(self, at_us: int) -> int:
+        state = self.state
+        return max(0, (at_us - state.genesis_us) // state.epoch_us) if state.epoch_us else 0
+
+    def due(self, position: int, at_us: int) -> tuple[int, int] | None:
+        """(epoch, log_to) of the settlement to make before the event at `position`, or None (CreditIndex.due)."""
+        state, now = self.state, self.epoch_of(at_us)
+        if not state.epoch_us or now <= state.next_epoch:
+            return None
+        epoch = now - 1
+        oldest = next((int(rows["epoch"][0]) for rows in self._facts()), None)
+        if oldest is not None:
+            epoch = min(max(oldest, state.next_epoch), epoch)
+        starts = [start for start, _ in state.runs[1:]] + [position]
+        for (start, of), end in zip(state.runs, starts, strict=True):
+            first = max(start, state.settled_to)
+            if first < end and epoch < of <= now:
+                return epoch, first
+        return epoch, position
+
+    def credits(self, epoch: int, log_to: int) -> list[Credit]:
+        """What a settlement of `epoch` that reads the log up to `log_to` has to pay."""
+        return self._settle(epoch, log_to)[1]
+
+    def _settle(self, epoch: int, log_to: int) -> tuple[dict[int, _Tally], list[Credit]]:
+        """The tallies as they are after that settlement, and what it pays. Made once, asked for twice."""
+        if self._draft is not None and self._draft[:2] == (epoch, log_to):
+            return self._draft[2:]
+        totals: dict[tuple[int, bool, bool], list[int]] = defaultdict(lambda: [0, 0])
+
+        def pay(pool: int, plain: bool, published: int, units: int, size: int) -> None:
+            total = totals[pool, plain, published < epoch]
+            total[0] += units
+            total[1] += size
+
+        tallies: dict[int, _Tally] = {}
+        for rows in self._facts(log_to):
+            for row in rows[rows["kind"] != SIGNED].tolist():
+                fact = Fact(*row)
+                tally = tallies.get(fact.pool) or tallies.setdefault(fact.pool, self._tally(fact.pool))
+                if fact.kind == SEEN:
+                    tally.polled, tally.fetched = tally.polled + fact.units, tally.fetched + fact.size
+        factor = self._factor(log_to)
+        allowed = {n: min(factor * t.fetched, t.polled) - t.paid for n, t in tallies.items()}
+        for number, tally in tallies.items():
+            waiting, tally.waiting = tally.waiting, []
+            for claim in waiting:
+                allowed[number] -= _claim(tally, allowed[number], number, claim, pay)
+        for rows in self._facts(log_to):
+            for row in rows[rows["kind"] != SEEN].tolist():
+                fact = Fact(*row)
+                if fact.kind == SIGNED:
+                    pay(fact.pool, False, fact.published, fact.units, fact.size)
+                else:
+                    claim, number = (fact.published, fact.units, fact.size), fact.pool
+                    allowed[number] -= _claim(tallies[number], allowed[number], number, claim, pay)
+        found = [
+            self._credit(number, plain, late, units, size)
+            for (number, plain, late), (units, size) in totals.items()
+        ]
+        self._draft = (epoch, log_to, tallies, found)
+        return tallies, found
+
+    def _tally(self, number: int) -> _Tally:
+        """A copy: asking changes nothing."""
+        known = self._tallies.get(number.to_bytes(8))
+        return _Tally(known.polled, known.fetched, known.paid, list(known.waiting)) if known else _Tally()
+
+    def _credit(self, number: int, plain: bool, late: bool, units: int, size: int) -> Credit:
+        pool = self.state.pools[number]
+        return Credit(
+            stream_id=pool.stream_id,
+            node_id=pool.node_id,
+            friend_id=pool.friend_id,
+            plain=plain,
+            late=late,
+            units=units,
+            credited_bytes=size,
+        )
+
+    def _factor(self, log_to: int) -> int:
+        return [f for position, f in self.state.factors if position < log_to or position == 0][-1]
+
+    # --- facts that are not settled yet
+
+    def _add(self, fact: Fact) -> None:
+        self._newest.append(fact)
+        if len(self._newest) == ROWS:
+            first, end = self.state.chunks
+            self._rows.put(end.to_bytes(8), np.array(self._newest, _FACT).tobytes())
+            self.state.chunks = (first, end + 1)
+            self._newest.clear()
+
+    def _facts(self, log_to: int | None = None) -> Iterator[_Rows]:
+        """In the order of the log, in parts that are not empty, up to `log_to` (None: all)."""
+        skip = self.state.taken
+        for rows in self._chunks():
+            rows, skip = rows[skip:], 0
+            if log_to is not None:
+                rows = rows[: int(np.searchsorted(rows["position"], log_to))]
+            if not len(rows):
+                return
+            yield rows
+
+    def _chunks(self) -> Iterator[_Rows]:
+        for number in range(*self.state.chunks):
+            data = self._rows.get(number.to_bytes(8))
+            assert data is not None
+            yield np.frombuffer(data, _FACT)
+        yield np.array(self._newest, _FACT)
+
+    def _drop(self, log_to: int) -> None:
+        """The facts before `log_to` are settled."""
+        state = self.state
+        state.taken += sum(len(rows) for rows in self._facts(log_to))
+        first, end = state.chunks
+        while state.taken >= ROWS and first < end:
+            self._rows.remove(first.to_bytes(8))
+            first, state.taken = first + 1, state.taken - ROWS
+        state.chunks = (first, end)
+        if first == end:
+            del self._newest[: state.taken]
+            state.taken = 0
+
+
+def _claim(
+    tally: _Tally, allowed: int, pool: int, claim: tuple[int, int, int], pay: Callable[..., None]
+) -> int:
+    """Pay what the observations allow of a plain claim; the rest waits. Returns the units paid."""
+    published, units, size = claim
+    if allowed <= 0:
+        tally.waiting.append(claim)
+        return 0
+    taken = min(units, allowed)
+    taken_bytes = part_of(size, taken, units)
+    pay(pool, True, published, taken, taken_bytes)
+    tally.paid += taken
+    if taken < units:
+        tally.waiting.append((published, units - taken, size - taken_bytes))
+    return taken
+
+
+def _shift(bits: int, by: int) -> int:
+    return bits << by if by >= 0 else bits >> -by
+
+
+def _bits(bits: int) -> bytes:
+    return bits.to_bytes((bits.bit_length() + 7) // 8, "little")

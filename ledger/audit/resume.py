@@ -1,0 +1,71 @@
+"""The state file: what an audit replayed, so that the next one goes on from there.
+
+Invariant: it is taken up only when it was made by exactly this program, for a log of this name, and has not one wrong
+byte (ledger.audit.store). It proves nothing by itself: the tree that it stands for must lead to the signed root.
+"""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+import ledger
+from ledger.audit.replay import Replay
+from ledger.audit.store import Store
+from ledger.audit.stream import Edge
+from ledger.tlog.files import make_folder
+
+
+class Begun(msgspec.Struct):
+    """Bound to the log by the edge: its hashes are those of every event so far."""
+
+    program: str
+    origin: str
+    edge: Edge
+    replay: bytes
+
+
+@cache
+def program() -> str:
+    """SHA-256 over the sources of the ledger: other rules may have led to another state."""
+    digest = hashlib.sha256()
+    folder = Path(ledger.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        data = path.read_bytes()
+        digest.update(f"{path.relative_to(folder)} {len(data)}\n".encode() + data)
+    return digest.hexdigest()
+
+
+class Resume:
+    def __init__(self, path: Path, origin: str, size: int) -> None:
+        self.begun: Begun | None = None  # where to go on from
+        self._path, self._origin, self._size = path, origin, size
+        self._store: Store | None = None
+
+    def open(self, *, fresh: bool) -> Store:
+        """The store to go on with, empty when `fresh`. Raises StoreBusy."""
+        make_folder(self._path.parent)
+        self.begun = None
+        store, note = Store.opened(self._path, fresh=fresh)
+        if note is not None:
+            self.begun = self._fitting(note)
+            if self.begun is None:
+                store.close()
+                store, _ = Store.opened(self._path, fresh=True)
+        self._store = store
+        return store
+
+    def save(self, edge: Edge, replay: Replay) -> None:
+        """Raises AuditFailure for a signature that does not hold."""
+        assert self._store is not None
+        begun = Begun(program(), self._origin, edge, replay.saved())
+        self._store.save(msgspec.msgpack.encode(begun))
+
+    def _fitting(self, note: bytes) -> Begun | None:
+        try:
+            begun = msgspec.msgpack.decode(note, type=Begun)
+        except msgspec.MsgspecError:
+            return None
+        mine = begun.program == program() and begun.origin == self._origin
+        return begun if mine and begun.edge.size <= self._size else None

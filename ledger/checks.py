@@ -1,0 +1,247 @@
+"""What needs no order: files against their hashes, entries against their one encoding, signatures. Done here, or in a
+helper process (`python -m ledger.checks`) for each core. Not in `ledger.audit`: a helper needs nothing of the replay.
+
+Invariant: an answer is about exactly the bytes that the replay reads: they are read once, into memory that both see.
+"""
+
+import mmap
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import lru_cache
+from typing import IO, Final
+
+import msgspec
+
+from ledger import merkle
+from ledger.events import decode_stored, encode
+from ledger.keys import PUBLIC_KEY_BYTES, verify
+from ledger.receipt import BODY_BYTES, DOMAIN, SIGNED_BYTES
+from ledger.tlog.source import Source, SourceUnavailable, open_source
+from ledger.tlog.tiles import (
+    ENTRIES,
+    HASH_BYTES,
+    MAX_BUNDLE_BYTES,
+    TILE_BYTES,
+    WIDTH,
+    Tile,
+    TileError,
+    decode_tile,
+    entry_views,
+    tile_of,
+)
+
+LENGTH_BYTES: Final = 4
+
+
+class AuditFailure(Exception):
+    """The log does not hold. `position` is the first event concerned, `file` the published file, where known."""
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        position: int | None = None,
+        file: str | None = None,
+        before_rules: bool = False,  # found behind the replay, but comes before what the rules say of the event
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.position = position
+        self.file = file
+        self.before_rules = before_rules
+
+
+# --- bundles
+
+
+class File(msgspec.Struct, frozen=True):
+    path: str
+    data: bytes
+    exact: bool  # not a full tile read in place of a partial one that was removed
+
+
+class Bundle(msgspec.Struct, array_like=True, frozen=True):
+    """A bundle of entries that are the leaves of the published tile."""
+
+    length: int  # of the file
+    leaves: bytes  # 32 bytes each
+    root: bytes  # of these leaves
+    strange: int  # index of the first entry that is not the one encoding of a known event
+
+
+class Broken(msgspec.Struct, array_like=True, frozen=True):
+    """An AuditFailure on its way between processes; `unavailable`: a SourceUnavailable."""
+
+    reason: str
+    position: int | None
+    file: str | None
+    unavailable: bool
+
+
+def fetch(source: Source, tile: Tile) -> File:
+    """A tile's file; the full one when the partial one was removed. Raises AuditFailure when there is neither."""
+    limit = MAX_BUNDLE_BYTES if tile.level == ENTRIES else TILE_BYTES
+    for path in dict.fromkeys((tile.path, tile.full_path)):
+        data = source.read(path, limit)
+        if data is not None:
+            return File(path, data, path == tile.path)
+    raise AuditFailure("the file is missing", position=tile.first_entry, file=tile.path)
+
+
+def load_bundle(source: Source, index: int, size: int) -> tuple[bytes, Bundle]:
+    """The bundle's file, held against the tile over it. Raises AuditFailure, SourceUnavailable."""
+    bundle, tile = fetch(source, tile_of(ENTRIES, index, size)), fetch(source, tile_of(0, index, size))
+    start = index * WIDTH
+    width = min(WIDTH, size - start)
+    try:
+        hashes = decode_tile(tile.data, width)
+        if tile.exact and len(tile.data) != width * HASH_BYTES:
+            raise TileError("the tile holds more than it should")
+    except TileError as e:
+        raise AuditFailure(str(e), position=start, file=tile.path) from e
+    try:
+        entries = entry_views(bundle.data, width)
+        if bundle.exact and len(bundle.data) != sum(2 + len(e) for e in entries):
+            raise TileError("the bundle holds more than it should")
+    except TileError as e:
+        raise AuditFailure(str(e), position=start, file=bundle.path) from e
+    leaves = merkle.leaf_hashes(entries)
+    if leaves != hashes:
+        bad = next(i for i in range(width) if leaves[i] != hashes[i])
+        raise AuditFailure(
+            f"the entry does not hash to what {tile.path} says", position=start + bad, file=bundle.path
+        )
+    strange = next((i for i, e in enumerate(entries) if not _one_encoding(e)), width)
+    return bundle.data, Bundle(len(bundle.data), b"".join(leaves), merkle.root_of_hashes(leaves), strange)
+
+
+def _one_encoding(entry: memoryview) -> bool:
+    try:
+        return encode(decode_stored(entry)) == entry
+    except (ValueError, TypeError):  # the replay will say what is wrong with it, in its turn
+        return False
+
+
+# --- signatures
+
+
+class Signed(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    public_key: bytes
+    domain: bytes
+    body: bytes
+    signature: bytes
+
+
+class Receipts(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """Signed receipts of one event, one after the other."""
+
+    keys: bytes  # of the viewers
+    receipts: bytes
+    refused: bytes  # u8 for each: 1 where the log says that the signature is bad
+
+    def first_failure(self) -> int:
+        keys, receipts = self.keys, self.receipts
+        for i, refused in enumerate(self.refused):
+            at = i * SIGNED_BYTES
+            body, end = receipts[at : at + BODY_BYTES], at + SIGNED_BYTES
+            key = keys[i * PUBLIC_KEY_BYTES : (i + 1) * PUBLIC_KEY_BYTES]
+            if verify(key, DOMAIN, body, receipts[at + BODY_BYTES : end]) is bool(refused):
+                return i
+        return -1
+
+
+class Root(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """The receipts of a whole batch, and the Merkle root that its node signed."""
+
+    root: bytes
+    receipts: bytes
+
+    def holds(self) -> bool:
+        data = self.receipts
+        return (
+            merkle.root([data[i : i + SIGNED_BYTES] for i in range(0, len(data), SIGNED_BYTES)]) == self.root
+        )
+
+
+Check = Signed | Receipts | Root
+
+
+def first_failure(checks: list[Check]) -> tuple[int, int]:
+    """(index of the first check that does not hold, which of its receipts), or (-1, 0)."""
+    for i, check in enumerate(checks):
+        if isinstance(check, Receipts):
+            bad = check.first_failure()
+            if bad >= 0:
+                return i, bad
+        elif isinstance(check, Root):
+            if not check.holds():
+                return i, 0
+        elif not verify(check.public_key, check.domain, check.body, check.signature):
+            return i, 0
+    return -1, 0
+
+
+# --- between processes
+
+
+class Load(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    place: str
+    index: int
+    size: int
+    slot: str  # the file that is shared memory
+
+
+class Verify(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    checks: list[Check]
+
+
+encoder: Final = msgspec.msgpack.Encoder()
+_tasks: Final = msgspec.msgpack.Decoder(Load | Verify)
+
+
+@lru_cache(8)
+def _slot(path: str) -> mmap.mmap:
+    with open(path, "r+b") as f:
+        return mmap.mmap(f.fileno(), 0)
+
+
+def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+    """Answer until the other side closes."""
+    with ExitStack() as stack:
+
+        @lru_cache(1)
+        def source(place: str) -> Source:
+            return stack.enter_context(open_source(place))
+
+        for data in _messages(requests):
+            task = _tasks.decode(data)
+            reply = encoder.encode(
+                first_failure(task.checks) if isinstance(task, Verify) else _load(source(task.place), task)
+            )
+            answers.write(len(reply).to_bytes(LENGTH_BYTES) + reply)
+            answers.flush()
+
+
+def _load(source: Source, task: Load) -> tuple[Bundle | None, Broken | None]:
+    try:
+        data, bundle = load_bundle(source, task.index, task.size)
+    except AuditFailure as e:
+        return None, Broken(e.reason, e.position, e.file, unavailable=False)
+    except SourceUnavailable as e:
+        return None, Broken(str(e), None, None, unavailable=True)
+    _slot(task.slot)[: len(data)] = data
+    return bundle, None
+
+
+def _messages(stream: IO[bytes]) -> Iterator[bytes]:
+    while len(head := stream.read(LENGTH_BYTES)) == LENGTH_BYTES:
+        yield stream.read(int.from_bytes(head))
+
+
+if __name__ == "__main__":
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # the terminal's interrupt is for the audit, which closes this
+    serve(sys.stdin.buffer, sys.stdout.buffer)
