@@ -5,6 +5,7 @@ is either handled or named as ignored; any other stops the projection, so nothin
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -161,6 +162,7 @@ def check_balanced(transfer: e.Transfer, position: int) -> None:
         raise ProjectionError(f"the postings of a transfer at position {position} do not sum to zero")
 
 
+@lru_cache(4_096)
 def friend_of(account: str) -> UUID | None:
     """The friend of `friend:<uuid>:<pot>`; None for every other account."""
     kind, _, rest = account.partition(":")

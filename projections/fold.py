@@ -11,6 +11,8 @@ from uuid import UUID
 from sqlalchemy import Connection, Dialect, Table
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
+from ledger.store.binary import Array
+from projections.arrays import array
 from projections.schema import HISTORY_LENGTH, Merge
 
 Key = tuple[Any, ...]
@@ -57,6 +59,14 @@ class _Changes:
                 row[name] = change
             else:
                 row[name] = _remembered(row[name], change)
+
+    def _columns(self, rows: dict[Key, Row], names: Iterable[str]) -> tuple[Array, ...]:
+        """The rows as one array per column, in the order of `names`; a column no row names is all NULL."""
+        keys = dict(zip(self._keys, zip(*rows, strict=True), strict=True))
+        return tuple(
+            array(self._table.c[n], keys[n] if n in keys else [row.get(n) for row in rows.values()])
+            for n in names
+        )
 
     def _sql_name(self) -> str:
         return _DIALECT.identifier_preparer.format_table(self._table)
@@ -106,11 +116,9 @@ class Rows(_Changes):
     def flush(self, connection: Connection) -> None:
         """Raises ProjectionError when a change is to a row that was never made."""
         if self._made:
-            connection.exec_driver_sql(self._insert, _columns(self._made, self._keys, list(self._merges)))
+            connection.exec_driver_sql(self._insert, self._columns(self._made, self._merges))
         if self._changed:
-            result = connection.exec_driver_sql(
-                self._update, _columns(self._changed, self._keys, self._changing)
-            )
+            result = connection.exec_driver_sql(self._update, self._columns(self._changed, self._changing))
             if result.rowcount != len(self._changed):
                 raise ProjectionError(
                     f"{len(self._changed) - result.rowcount} of {len(self._changed)} changes to "
@@ -141,7 +149,7 @@ class Tally(_Changes):
 
     def flush(self, connection: Connection) -> None:
         if self._changed:
-            connection.exec_driver_sql(self._upsert, _columns(self._changed, self._keys, list(self._merges)))
+            connection.exec_driver_sql(self._upsert, self._columns(self._changed, self._merges))
         self.discard()
 
     def discard(self) -> None:
@@ -178,11 +186,3 @@ class StreamLookup:
 
 def _remembered(history: str, more: str) -> str:
     return (history + more)[-HISTORY_LENGTH:]
-
-
-def _columns(rows: dict[Key, Row], keys: list[str], names: list[str]) -> tuple[list[Any], ...]:
-    """The rows as one array per column, in the order of `names`; a column no row names is all NULL."""
-    width = len(keys)
-    key_columns = [[k[i] for k in rows] for i in range(width)]
-    by_name = dict(zip(keys, key_columns, strict=True))
-    return tuple(by_name[n] if n in by_name else [r.get(n) for r in rows.values()] for n in names)

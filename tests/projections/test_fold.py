@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import BigInteger, Column, Engine, MetaData, Table, Text, select
+from sqlalchemy import BigInteger, Boolean, Column, Engine, MetaData, Table, Text, Uuid, select
+from sqlalchemy.types import TypeEngine
 
 from ledger.events import Judged, SegmentsServed
 from ledger.judged import pack
 from ledger.receipt import SIGNED_BYTES
 from ledger.verdict import VERDICTS, Cap, Verdict
+from projections.arrays import array
 from projections.fold import ProjectionError, Rows, Tally
 from projections.health import BAD, GOOD, SPOILING, batch_mark
 from projections.judgements import Judgements
@@ -75,6 +78,28 @@ def test_a_change_to_a_row_that_no_event_made_is_refused(engine: Engine, table: 
     fold.change("nobody", total=1)
     with engine.connect() as connection, pytest.raises(ProjectionError, match="no event made"):
         fold.flush(connection)
+
+
+VALUES = {
+    BigInteger: st.integers(-(2**63), 2**63 - 1),
+    Boolean: st.booleans(),
+    Text: st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])),
+    Uuid: st.uuids(),
+}
+
+
+@pytest.mark.parametrize("kind", VALUES, ids=lambda kind: kind.__name__)
+@some
+@given(data=st.data())
+def test_postgres_reads_an_array_as_the_values_it_was_made_of(
+    engine: Engine, kind: type[TypeEngine[Any]], data: st.DataObject
+) -> None:
+    values = data.draw(st.lists(st.none() | VALUES[kind], max_size=6))
+    column = Column("c", kind)
+    cast = {BigInteger: "bigint", Boolean: "boolean", Text: "text", Uuid: "uuid"}[kind]
+    with engine.connect() as connection:
+        read = connection.exec_driver_sql(f"SELECT unnest(%s::{cast}[])", (array(column, values),))
+        assert list(read.scalars()) == values
 
 
 judgements = st.lists(
