@@ -26,7 +26,7 @@ from ledger.store.database import Datastore
 from ledger.store.factory import Store
 from ledger.store.folds import Folds
 from ledger.store.listener import Listener
-from ledger.store.mapper import new_rows
+from ledger.store.mapper import CorruptRowError, new_rows
 from ledger.store.recorder import Row
 
 A = TypeVar("A", bound=Aggregate)
@@ -61,6 +61,8 @@ class NotFound(Exception):
 
 class LogGapError(Exception):
     """The log does not hold the position that must come next: the database is damaged."""
+
+    exit_code = 5
 
 
 class StaleAggregateError(RuntimeError):
@@ -171,6 +173,23 @@ class Ledger:
             if row.position != expected:
                 raise LogGapError(f"position {expected} is missing from the log; the next is {row.position}")
         return rows
+
+    def check_rows(self, start: int, limit: int) -> int:
+        """Hold every column of rows against the event in their bytes; returns how many rows there were.
+
+        Raises CorruptRowError, LogGapError, UnknownEventError, all with the position; Unavailable.
+        """
+        _check_page(start, limit)
+        with _translated:
+            rows = self._store.recorder.select_notifications(start + 1, limit)
+        for position, row in enumerate(rows, start):
+            if row.id != position + 1:
+                raise LogGapError(f"position {position} is missing from the log; the next is {row.id - 1}")
+            try:
+                self._store.mapper.to_domain_event(row)
+            except (CorruptRowError, UnknownEventError) as e:
+                raise type(e)(f"position {position}: {e}") from e
+        return len(rows)
 
     @contextmanager
     def scan(self, start: int, limit: int, skip: Collection[type[Event]]) -> Iterator[Scan]:

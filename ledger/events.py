@@ -558,7 +558,7 @@ def decode_stored(data: bytes | memoryview, tag: str | None = None) -> Event:
         raise UnknownEventError(
             f"unknown event type {e.args[0]!r}: this program is older than the log"
         ) from e
-    except msgspec.MsgspecError as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
         raise UnknownEventError(f"stored bytes are not a {tag or 'known'} event: {e}") from e
 
 

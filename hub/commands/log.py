@@ -5,7 +5,7 @@ here: that is what `streamrp2p audit` and `streamrp2p proof` are for.
 """
 
 import json
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -15,6 +15,8 @@ from hub.settings import load_settings
 from ledger.events import Event, SegmentsServed, decode_stored, tag_of
 from ledger.tlog.reader import LogReader, NotPublished, read_note
 from ledger.tlog.source import open_source
+
+ROWS_PER_PAGE: Final = 1_000
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -46,7 +48,10 @@ def show(
 
 @app.command()
 def check() -> None:
-    """Hold this hub's whole database against its published log, and mend files that were lost."""
+    """Hold this hub's whole database against itself and its published log, and mend files that were lost.
+
+    The hub may run meanwhile.
+    """
     from hub.keystore import KeyStore  # the hub's packages: not in a friend's plain install
     from hub.worker import log_origin
     from ledger.application import Ledger
@@ -55,6 +60,9 @@ def check() -> None:
     settings = load_settings()
     ledger = Ledger(settings.resolved_database_url())
     try:
+        rows = 0
+        while page := ledger.check_rows(rows, ROWS_PER_PAGE):
+            rows += page
         key = KeyStore.open(settings.data_dir / "keys").log
         checked = Publisher(ledger, settings.data_dir / "log", key, log_origin(settings)).check()
     finally:

@@ -20,6 +20,8 @@ _TAGS: Final = {cls: tag for tag, cls in EVENT_TYPES.items()}
 class CorruptRowError(ValueError):
     """A row's columns and its bytes name different events."""
 
+    exit_code = 5
+
 
 def new_rows(events: Sequence[Event]) -> Rows:
     """The rows of events that are to be appended. Raises ValueError for an event that is too large.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from ledger.aggregates.tree import Tree
-from ledger.events import EVENT_TYPES, KeyAdded, StateRecorded, check_tag, decode
+from ledger.events import EVENT_TYPES, KeyAdded, StateRecorded, UnknownEventError, check_tag, decode
 from ledger.journal import transfers_of
 from ledger.tlog.tiles import TileBuilder
 
@@ -42,12 +42,15 @@ class Head:
     log_keys: list[bytes] = field(default_factory=list)
 
     def take(self, row: Row) -> None:
-        """Everything but the tiles. Raises UnknownEventError."""
-        if row.topic not in _DECODED:
-            check_tag(row.state, row.topic)
-            self.last_fact = row.position
-            return
-        event = decode(row.state, row.topic)
+        """Everything but the tiles. Raises UnknownEventError, with the position."""
+        try:
+            if row.topic not in _DECODED:
+                check_tag(row.state, row.topic)
+                self.last_fact = row.position
+                return
+            event = decode(row.state, row.topic)
+        except UnknownEventError as e:
+            raise UnknownEventError(f"position {row.position}: {e}") from e
         if isinstance(event, StateRecorded):
             self.covered = event.position
             return

@@ -19,6 +19,7 @@ from uuid import UUID
 
 import structlog
 
+from ledger import merkle
 from ledger.aggregates.base import Aggregate
 from ledger.aggregates.tree import Tree
 from ledger.checkpoint import Checkpoint
@@ -309,7 +310,7 @@ class Publisher:
             if head.tiles.root() != last.root:
                 raise PublishRefused(
                     f"the database is not the one the log was published from: its first {last.size} events "
-                    f"have another root than the last checkpoint"
+                    f"have another root than the last checkpoint{self._where(last.size)}"
                 )
             self._must_be_ours(note, head.log_keys)
             for tile, data in head.tiles.partials():
@@ -322,6 +323,19 @@ class Publisher:
             self._drop_unsigned(last.size)
         self._published = note
         return head
+
+    def _where(self, size: int) -> str:
+        """The first event whose leaf is not the one in the published tiles, for people; empty when they cannot tell."""
+        reader = LogReader(FolderSource(self._folder), size)
+        try:
+            for start in range(0, size, PAGE):
+                for row in self._ledger.read_rows(start, min(PAGE, size - start)):
+                    tile, n = divmod(row.position, WIDTH)
+                    if merkle.leaf_hash(row.state) != reader.hashes(0, tile)[n]:
+                        return f"; the first that differs is at position {row.position}"
+        except (NotPublished, TileError) as e:
+            log.warning("log.tiles_unreadable", error=str(e))
+        return ""
 
     def _parse(self, note: bytes) -> Checkpoint:
         try:
