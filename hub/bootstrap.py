@@ -28,6 +28,7 @@ class FirstRun:
     operator_token: str | None = None
     stream_key: str | None = None
     invite_code: str | None = None
+    friend_token: str | None = None
 
 
 def now_us() -> int:
@@ -52,13 +53,14 @@ def first_run(settings: Settings, ledger: Ledger, directory: Directory) -> First
     owner_id = uuid4()
     stream_key = new_stream_key(FIRST_STREAM)
     operator_token = directory.create_token(Role.OPERATOR, None, "first run", at_us=at_us)
-    _, code = new_invite(ledger, directory, "first friend", at_us=at_us)
+    friend_id, code = new_invite(ledger, directory, "first friend", at_us=at_us)
+    friend_token = directory.create_token(Role.FRIEND, friend_id, "first friend", at_us=at_us)
     # Last: its presence says that the first run is complete.
     stream_id = streams.register_stream(
         ledger, slug=FIRST_STREAM, owner_id=owner_id, stream_key=stream_key, at_us=at_us
     )
     set_tariff(ledger, stream_id, at_us=at_us)
-    return FirstRun(FIRST_STREAM, operator_token, stream_key, code)
+    return FirstRun(FIRST_STREAM, operator_token, stream_key, code, friend_token)
 
 
 def new_stream_key(slug: str) -> str:

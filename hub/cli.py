@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "up": "Run the hub: database, RTMP, HLS, API and pages.",
     "demo": "Show everything on this machine: a creator, friends, viewers, a payout.",
     "node": "Join a crew and carry its stream (for friends).",
+    "doctor": "What keeps this node or this hub from working?",
     "stream": "Register streams, rotate keys, fund budgets, set tariffs.",
     "invite": "Invite friends.",
     "crew": "The crew's rules and keys.",
@@ -129,7 +130,8 @@ def main() -> None:
 def _describe(error: Exception) -> tuple[str, int]:
     """What to tell, and the exit code."""
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] not in _OURS:
-        return f"this command needs the hub's packages ({error.name}): pip install 'streamrp2p[hub]'", 1
+        extras = "hub,evm" if str(error.name).startswith("eth_") else "hub"
+        return f"this command needs the hub's packages ({error.name}): pip install 'streamrp2p[{extras}]'", 1
     from hub.logs import mask_text  # only on the way out: structlog is slow to import
 
     code = getattr(error, "exit_code", None) or _EXIT_BY_NAME.get(type(error).__name__)

@@ -144,6 +144,8 @@ def welcome(settings: Settings, told: dict[str, str | None], *, complete: bool =
     if told["invite_code"]:
         lines += ["", "  A friend joins with"]
         lines.append(f"    streamrp2p node run {base} {told['invite_code']}")
+        lines.append(f"  and reads their balance here {shown_once}")
+        lines.append(f"    {base}/friend#{told['friend_token']}")
     if told["operator_token"]:
         lines += ["", "  Operator's API token " + shown_once, f"    {told['operator_token']}"]
     if complete:

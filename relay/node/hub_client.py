@@ -69,6 +69,15 @@ class VerdictLine(msgspec.Struct, frozen=True):
     position: int | None = None
 
 
+class Checked(msgspec.Struct, frozen=True):
+    """Whether the hub reaches this node."""
+
+    url: str
+    reachable: bool
+    why: str = ""
+    took_ms: int = 0
+
+
 class _Verdicts(msgspec.Struct, frozen=True):
     verdicts: list[VerdictLine]
 
@@ -146,6 +155,16 @@ class HubClient:
         if [v.index for v in verdicts] != list(range(len(batch.receipts))):
             raise HubError("the hub did not answer every receipt of the batch")
         return verdicts
+
+    async def check(self, *, url: str | None, port: int) -> Checked:
+        """Ask the hub to look for this node where it would send viewers."""
+        return await self._json("POST", "/api/nodes/me/check", {"url": url, "port": port}, Checked)
+
+    async def upload(self, data: bytes) -> None:
+        """Bytes that the hub drops, for measuring the line."""
+        await self._send(
+            "POST", "/api/nodes/me/upload", data, MAX_JSON_BYTES, content_type="application/octet-stream"
+        )
 
     async def segment(self, rendition: UUID, sequence: int) -> tuple[bytes, str]:
         """A segment's bytes and its `Repr-Digest` header ("" when there is none), not compared here.

@@ -13,6 +13,8 @@ import secrets
 import socket
 import threading
 import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 from uuid import UUID, uuid4, uuid5
 
@@ -69,6 +71,8 @@ class StandInHub:
         self.corrupt_pulls = 0
         self.pull_delay_s = 0.0
         self.clock_offset_s = 0
+        self.uploads: list[int] = []
+        self.unreachable = ""  # why the hub does not reach nodes
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -82,6 +86,7 @@ class StandInHub:
             lifespan="off",
             log_config=None,
             log_level="critical",
+            date_header=False,
             timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)
@@ -163,7 +168,13 @@ class StandInHub:
         except _Answer as answer:
             status, content_type, headers = answer.status, "application/problem+json", {}
             data = json.dumps({"title": "no", "status": status, "detail": answer.detail}).encode()
-        sent = {"content-type": content_type, "content-length": str(len(data)), **headers}
+        now = datetime.now(UTC) + timedelta(seconds=self.clock_offset_s)
+        sent = {
+            "date": format_datetime(now, usegmt=True),
+            "content-type": content_type,
+            "content-length": str(len(data)),
+            **headers,
+        }
         encoded = [(k.encode(), v.encode()) for k, v in sent.items()]
         await send({"type": "http.response.start", "status": status, "headers": encoded})
         await send({"type": "http.response.body", "body": data})
@@ -196,6 +207,18 @@ class StandInHub:
             self.heartbeats.append(json.loads(body))
             earned = {"pending_micro": 1_500_000, "available_micro": 20, "paid_micro": 0}
             return answer(200, {"status": "active", "ticket_keys": keys, "earned": earned})
+        if path == "/api/health":
+            return answer(200, {})
+        if path in ("/api/nodes/me/check", "/api/nodes/me/upload"):
+            if signer() not in self.nodes:
+                raise _Answer(403, "not a node")
+            if path.endswith("upload"):
+                self.uploads.append(len(body))
+                return answer(200, {"received_bytes": len(body)})
+            port = json.loads(body)["port"]
+            why = self.unreachable
+            told = {"url": f"http://127.0.0.1:{port}", "reachable": not why, "why": why, "took_ms": 1}
+            return answer(200, told)
         if path == "/api/sessions":
             session = uuid4()
             self.sessions[session] = (ViewerClass.SIGNING, bytes.fromhex(json.loads(body)["viewer_key"]))

@@ -1,0 +1,166 @@
+"""A friend's node, from key to line. Needs no package of the hub."""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Final
+
+import httpx2
+import msgspec
+
+from hub.doctor import Finding, State, certificate, folder, port_free
+from ledger.keys import KeyPair
+from ledger.request import MAX_SKEW_S, sign_request
+from relay.node.hub_client import HubClient, HubError
+from relay.node.identity import IdentityError, Profile, load_or_create_key, load_profile, load_running
+
+FREE_BYTES_MIN: Final = 100_000_000
+UPLOAD_BYTES: Final = 2 * 1024 * 1024  # what the hub takes
+GOOD_MBIT_S: Final = 5.0  # one viewer of an ordinary stream, and some air
+ANSWER_BYTES_MAX: Final = 262_144
+
+
+def examine(path: Path) -> Iterator[Finding]:
+    """The node in this folder (`<data dir>/node`)."""
+    yield folder(path, free_bytes_min=FREE_BYTES_MIN)
+    try:
+        profile, key = load_profile(path), load_or_create_key(path)
+    except (IdentityError, OSError) as e:
+        yield Finding(
+            "identity", State.FAIL, str(e), "restore the folder from a backup, or join with a new invite"
+        )
+        return
+    if profile is None:
+        yield Finding(
+            "identity", State.FAIL, "this node has not joined a hub", "streamrp2p node join HUB_URL CODE"
+        )
+        return
+    yield Finding("identity", State.OK, f"{profile.name}, node {profile.node_id}")
+    yield from _hub(profile)
+    status = _own_status(path, profile, key)
+    yield from _listening(profile, status)
+    yield asyncio.run(_reached(profile, key, status))
+    yield asyncio.run(_line(profile, key))
+    if status is not None:
+        yield from _standing(status)
+
+
+def _hub(profile: Profile) -> Iterator[Finding]:
+    began_s = time.time()
+    try:
+        answer = httpx2.get(f"{profile.hub_url}/api/health", timeout=5.0)
+    except (httpx2.HTTPError, httpx2.InvalidURL) as e:
+        yield Finding(
+            "hub",
+            State.FAIL,
+            f"{profile.hub_url} does not answer: {e}",
+            "is your internet line up? Else ask the operator",
+        )
+        return
+    took_s = time.time() - began_s
+    if answer.status_code != 200:
+        yield Finding(
+            "hub", State.FAIL, f"{profile.hub_url} answers {answer.status_code}", "ask the operator"
+        )
+        return
+    yield Finding("hub", State.OK, f"{profile.hub_url} answers in {took_s * 1000:.0f} ms")
+    trusted = certificate("hub's certificate", profile.hub_url, now_s=began_s)
+    if trusted is not None:
+        yield trusted
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        yield _clock(parsedate_to_datetime(answer.headers["date"]).timestamp(), began_s + took_s / 2)
+
+
+def _clock(theirs_s: float, ours_s: float) -> Finding:
+    off_s = ours_s - (theirs_s + 0.5)  # the header has whole seconds
+    said = f"this computer's clock is {abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} the hub's"
+    if abs(off_s) >= MAX_SKEW_S:
+        return Finding(
+            "clock", State.FAIL, said, "switch on automatic time: the hub refuses this node until then"
+        )
+    if abs(off_s) >= MAX_SKEW_S / 10:
+        return Finding("clock", State.WARN, said, "switch on automatic time")
+    return Finding("clock", State.OK, said)
+
+
+def _own_status(path: Path, profile: Profile, key: KeyPair) -> dict[str, Any] | None:
+    """What the running node says of itself; None when it does not run."""
+    running = load_running(path)
+    if running is None:
+        return None
+    signed = sign_request(key, "GET", "/health", b"", now_s=int(time.time()))
+    try:
+        # The certificate is for the public name, not for this address; nothing but a signature is sent.
+        with httpx2.Client(timeout=5.0, trust_env=False, verify=not running.tls) as http:
+            url = f"{'https' if running.tls else 'http'}://127.0.0.1:{running.port}/health"
+            answer = http.get(url, headers={"authorization": signed})
+        status = msgspec.json.decode(answer.content[:ANSWER_BYTES_MAX], type=dict[str, Any])
+    except (httpx2.HTTPError, msgspec.MsgspecError):
+        return None
+    return status if status.get("node_id") == profile.node_id and "receipts" in status else None
+
+
+def _listening(profile: Profile, status: dict[str, Any] | None) -> Iterator[Finding]:
+    if status is None:
+        advice = "another program has it: end that one, or run with another --port"
+        yield Finding("node", State.WARN, "it does not run", "streamrp2p node run")
+        yield port_free("port", "", profile.port, advice=advice)
+        return
+    listening = status["port"]["listening"]
+    yield Finding("node", State.OK, f"runs on port {listening}, helping {status['viewers']} viewers")
+    if problem := status["port"]["problem"]:
+        yield Finding(
+            "router",
+            State.WARN,
+            problem.partition(": forward")[0],
+            f"forward TCP port {listening} to this computer",
+        )
+    elif opener := status["port"]["opened_by"]:
+        yield Finding("router", State.OK, f"opened port {status['port']['public']} by {opener}")
+    own = certificate(
+        "own certificate", profile.public_url or "", connect_to=("127.0.0.1", listening), now_s=time.time()
+    )
+    if own is not None:
+        yield own
+
+
+async def _reached(profile: Profile, key: KeyPair, status: dict[str, Any] | None) -> Finding:
+    if status is None:
+        return Finding("reached", State.SKIP, "only a running node can be reached")
+    async with HubClient(profile.hub_url, key) as hub:
+        try:
+            told = await hub.check(url=profile.public_url, port=status["port"]["public"])
+        except HubError as e:
+            return Finding("reached", State.FAIL, f"the hub did not look: {e}", "try again in a minute")
+    if told.reachable:
+        return Finding("reached", State.OK, f"the hub reaches {told.url} in {told.took_ms} ms")
+    advice = f"forward TCP port {status['port']['listening']} in your router, or say --public-url"
+    return Finding("reached", State.FAIL, f"the hub does not reach {told.url}: {told.why}", advice)
+
+
+async def _line(profile: Profile, key: KeyPair) -> Finding:
+    async with HubClient(profile.hub_url, key) as hub:
+        began = time.monotonic()
+        try:
+            await hub.upload(os.urandom(UPLOAD_BYTES))
+        except HubError as e:
+            return Finding("upload", State.FAIL, f"it cannot be measured: {e}", "try again in a minute")
+        mbit_s = UPLOAD_BYTES * 8 / (time.monotonic() - began) / 1e6
+    said = f"about {mbit_s:.0f} Mbit/s to the hub"
+    if mbit_s < GOOD_MBIT_S:
+        return Finding("upload", State.WARN, said, "few viewers fit: close what else uploads")
+    return Finding("upload", State.OK, said)
+
+
+def _standing(status: dict[str, Any]) -> Iterator[Finding]:
+    standing, error = status["hub"]["node_status"], status["hub"]["error"]
+    if error:
+        yield Finding("standing", State.WARN, error)
+    elif standing != "active":
+        yield Finding("standing", State.FAIL, f"the hub says this node is {standing}", "ask the operator why")
+    waiting = status["receipts"]["waiting"]
+    yield Finding("receipts", State.OK, f"{waiting} wait for the hub's answer")
