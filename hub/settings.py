@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "STREAMRP2P_"
@@ -47,6 +47,15 @@ def _scheme(*schemes: str) -> AfterValidator:
         if parts.scheme not in schemes or not (parts.netloc or parts.path):
             raise ValueError(f"must start with {' or '.join(f'{scheme}://' for scheme in schemes)}")
         return value.rstrip("/") if parts.scheme.startswith("http") else value
+
+    return AfterValidator(check)
+
+
+def _secret_scheme(*schemes: str) -> AfterValidator:
+    def check(value: SecretStr) -> SecretStr:
+        if urlsplit(value.get_secret_value()).scheme not in schemes:
+            raise ValueError(f"must start with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        return value
 
     return AfterValidator(check)
 
@@ -125,6 +134,31 @@ class Settings(BaseSettings):
     witnesses: Annotated[str, AfterValidator(_witnesses)] | None = Field(
         None,
         description="verifier key and URL of each witness of the log: name+hash+key@https://..., commas between",
+    )
+    evm_rpc_url: Annotated[SecretStr, _secret_scheme("http", "https")] | None = Field(
+        None, repr=False, description="JSON-RPC of a node of the chain that payouts are made on: https://..."
+    )
+    evm_chain_id: int | None = Field(None, ge=1, lt=1 << 53, description="number of that chain (EIP-155)")
+    evm_token: str | None = Field(
+        None,
+        pattern=r"^0x[0-9a-fA-F]{40}$",
+        description="ERC-20 contract, with checksum; not set: the chain's coin",
+    )
+    evm_decimals: int = Field(18, ge=0, le=30, description="decimals of the coin or token, 0 to 30")
+    evm_unit: str | None = Field(
+        None,
+        pattern=r"^[A-Z][A-Z0-9]{1,11}$",
+        description="unit of account that one whole coin or token stands for",
+    )
+    evm_key_file: Path | None = Field(
+        None, description="key of the account that pays: hexadecimal, or a keystore"
+    )
+    evm_passphrase_file: Path | None = Field(None, description="file with the keystore's passphrase")
+    evm_confirmations: int = Field(
+        12, ge=1, le=10_000, description="blocks, its own included, until a payment is final, 1 to 10000"
+    )
+    evm_fee_cap_gwei: int = Field(
+        100, ge=1, le=1_000_000, description="most that a unit of gas may cost, in gwei, 1 to 1000000"
     )
     log_json: bool = Field(False, description="true: log lines as JSON; false: for people")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -246,7 +280,8 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"  {message}"
     field = str(problem["loc"][0])
     variable = PREFIX + field.upper()
-    given = _USERINFO.sub("***@", os.environ.get(variable, ""))[:200]
+    secret = field == "evm_rpc_url"  # with many providers the path is the password
+    given = "***" if secret else _USERINFO.sub("***@", os.environ.get(variable, ""))[:200]
     return f"  {variable}={given}: {message} (expected: {Settings.model_fields[field].description})"
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 import typer
@@ -23,20 +23,29 @@ from rich.table import Table
 from hub.bootstrap import now_us
 from hub.logs import configure_logging
 from hub.operator import Console, console, micro_to_text
+from hub.rails import (
+    NAMES,
+    check_destination,
+    estimated,
+    evm_key_file,
+    files_of,
+    is_evm,
+    make_evm_key,
+    open_evm,
+    open_rail,
+    terms,
+)
 from hub.settings import Settings, load_settings
 from ledger.aggregates.payout import Payout, payout_id
 from ledger.application import NotFound
 from ledger.money import decimal_text
-from ledger.rails import Outcome, Rail, pain001
+from ledger.rails import Outcome, Rail
 from ledger.rails.bank_account import BankAccount, BankAccountError
-from ledger.rails.csv_file import CsvRail
 from ledger.rails.pain001 import Pain001Rail
 from ledger.rails.pain002 import MAX_REPORT_BYTES, read_report
 from ledger.services import crew, payouts
 from ledger.services.destinations import SALT_BYTES, Destination, load_destinations, set_destination
 from ledger.store.database import connect
-
-RAILS: Final = {"csv": 1, pain001.NAME: pain001.CENT_MICRO}  # rail -> the smallest amount it can pay
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Pay friends what is available to them.")
 
@@ -54,23 +63,24 @@ def _prepare() -> None:
 
 @app.command()
 def plan(
-    rail: str = typer.Option("csv", help=f"How to pay: {', '.join(RAILS)}."),
+    rail: str = typer.Option("csv", help=f"How to pay: {', '.join(NAMES)}."),
     operator: str = OPERATOR,
     dry_run: bool = DRY_RUN,
     as_json: bool = JSON,
 ) -> None:
     """Put everybody with enough available and a destination into a new payout. Nothing moves yet."""
-    if rail not in RAILS:
-        raise typer.BadParameter(f"there is no rail {rail!r}; there are: {', '.join(RAILS)}")
+    if rail not in NAMES:
+        raise typer.BadParameter(f"there is no rail {rail!r}; there are: {', '.join(NAMES)}")
     with console() as at:
+        wanted = terms(at.settings, rail, crew.crew(at.ledger).unit)
         made = payouts.plan(
             at.ledger,
-            rail=rail,
+            rail=wanted.name,
             threshold_micro=crew.settings(at.ledger).payout_threshold_micro,
             destinations=at.directory.destination_commitments(),
             at_us=now_us(),
             operator=operator,
-            quantum_micro=RAILS[rail],
+            quantum_micro=wanted.quantum_micro,
             dry_run=dry_run,
         )
         waiting = [{**asdict(w), "friend_id": str(w.friend_id)} for w in made.waiting]
@@ -122,24 +132,26 @@ def run(
     from_account: str | None = typer.Option(
         None, help="The account that pays, IBAN;NAME or IBAN;BIC;NAME (pain.001; at the first run)."
     ),
+    from_nonce: int | None = typer.Option(
+        None, min=0, help="Accept what the paying account sent before this number (evm; only when asked to)."
+    ),
     dry_run: bool = DRY_RUN,
     as_json: bool = JSON,
 ) -> None:
     """Pay an approved payout. Run it again after a crash: it goes on where it was, and pays nobody twice."""
     with console() as at:
         payout = at.ledger.load(Payout, _batch_id(batch))
-        rail = _rail(at.settings, payout, from_account)
-        results = payouts.run(
-            at.ledger,
-            rail,
-            payout.id,
-            destinations=_destinations(at.settings),
-            at_us=now_us(),
-            dry_run=dry_run,
-        )
-        if isinstance(rail, Pain001Rail) and not dry_run:
-            rail.seal()
-        _print_results(at, payout, results, dry_run=dry_run, as_json=as_json)
+        destinations = _destinations(at.settings)
+        debtor = _bank_account(from_account) if from_account else None
+        with open_rail(at.settings, payout, debtor=debtor, from_nonce=from_nonce) as rail:
+            results = payouts.run(
+                at.ledger, rail, payout.id, destinations=destinations, at_us=now_us(), dry_run=dry_run
+            )
+            if isinstance(rail, Pain001Rail) and not dry_run:
+                rail.seal()
+            amounts = [line.planned.amount_micro for line in payouts.to_submit(payout, destinations)]
+            estimate = estimated(rail, amounts) if is_evm(payout) and dry_run else None
+            _print_results(at, payout, rail, results, dry_run=dry_run, as_json=as_json, estimate=estimate)
 
 
 @app.command()
@@ -154,15 +166,15 @@ def reconcile(
     """Ask the rail what became of each line that is not confirmed. Pays nothing."""
     with console() as at:
         payout = at.ledger.load(Payout, _batch_id(batch))
-        rail = _rail(at.settings, payout)
-        if status is not None or paid or refused:
-            if not isinstance(rail, Pain001Rail):
-                raise typer.BadParameter(f"{payout.rail} knows by itself what it paid")
-            told = _told(rail, payout, status, paid, refused)
-            for key, (outcome, reference) in told.items() if not dry_run else ():
-                rail.record(key, outcome, reference)
-        results = payouts.reconcile(at.ledger, rail, payout.id, at_us=now_us(), dry_run=dry_run)
-        _print_results(at, payout, results, dry_run=dry_run, as_json=as_json)
+        with open_rail(at.settings, payout) as rail:
+            if status is not None or paid or refused:
+                if not isinstance(rail, Pain001Rail):
+                    raise typer.BadParameter(f"{payout.rail} knows by itself what it paid")
+                told = _told(rail, payout, status, paid, refused)
+                for key, (outcome, reference) in told.items() if not dry_run else ():
+                    rail.record(key, outcome, reference)
+            results = payouts.reconcile(at.ledger, rail, payout.id, at_us=now_us(), dry_run=dry_run)
+            _print_results(at, payout, rail, results, dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
@@ -238,12 +250,33 @@ def destination(
     ),
 ) -> None:
     """Set where a friend is paid. The log will know only a salted hash of it."""
+    check_destination(text)
     with console() as at:
         if at.directory.person_name(friend_id) is None:
             raise NotFound(f"there is no friend {friend_id}")
         with connect(at.settings.resolved_database_url()) as connection:
             set_destination(connection, friend_id, text, salt=secrets.token_bytes(SALT_BYTES))
         typer.echo(f"{at.directory.person_name(friend_id)}: destination set")
+
+
+@app.command()
+def account(
+    make: bool = typer.Option(False, "--make", help="Make a new key first, where there is none."),
+    as_json: bool = JSON,
+) -> None:
+    """The account that pays on a chain: its address, what is in it, and what a payment costs now (evm)."""
+    settings = load_settings()
+    if make:
+        typer.echo(
+            f"made {evm_key_file(settings)}, the key of {make_evm_key(settings)}: back it up", err=True
+        )
+    with open_evm(settings) as rail:
+        found = estimated(rail, []) or {}
+    if as_json:
+        _print_json(found)
+        return
+    for name, value in found.items():
+        typer.echo(f"{name}: {value}")
 
 
 def _batch_id(text: str) -> UUID:
@@ -281,23 +314,11 @@ def _told(
     return told
 
 
-def _rail(settings: Settings, payout: Payout, from_account: str | None = None) -> Rail:
-    """One file a payout, so that it can be handed over as a whole."""
-    if payout.rail not in RAILS:
-        raise typer.BadParameter(f"payout {payout.id} is planned for {payout.rail!r}, which is not installed")
-    if payout.rail == pain001.NAME:
-        try:
-            debtor = BankAccount.parse(from_account) if from_account else None
-        except BankAccountError as error:
-            raise typer.BadParameter(str(error)) from error
-        return Pain001Rail(
-            settings.data_dir / "payouts", str(payout.id), debtor=debtor, created_us=payout.planned_us
-        )
-    return CsvRail(_csv_path(settings, payout))
-
-
-def _csv_path(settings: Settings, payout: Payout) -> Path:
-    return settings.data_dir / "payouts" / f"{payout.id}.csv"
+def _bank_account(text: str) -> BankAccount:
+    try:
+        return BankAccount.parse(text)
+    except BankAccountError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _destinations(settings: Settings) -> dict[UUID, Destination]:
@@ -306,16 +327,24 @@ def _destinations(settings: Settings) -> dict[UUID, Destination]:
 
 
 def _print_results(
-    at: Console, payout: Payout, results: list[payouts.LineResult], *, dry_run: bool, as_json: bool
+    at: Console,
+    payout: Payout,
+    rail: Rail,
+    results: list[payouts.LineResult],
+    *,
+    dry_run: bool,
+    as_json: bool,
+    estimate: dict[str, Any] | None = None,
 ) -> None:
     lines = [{**asdict(r), "friend_id": str(r.friend_id)} for r in results]
-    rail = _rail(at.settings, payout)
-    files = rail.files() if isinstance(rail, Pain001Rail) else [_csv_path(at.settings, payout)]
-    file = ", ".join(str(path) for path in files) or "none yet"
+    file = ", ".join(str(path) for path in files_of(at.settings, payout, rail)) or "none yet"
     if as_json:
-        _print_json({"batch_id": str(payout.id), "dry_run": dry_run, "file": file, "lines": lines})
+        more = {} if estimate is None else {"estimate": estimate}
+        _print_json({"batch_id": str(payout.id), "dry_run": dry_run, "file": file, "lines": lines} | more)
     else:
         _table(at, f"Payout {payout.id}", lines, ("line", "state", "action", "reference"))
+        for name, value in (estimate or {}).items():
+            typer.echo(f"{name}: {value}")
         typer.echo(f"\n{'dry run: nothing was changed' if dry_run else f'file: {file}'}")
     states = {r.state for r in results}
     if dry_run:

@@ -9,6 +9,7 @@ from typing import Final
 
 MICRO_DECIMALS: Final = 6
 MAX_DECIMALS: Final = 30
+COIN_DECIMALS: Final = 18  # wei in one coin
 
 
 class AmountError(ValueError):
@@ -43,3 +44,10 @@ class Asset:
         if rest or whole <= 0:
             raise AmountError(f"an amount is a positive multiple of {self.quantum_micro} micro-units here")
         return int(whole)
+
+
+def decimal(base_units: int, decimals: int) -> str:
+    """Exact decimal text, for people."""
+    whole, rest = divmod(base_units, 10**decimals)
+    fraction = f"{rest:0{decimals}d}".rstrip("0") if decimals else ""
+    return f"{whole}.{fraction}" if fraction else str(whole)

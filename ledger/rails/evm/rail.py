@@ -95,13 +95,13 @@ class EvmRail:
         if confirmations < 1 or fee_cap < 1:
             raise ValueError("at least one confirmation, and a fee")
         self._journal = Journal(journal)
-        self._node, self._account, self._asset = node, account, asset
+        self._node, self._account, self.asset = node, account, asset
         self._sender = account.address.lower()
         self._fee_cap, self._confirmations, self._from_nonce = fee_cap, confirmations, from_nonce
 
     @property
     def name(self) -> str:
-        return self._asset.name
+        return self.asset.name
 
     # --- the questions of a rail
 
@@ -149,18 +149,18 @@ class EvmRail:
         self._check_token()
         (_, fees), waiting = self._fees(), list(self._unmined())
         mine = [signed for signed in waiting if signed.sender == self._sender]
-        fee = len(amounts_micro) * USUAL_GAS[self._asset.token is not None] * fees.max_fee
+        fee = len(amounts_micro) * USUAL_GAS[self.asset.token is not None] * fees.max_fee
         fee += sum(signed.gas * signed.max_fee for signed in mine)
-        asset = sum(self._asset.base_units(amount) for amount in amounts_micro)
-        asset += sum(signed.amount for signed in mine if signed.token == self._asset.token)
+        asset = sum(self.asset.base_units(amount) for amount in amounts_micro)
+        asset += sum(signed.amount for signed in mine if signed.token == self.asset.token)
         coin = self._node.balance(self._sender)
-        if self._asset.token is None:
+        if self.asset.token is None:
             available = max(0, coin - fee)
         else:
-            call = {"to": self._asset.token, "data": erc20.balance_data(self._sender)}
+            call = {"to": self.asset.token, "data": erc20.balance_data(self._sender)}
             found = erc20.number(self._node.call(call))
             if found is None:
-                raise WrongChain(f"the token {self._asset.token} tells no balance: it is no ERC-20 token")
+                raise WrongChain(f"the token {self.asset.token} tells no balance: it is no ERC-20 token")
             available = found
         next_nonce = self._next_nonce(self._journal.all())
         return Estimate(self._account.address, coin, available, asset, fees.max_fee, fee, next_nonce)
@@ -180,8 +180,8 @@ class EvmRail:
         signed = Signed(
             key=payment.key,
             version=1,
-            chain_id=self._asset.chain_id,
-            token=self._asset.token,
+            chain_id=self.asset.chain_id,
+            token=self.asset.token,
             sender=self._sender,
             to=to,
             amount=amount,
@@ -197,41 +197,41 @@ class EvmRail:
         """Why this payment can never be made; empty when it can. Never holds the destination."""
         try:
             to = check_address(payment.destination)
-            self._asset.base_units(payment.amount_micro)
+            self.asset.base_units(payment.amount_micro)
         except (AddressError, AmountError) as error:
             return str(error)
-        if payment.unit != self._asset.unit:
-            return f"the settings pay {self._asset.unit}, not {payment.unit}"
-        if to.lower() == self._sender or to == self._asset.token:
+        if payment.unit != self.asset.unit:
+            return f"the settings pay {self.asset.unit}, not {payment.unit}"
+        if to.lower() == self._sender or to == self.asset.token:
             return "the recipient is the paying account or the token itself"
         return ""
 
     def _amount(self, payment: Payment) -> int:
-        return self._asset.base_units(payment.amount_micro)
+        return self.asset.base_units(payment.amount_micro)
 
     def _gas(self, to: str, amount: int) -> int | None:
         """A limit for the transfer, a quarter above the estimate; None when the chain refuses it. Raises NodeError.
 
         Never below the usual: no block takes a transaction with too little, and all later nonces would wait for it.
         """
-        call = call_of(self._asset.token, to, amount)
+        call = call_of(self.asset.token, to, amount)
         request = {"from": self._sender, "to": call["to"], "value": hex(call["value"]), "data": call["data"]}
         try:
-            if self._asset.token is not None and not erc20.accepted(self._node.call(request)):
+            if self.asset.token is not None and not erc20.accepted(self._node.call(request)):
                 return None
             gas = self._node.estimate_gas(request)
         except NodeRefused as error:
             if error.reverted:
                 return None
             raise
-        return max(gas + gas // 4, USUAL_GAS[self._asset.token is not None]) if gas <= MAX_GAS else None
+        return max(gas + gas // 4, USUAL_GAS[self.asset.token is not None]) if gas <= MAX_GAS else None
 
     def _next_nonce(self, known: Mapping[str, dict[str, Any]]) -> int:
         """After all that the journal knows, and all that the chain does. Raises UnknownTransactions, NodeError."""
         nonces = [
             record["nonce"]
             for record in known.values()
-            if record.get("sender") == self._sender and record["chain_id"] == self._asset.chain_id
+            if record.get("sender") == self._sender and record["chain_id"] == self.asset.chain_id
         ]
         expected, on_chain = max(nonces, default=-1) + 1, self._node.nonce(self._sender)
         if on_chain > expected and self._from_nonce != on_chain:
@@ -250,8 +250,8 @@ class EvmRail:
         found: list[Signed] = []
         while (record := known.get(journal_key(key, len(found) + 1))) and "refused" not in record:
             found.append(Signed.from_record(key, len(found) + 1, record))
-        if found and (found[0].chain_id, found[0].token) != (self._asset.chain_id, self._asset.token):
-            raise WrongChain(f"this payment was signed for another asset than {self._asset.name}")
+        if found and (found[0].chain_id, found[0].token) != (self.asset.chain_id, self.asset.token):
+            raise WrongChain(f"this payment was signed for another asset than {self.asset.name}")
         return found
 
     def _refused(self, key: str) -> Answer:
@@ -262,7 +262,7 @@ class EvmRail:
         """The newest version of all that is signed for this chain and in no block, by nonce. Raises NodeError."""
         newest: dict[tuple[str, int], Signed] = {}
         for name, record in self._journal.all().items():
-            if "refused" not in record and record["chain_id"] == self._asset.chain_id:
+            if "refused" not in record and record["chain_id"] == self.asset.chain_id:
                 key, _, version = name.partition("#")
                 newest[record["sender"], record["nonce"]] = Signed.from_record(key, int(version or 1), record)
         counts = {sender: self._node.nonce(sender) for sender in {sender for sender, _ in newest}}
@@ -303,16 +303,16 @@ class EvmRail:
 
     def _check_chain(self) -> None:
         chain_id = self._node.chain_id()
-        if chain_id != self._asset.chain_id:
-            raise WrongChain(f"the node is on chain {chain_id}, not on {self._asset.chain_id}")
+        if chain_id != self.asset.chain_id:
+            raise WrongChain(f"the node is on chain {chain_id}, not on {self.asset.chain_id}")
 
     def _check_token(self) -> None:
         """A wrong number of decimals would pay a million times too much: what the token says must be what is set."""
-        if self._asset.token is None:
+        if self.asset.token is None:
             return
         try:
-            said = erc20.number(self._node.call({"to": self._asset.token, "data": erc20.decimals_data()}))
+            said = erc20.number(self._node.call({"to": self.asset.token, "data": erc20.decimals_data()}))
         except NodeRefused:  # the standard does not ask for it
             said = None
-        if said not in (None, self._asset.decimals):
-            raise WrongChain(f"the token has {said} decimals, and the settings say {self._asset.decimals}")
+        if said not in (None, self.asset.decimals):
+            raise WrongChain(f"the token has {said} decimals, and the settings say {self.asset.decimals}")
