@@ -342,7 +342,7 @@ class SettlementLine(msgspec.Struct, frozen=True, array_like=True):
     stream_id: UUID
     node_id: UUID
     friend_id: UUID
-    reason: str  # "delivery" | "delivery_late" | "plain_delivery" | "plain_delivery_late" | "floor_share"
+    reason: str  # "delivery" | "delivery_late" | "plain_delivery" | "plain_delivery_late" | "over_rate" | "floor_share"
     units: int
     credited_bytes: int
     rate_micro_per_gb: int

@@ -25,6 +25,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     prefix_sessions_max: int = 2  # paid sessions per viewer network and segment
     same_network_forbidden: int = 1
     suspended_signed_paid: int = 1  # what viewers signed is paid also after the node was suspended
+    node_rate_factor: int = (
+        4  # a node carries at most so many times what probes measured of its line; 0: no bound
+    )
+    node_rate_floor: int = 5_000_000  # bytes a second that every node is believed to carry
+    floor_most_bp: int = 10_000  # a node's floor share, beside what it earns by weight; 0: no bound
     rate_micro_per_gb: int = 10_000
     fee_bp: int = 500
     floor_bp: int = 1_000
@@ -64,6 +69,9 @@ BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "prefix_sessions_max": (1, 1_000),
     "same_network_forbidden": (0, 1),
     "suspended_signed_paid": (0, 1),
+    "node_rate_factor": (0, 1_000),
+    "node_rate_floor": (0, 10**12),
+    "floor_most_bp": (0, 10**6),
     "rate_micro_per_gb": (0, 10**12),
     "fee_bp": (0, 10_000),
     "floor_bp": (0, 10_000),
@@ -72,4 +80,4 @@ BOUNDS: Final[dict[str, tuple[int, int]]] = {
 }
 
 # What held before a setting existed, where that is not its default: a hub that knew no such rule did not apply it.
-BEFORE: Final[dict[str, int]] = {"suspended_signed_paid": 0}
+BEFORE: Final[dict[str, int]] = {"suspended_signed_paid": 0, "node_rate_factor": 0, "floor_most_bp": 0}

@@ -7,8 +7,11 @@ Per stream, with `weight = bytes` for signed delivery and `bytes x plain_bp` for
 
     gross = min(weight x rate, budget)         budgets scale rewards down, never up
     fee   = gross x fee_bp                     at most fee_bp of what really leaves the budget
-    floor = (gross - fee) x floor_bp           shared equally among the nodes that served at all
+    floor = (gross - fee) x floor_bp           shared equally among the nodes that served at all, but nobody gets more
+                                               than floor_most_bp of what they earn by weight: the others share that
     rest  = gross - fee - floor                by weight; plain income above its cap goes back to the budget
+
+What a node says to have carried beyond the measured rate of its line (`over_rate`) has no weight.
 """
 
 from collections import defaultdict
@@ -20,9 +23,10 @@ from uuid import UUID
 from ledger import money
 from ledger.events import Posting, SettlementLine, TariffSet, Transfer
 
-# A node has at most five lines and one transfer; 48 of those are below 48,000 bytes (an event may have 65,535).
+# A node has at most six lines and one transfer; 48 of those are below 56,000 bytes (an event may have 65,535).
 ENTRIES_PER_PAGE: Final = 48
 FLOOR_SHARE: Final = "floor_share"
+OVER_RATE: Final = "over_rate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,7 @@ class Credit:
     late: bool  # published in an earlier epoch than the one that settles it
     units: int
     credited_bytes: int
+    over_rate: bool = False  # more than the node's line can have carried
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +87,11 @@ class Page:
 
 
 def settle(
-    credits: Iterable[Credit], tariffs: Mapping[UUID, Tariff], budgets: Mapping[UUID, int]
+    credits: Iterable[Credit],
+    tariffs: Mapping[UUID, Tariff],
+    budgets: Mapping[UUID, int],
+    *,
+    floor_most_bp: int = 0,
 ) -> list[Entry]:
     """Entries of all streams, ordered by stream and node. A stream without a tariff earns nothing."""
     by_stream: dict[UUID, list[Credit]] = defaultdict(list)
@@ -94,7 +103,10 @@ def settle(
     entries: list[Entry] = []
     for stream_id in sorted(by_stream):
         tariff = tariffs.get(stream_id, NO_TARIFF)
-        entries += entries_of(derive(stream_id, by_stream[stream_id], tariff, budgets.get(stream_id, 0)))
+        budget = budgets.get(stream_id, 0)
+        entries += entries_of(
+            derive(stream_id, by_stream[stream_id], tariff, budget, floor_most_bp=floor_most_bp)
+        )
     return entries
 
 
@@ -150,8 +162,18 @@ class Derivation:
         return self.gross_micro - self.fee_first_micro
 
 
-def derive(stream_id: UUID, credits: Iterable[Credit], tariff: Tariff, budget_micro: int) -> Derivation:
-    """Settle the credits of one stream. Raises ValueError for a node credited to two friends."""
+def derive(
+    stream_id: UUID,
+    credits: Iterable[Credit],
+    tariff: Tariff,
+    budget_micro: int,
+    *,
+    floor_most_bp: int = 0,
+) -> Derivation:
+    """Settle the credits of one stream. Raises ValueError for a node credited to two friends.
+
+    `floor_most_bp` 0: a floor share may be any multiple of what a node earns by weight.
+    """
     nodes = _by_node(credits, tariff)
     rows = [row for node in nodes.values() for row in node]
     weights = {(row.node_id.int, row.reason): row.weight for row in rows}
@@ -159,15 +181,12 @@ def derive(stream_id: UUID, credits: Iterable[Credit], tariff: Tariff, budget_mi
     priced = money.price_micro(weight, tariff.rate_micro_per_gb)
     gross = min(priced, max(budget_micro, 0))
     fee_first = money.share_bp(gross, tariff.fee_bp)
-    floor_parts = money.apportion(
-        money.share_bp(gross - fee_first, tariff.floor_bp), {node_id.int: 1 for node_id in nodes}
-    ).parts
-    floors = {node_id: floor_parts[node_id.int] for node_id in nodes}
-    floor_pool = sum(floors.values())
+    floor_pool = money.share_bp(gross - fee_first, tariff.floor_bp) if nodes else 0
     rest = gross - fee_first - floor_pool
     parts = money.apportion(rest, weights).parts
     for row in rows:
         row.part_micro = row.amount_micro = parts[row.node_id.int, row.reason]
+    floors = _floors(floor_pool, nodes, floor_most_bp)
     most = {
         node_id: _cap_plain(node, floors[node_id], tariff.plain_income_cap_bp)
         for node_id, node in nodes.items()
@@ -187,7 +206,7 @@ def derive(stream_id: UUID, credits: Iterable[Credit], tariff: Tariff, budget_mi
         plain_most_micro=most,
     )
     # Of income that was capped, no fee is due either.
-    fee_most = money.most_beside(floor_pool + sum(row.amount_micro for row in rows), tariff.fee_bp)
+    fee_most = money.most_beside(sum(floors.values()) + sum(row.amount_micro for row in rows), tariff.fee_bp)
     derivation.fee_micro = fee_first if fee_most is None else min(fee_first, fee_most)
     return derivation
 
@@ -200,21 +219,42 @@ def entries_of(derivation: Derivation) -> list[Entry]:
     return entries
 
 
+def _floors(pool: int, nodes: Mapping[UUID, list[Share]], most_bp: int) -> dict[UUID, int]:
+    """Equal parts of the floor pool; what a node may not have, the others share. What nobody may have stays."""
+    floors: dict[UUID, int] = {}
+    left = sorted(nodes)
+    if most_bp:
+        most = {n: sum(row.part_micro for row in nodes[n]) * most_bp // money.BP for n in nodes}
+        left.sort(key=lambda n: (most[n], n), reverse=True)
+        while left and most[left[-1]] <= pool // len(left):
+            smallest = left.pop()
+            floors[smallest] = most[smallest]
+            pool -= most[smallest]
+    equal = money.apportion(pool, {node_id.int: 1 for node_id in left}).parts
+    floors |= {node_id: equal[node_id.int] for node_id in left}
+    return {node_id: floors[node_id] for node_id in nodes}
+
+
 def reason_of(credit: Credit) -> str:
+    if credit.over_rate:
+        return OVER_RATE
     return ("plain_delivery" if credit.plain else "delivery") + ("_late" if credit.late else "")
 
 
 def _by_node(credits: Iterable[Credit], tariff: Tariff) -> dict[UUID, list[Share]]:
     """Keyed by integers while adding up: hashing a UUID is slow."""
-    found: dict[tuple[int, bool, bool], Share] = {}
+    found: dict[tuple[int, int], Share] = {}
     for credit in credits:
-        key = (credit.node_id.int, credit.plain, credit.late)
+        # Over the rate it is all one: neither plain nor late.
+        key = (credit.node_id.int, 4 if credit.over_rate else 2 * credit.plain + credit.late)
         row = found.get(key)
         if row is None:
-            row = found[key] = Share(credit.node_id, credit.friend_id, reason_of(credit), credit.plain)
+            plain = credit.plain and not credit.over_rate
+            row = found[key] = Share(credit.node_id, credit.friend_id, reason_of(credit), plain)
         row.units += credit.units
         row.credited_bytes += credit.credited_bytes
-        row.weight += credit.credited_bytes * (tariff.plain_bp if credit.plain else money.BP)
+        if not credit.over_rate:
+            row.weight += credit.credited_bytes * (tariff.plain_bp if credit.plain else money.BP)
         if row.friend_id != credit.friend_id:
             raise ValueError(f"node {credit.node_id} is credited to two friends")
     nodes: dict[UUID, list[Share]] = {}

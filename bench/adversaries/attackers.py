@@ -189,7 +189,7 @@ def sybil_one_network(world: World) -> tuple[Act, list[Friend]]:
 def sybil_many_networks(world: World) -> tuple[Act, list[Friend]]:
     """One node on a home line, and a rented network for every one of its viewers."""
     friend = world.join("sybil")
-    viewings = [_fake(world, friend, n) for n in range(world.size.fakes)]
+    viewings = [_fake(world, friend, n) for n in range(world.size.fakes * 4)]
     return _claiming(world, friend, viewings), [friend]
 
 
@@ -215,7 +215,7 @@ def creator(world: World) -> tuple[Act, list[Friend]]:
     claim = _claiming(world, friend, viewings)
 
     def act(fresh: range) -> None:
-        world.publish(stream[1], fresh)
+        world.publish(stream[1], fresh, meanwhile=True)
         claim(fresh)
 
     return act, [friend]

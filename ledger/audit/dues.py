@@ -18,8 +18,16 @@ import numpy.typing as npt
 from ledger.audit import credits as c
 from ledger.audit.facts import Broadcast, Ints, struct_table
 from ledger.audit.store import Store
-from ledger.events import CrewFounded, EpochSettled, SegmentsPublished, SessionObserved, SettingsChanged
+from ledger.events import (
+    CrewFounded,
+    EpochSettled,
+    NodeProbed,
+    SegmentsPublished,
+    SessionObserved,
+    SettingsChanged,
+)
 from ledger.money import part_of
+from ledger.node_rates import HOUR_US, Epochs, NodeRates, Part
 from ledger.receipt import BITMAP_BITS
 from ledger.services.credit_index import DAY_US, BrokenLogError
 from ledger.settings import Settings
@@ -100,7 +108,8 @@ class State(msgspec.Struct):
     epoch_us: int = 0  # 0 until the crew is founded
     next_epoch: int = 0
     settled_to: int = 0
-    factors: list[tuple[int, int]] = []  # (position, plain_sample_factor)
+    settings: list[tuple[int, Settings]] = []  # (position, from there on)
+    rates: NodeRates = msgspec.field(default_factory=NodeRates)
     runs: list[tuple[int, int]] = []  # (position, epoch) wherever the epoch of events changes
     pools: dict[int, Pool] = {}
     made: int = 0  # pools ever
@@ -114,14 +123,14 @@ class State(msgspec.Struct):
 
 class Dues:
     def __init__(self, store: Store, state: State | None = None) -> None:
-        self.state = state or State(factors=[(0, Settings().plain_sample_factor)])
+        self.state = state or State(settings=[(0, Settings())])
         self._rows = store.table(b"f", bytes, bytes, 4)
         self._players = struct_table(store, b"o", list[_Player], 4_096)
         self._published = struct_table(store, b"q", list[tuple[int, int]], 256)  # by rendition
         self._tallies = struct_table(store, b"w", _Tally, 1_024)
         self._pool_of = {(p.stream_id, p.node_id, p.day): n for n, p in self.state.pools.items()}
         self._newest: list[Fact] = [Fact(*row) for row in np.frombuffer(self.state.newest, _FACT).tolist()]
-        self._draft: tuple[int, int, dict[int, _Tally], list[Credit]] | None = None
+        self._draft: tuple[int, int, dict[int, _Tally], list[Part[int]]] | None = None
 
     def saved(self) -> State:
         self.state.newest = np.array(self._newest, _FACT).tobytes()
@@ -139,7 +148,10 @@ class Dues:
             runs.append((position, epoch))
 
     def settings_changed(self, position: int, event: SettingsChanged) -> None:
-        self.state.factors.append((position, Settings.recorded(event.settings).plain_sample_factor))
+        self.state.settings.append((position, Settings.recorded(event.settings)))
+
+    def probed(self, position: int, event: NodeProbed) -> None:
+        self.state.rates.probed(position, event)
 
     def issued(self, *, stream_id: UUID, node_id: UUID, friend_id: UUID, at_us: int, settle_by_s: int) -> int:
         """A ticket, signed or plain. Returns its pool."""
@@ -252,11 +264,13 @@ class Dues:
     def settled(self, position: int, event: EpochSettled) -> None:
         """The last page of a settlement."""
         state = self.state
-        for number, tally in self._settle(event.epoch, event.log_to)[0].items():
+        tallies, parts = self._settle(event.epoch, event.log_to)
+        for number, tally in tallies.items():
             self._tallies.put(number.to_bytes(8), tally)
+        state.rates.settled(parts, self._nodes(), self._epochs)
         self._drop(event.log_to)
-        later = [f for f in state.factors if f[0] >= event.log_to]
-        state.factors = [(0, self._factor(event.log_to)), *later]
+        later = [s for s in state.settings if s[0] >= event.log_to]
+        state.settings = [(0, self.settings(event.log_to)), *later]
         state.runs = state.runs[max(0, bisect_left(state.runs, (event.log_to + 1, -1)) - 1) :]
         state.next_epoch, state.settled_to = event.epoch + 1, event.log_to
         self._draft = None
@@ -276,6 +290,9 @@ class Dues:
             pool = state.pools.pop(number)
             del self._pool_of[pool.stream_id, pool.node_id, pool.day]
             self._tallies.remove(number.to_bytes(8))
+        if state.pools:  # nothing was published before a ticket for it was issued, but for a few segments
+            oldest_us = min(pool.day for pool in state.pools.values()) * DAY_US - HOUR_US
+            state.rates.forget_before(oldest_us, self._epochs)
 
     def _forgotten(self, issued: int, settle_by_us: int) -> bool:
         return issued < self.state.forgotten_at and settle_by_us < self.state.forgotten_us
@@ -304,16 +321,20 @@ class Dues:
 
     def credits(self, epoch: int, log_to: int) -> list[Credit]:
         """What a settlement of `epoch` that reads the log up to `log_to` has to pay."""
-        return self._settle(epoch, log_to)[1]
+        return [self._credit(part, epoch) for part in self._settle(epoch, log_to)[1]]
 
-    def _settle(self, epoch: int, log_to: int) -> tuple[dict[int, _Tally], list[Credit]]:
+    def settings(self, log_to: int) -> Settings:
+        """Those in force at the end of the log before `log_to`."""
+        return [s for position, s in self.state.settings if position < log_to or position == 0][-1]
+
+    def _settle(self, epoch: int, log_to: int) -> tuple[dict[int, _Tally], list[Part[int]]]:
         """The tallies as they are after that settlement, and what it pays. Made once, asked for twice."""
         if self._draft is not None and self._draft[:2] == (epoch, log_to):
             return self._draft[2:]
-        totals: dict[tuple[int, bool, bool], list[int]] = defaultdict(lambda: [0, 0])
+        totals: dict[tuple[int, bool, int], list[int]] = defaultdict(lambda: [0, 0])
 
         def pay(pool: int, plain: bool, published: int, units: int, size: int) -> None:
-            total = totals[pool, plain, published < epoch]
+            total = totals[pool, plain, published]
             total[0] += units
             total[1] += size
 
@@ -324,7 +345,8 @@ class Dues:
                 tally = tallies.get(fact.pool) or tallies.setdefault(fact.pool, self._tally(fact.pool))
                 if fact.kind == SEEN:
                     tally.polled, tally.fetched = tally.polled + fact.units, tally.fetched + fact.size
-        factor = self._factor(log_to)
+        settings = self.settings(log_to)
+        factor = settings.plain_sample_factor
         allowed = {n: min(factor * t.fetched, t.polled) - t.paid for n, t in tallies.items()}
         for number, tally in tallies.items():
             waiting, tally.waiting = tally.waiting, []
@@ -338,10 +360,7 @@ class Dues:
                 else:
                     claim, number = (fact.published, fact.units, fact.size), fact.pool
                     allowed[number] -= _claim(tallies[number], allowed[number], number, claim, pay)
-        found = [
-            self._credit(number, plain, late, units, size)
-            for (number, plain, late), (units, size) in totals.items()
-        ]
+        found = self.state.rates.parts(totals, self._nodes(), log_to, settings, self._epochs)
         self._draft = (epoch, log_to, tallies, found)
         return tallies, found
 
@@ -350,20 +369,25 @@ class Dues:
         known = self._tallies.get(number.to_bytes(8))
         return _Tally(known.polled, known.fetched, known.paid, list(known.waiting)) if known else _Tally()
 
-    def _credit(self, number: int, plain: bool, late: bool, units: int, size: int) -> Credit:
-        pool = self.state.pools[number]
+    def _nodes(self) -> dict[int, UUID]:
+        return {number: pool.node_id for number, pool in self.state.pools.items()}
+
+    @property
+    def _epochs(self) -> Epochs:
+        return Epochs(self.state.genesis_us, self.state.epoch_us)
+
+    def _credit(self, part: Part[int], epoch: int) -> Credit:
+        pool = self.state.pools[part.pool]
         return Credit(
             stream_id=pool.stream_id,
             node_id=pool.node_id,
             friend_id=pool.friend_id,
-            plain=plain,
-            late=late,
-            units=units,
-            credited_bytes=size,
+            plain=part.plain,
+            late=part.published < epoch,
+            units=part.units,
+            credited_bytes=part.credited_bytes,
+            over_rate=part.over_rate,
         )
-
-    def _factor(self, log_to: int) -> int:
-        return [f for position, f in self.state.factors if position < log_to or position == 0][-1]
 
     # --- facts that are not settled yet
 

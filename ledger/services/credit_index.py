@@ -10,7 +10,9 @@ Rules that the log alone decides:
 - Claims for plain players count, per node, stream and UTC day of the ticket's issue, up to
   min(plain_sample_factor x segments the hub saw fetched at itself, segments the hub saw polled). The bound is
   cumulative: a claim that comes before its observation waits for it and is settled with it.
-- `plain_sample_factor` is the one in force at the end of the settled range.
+- A node is credited for at most what its line can have carried in an hour (or an epoch, when that is longer), by the
+  time of publication of each claim's newest segment; what is beyond that is `over_rate` (ledger.node_rates).
+- Settings are those in force at the end of the settled range.
 """
 
 import hashlib
@@ -19,6 +21,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from operator import attrgetter
 from typing import Final
 from uuid import UUID
@@ -30,6 +33,7 @@ from ledger.events import (
     EpochSettled,
     Event,
     NodeJoined,
+    NodeProbed,
     SegmentsPublished,
     SegmentsServed,
     SessionObserved,
@@ -37,6 +41,7 @@ from ledger.events import (
     TicketIssued,
 )
 from ledger.money import part_of
+from ledger.node_rates import HOUR_US, Epochs, NodeRates, Part
 from ledger.receipt import BITMAP_BITS, SIGNED_BYTES
 from ledger.settings import Settings
 from ledger.settlement import Credit
@@ -138,7 +143,8 @@ class CreditIndex:
         self._published: dict[
             UUID, list[tuple[int, int]]
         ] = {}  # rendition -> (last sequence, epoch), ascending
-        self._factors: list[tuple[int, int]] = [(0, Settings().plain_sample_factor)]  # (position, factor)
+        self._settings: list[tuple[int, Settings]] = [(0, Settings())]  # (position, from there on)
+        self._rates = NodeRates()
         self._runs: list[tuple[int, int]] = []  # (position, epoch) wherever the epoch of events changes
         # Not settled yet, by position. What plain players claim is bounded by what was seen, so their order counts.
         self._signed: list[_Claim] = []
@@ -169,7 +175,9 @@ class CreditIndex:
             case NodeJoined():
                 self._friends[event.originator_id] = event.friend_id
             case SettingsChanged():
-                self._factors.append((position, Settings.recorded(event.settings).plain_sample_factor))
+                self._settings.append((position, Settings.recorded(event.settings)))
+            case NodeProbed():
+                self._rates.probed(position, event)
             case EpochSettled() if event.page == event.pages:
                 self._apply_settled(event)
             case _:
@@ -257,10 +265,14 @@ class CreditIndex:
                 marks.append((segment.sequence, epoch))
 
     def _apply_settled(self, event: EpochSettled) -> None:
-        self._pools |= self._close(event.log_to)[1]
+        claims, touched = self._claims(event.log_to)
+        parts, nodes = self._parts(claims, event.log_to)
+        self._rates.settled(parts, nodes, self._epochs)
+        self._pools |= touched
         del self._signed[: bisect_left(self._signed, event.log_to, key=_POSITION)]
         del self._plain[: bisect_left(self._plain, event.log_to, key=_POSITION)]
-        self._factors = [(0, self._factor(event.log_to))] + [f for f in self._factors if f[0] >= event.log_to]
+        later = [s for s in self._settings if s[0] >= event.log_to]
+        self._settings = [(0, self.settings(event.log_to)), *later]
         first_run = max(0, bisect_left(self._runs, (event.log_to + 1, -1)) - 1)
         self._runs = self._runs[first_run:]
         self.next_epoch, self.settled_to = event.epoch + 1, event.log_to
@@ -284,6 +296,8 @@ class CreditIndex:
         live.update(fact.pool for fact in self._plain)
         self._pool_keys = {k: pool for k, pool in self._pool_keys.items() if pool in live}
         self._pools = {key: pool for key, pool in self._pools.items() if key in live}
+        if live:  # nothing was published before a ticket for it was issued, but for a few segments
+            self._rates.forget_before(min(pool.day for pool in live) * DAY_US - HOUR_US, self._epochs)
 
     # --- asking
 
@@ -316,46 +330,65 @@ class CreditIndex:
     def credits(self, epoch: int, log_to: int) -> list[Credit]:
         """What a settlement of `epoch` that reads the log up to `log_to` has to pay. Changes nothing.
 
-        There is one for each node, stream, kind and day of issue; `settle` adds them up.
+        There is one for each node, stream, kind, day of issue and epoch of publication; `settle` adds them up.
         """
-        found: dict[tuple[_PoolKey, bool, bool], list[int]] = defaultdict(lambda: [0, 0])
-        for claim in self._claims(log_to):
-            total = found[claim.pool, claim.plain, claim.published_epoch < epoch]
-            total[0] += claim.units
-            total[1] += claim.credited_bytes
+        claims, _ = self._claims(log_to)
         return [
             Credit(
-                stream_id=key.stream_id,
-                node_id=key.node_id,
-                friend_id=key.friend_id,
-                plain=plain,
-                late=late,
-                units=units,
-                credited_bytes=credited_bytes,
+                stream_id=part.pool.stream_id,
+                node_id=part.pool.node_id,
+                friend_id=part.pool.friend_id,
+                plain=part.plain,
+                late=part.published < epoch,
+                units=part.units,
+                credited_bytes=part.credited_bytes,
+                over_rate=part.over_rate,
             )
-            for (key, plain, late), (units, credited_bytes) in found.items()
+            for part in self._parts(claims, log_to)[0]
         ]
 
     def sources(
         self, epoch: int, log_to: int, *, stream_id: UUID, node_id: UUID, plain: bool
-    ) -> list[Source]:
-        """Where the credits of one node come from, in the order of the log; of late and timely receipts."""
+    ) -> list[Source] | None:
+        """Where the credits of one node come from, in the order of the log; of late and timely receipts.
+
+        None when more was claimed than its line can have carried: then no receipt is paid in full.
+        """
+        claims, _ = self._claims(log_to)
+        if any(part.over_rate and part.pool.node_id == node_id for part in self._parts(claims, log_to)[0]):
+            return None
         return sorted(
             (
                 Source(c.position, c.receipt, c.published_epoch < epoch, c.units, c.credited_bytes)
-                for c in self._claims(log_to)
+                for c in claims
                 if c.plain is plain and c.pool.node_id == node_id and c.pool.stream_id == stream_id
             ),
             key=attrgetter("position", "receipt"),
         )
 
-    def _claims(self, log_to: int) -> Iterator[_Claim]:
-        """All that a settlement of the log up to `log_to` has to pay, one receipt (or part of one) each."""
-        for claim in self._signed:
-            if claim.position >= log_to:
-                break
-            yield claim
-        yield from self._close(log_to)[0]
+    def settings(self, log_to: int) -> Settings:
+        """Those in force at the end of the log before `log_to`."""
+        return [s for position, s in self._settings if position < log_to or position == 0][-1]
+
+    def _claims(self, log_to: int) -> tuple[list[_Claim], dict[_PoolKey, _Pool]]:
+        """All that a settlement of the log up to `log_to` settles, one receipt (or part of one) each, and the pools as
+        they are after that."""
+        claims, touched = self._close(log_to)
+        return [*takewhile(lambda claim: claim.position < log_to, self._signed), *claims], touched
+
+    def _parts(self, claims: list[_Claim], log_to: int) -> tuple[list[Part[_PoolKey]], dict[_PoolKey, UUID]]:
+        """The claims added up, and split where they are more than a line can have carried; the node of each pool."""
+        totals: dict[tuple[_PoolKey, bool, int], list[int]] = defaultdict(lambda: [0, 0])
+        for claim in claims:
+            total = totals[claim.pool, claim.plain, claim.published_epoch]
+            total[0] += claim.units
+            total[1] += claim.credited_bytes
+        nodes = {pool: pool.node_id for pool, _, _ in totals}
+        return self._rates.parts(totals, nodes, log_to, self.settings(log_to), self._epochs), nodes
+
+    @property
+    def _epochs(self) -> Epochs:
+        return Epochs(self._genesis_us, self._epoch_us)
 
     def _close(self, log_to: int) -> tuple[list[_Claim], dict[_PoolKey, _Pool]]:
         """The plain claims that may be paid, and the pools as they are after that."""
@@ -372,11 +405,8 @@ class CreditIndex:
             else:
                 pool.polled += fact.polled
                 pool.fetched += fact.fetched
-        factor = self._factor(log_to)
+        factor = self.settings(log_to).plain_sample_factor
         return [claim for pool in touched.values() for claim in _payable(pool, factor)], touched
-
-    def _factor(self, log_to: int) -> int:
-        return [factor for position, factor in self._factors if position < log_to or position == 0][-1]
 
     def _start_us(self, epoch: int) -> int:
         return self._genesis_us + epoch * self._epoch_us

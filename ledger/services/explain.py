@@ -85,7 +85,9 @@ class Steps:
     rest_micro: int  # shared by weight
     weight: int  # of this line; 0 for a floor share
     quota_micro: int  # the line's share rounded down
-    remainder_micro: int  # 1 when the line's remainder was among the largest, ties by node
+    # 1 when the line's remainder was among the largest, ties by node; of a floor share also what its bound took from it
+    # (negative), or what the bounds of others left for it
+    remainder_micro: int
     uncapped_micro: int  # quota + remainder
     plain_most_micro: int | None  # the most that the node's plain lines may bring together; None: no bound
     amount_micro: int
@@ -220,8 +222,14 @@ def _explain_earned(log: Events, position: int, line: int, event: EpochSettled) 
     recorded = event.lines[line]
     credits = [c for c in index.credits(event.epoch, event.log_to) if c.stream_id == recorded.stream_id]
     setter, tariff = means.tariff(recorded.stream_id, event.epoch)
-    derivation = derive(recorded.stream_id, credits, tariff, means.budget(recorded.stream_id))
-    receipts: list[Source] = []
+    derivation = derive(
+        recorded.stream_id,
+        credits,
+        tariff,
+        means.budget(recorded.stream_id),
+        floor_most_bp=index.settings(event.log_to).floor_most_bp,
+    )
+    receipts: list[Source] | None = []
     if recorded.reason != FLOOR_SHARE:
         receipts = index.sources(
             event.epoch,
@@ -237,7 +245,7 @@ def _explain_earned(log: Events, position: int, line: int, event: EpochSettled) 
         position,
         line,
         tariff_at=tariffs[setter.originator_version] if setter else None,
-        receipts=tuple(r for r in receipts if r.late is late),
+        receipts=None if receipts is None else tuple(r for r in receipts if r.late is late),
     )
 
 

@@ -8,10 +8,18 @@ from collections.abc import Iterator
 from typing import Final
 
 from ledger.aggregates.book import Book
+from ledger.aggregates.crew import Crew
 from ledger.aggregates.session import TicketRecord
 from ledger.application import Ledger, NotFound
-from ledger.events import DisputeOpened, DisputeRejected, EpochSettled, Event, SegmentsServed
-from ledger.ids import BOOK_ID, ticket_record_id
+from ledger.events import (
+    DisputeOpened,
+    DisputeRejected,
+    EpochSettled,
+    Event,
+    SegmentsServed,
+    SettingsChanged,
+)
+from ledger.ids import BOOK_ID, CREW_ID, ticket_record_id
 from ledger.receipt import SIGNED_BYTES, SignedReceipt
 from ledger.services.credit_index import Source
 from ledger.services.explain import (
@@ -22,7 +30,8 @@ from ledger.services.explain import (
     explain,
     explain_line,
 )
-from ledger.settlement import FLOOR_SHARE, Credit, derive
+from ledger.settings import Settings
+from ledger.settlement import FLOOR_SHARE, OVER_RATE, Credit, derive
 from ledger.ticket import Ticket, ViewerClass
 from ledger.verdict import Verdict
 
@@ -67,6 +76,7 @@ def explain_recorded(ledger: Ledger, position: int, line: int) -> Explanation:
             late=x.reason.endswith("_late"),
             units=x.units,
             credited_bytes=x.credited_bytes,
+            over_rate=x.reason == OVER_RATE,
         )
         for page in pages
         for x in page.lines
@@ -77,13 +87,30 @@ def explain_recorded(ledger: Ledger, position: int, line: int) -> Explanation:
         means.apply(event)
     setter, tariff = means.tariff(recorded.stream_id, first.epoch)
     return explain_line(
-        derive(recorded.stream_id, credits, tariff, means.budget(recorded.stream_id)),
+        derive(
+            recorded.stream_id,
+            credits,
+            tariff,
+            means.budget(recorded.stream_id),
+            floor_most_bp=_settings(ledger, first.log_to).floor_most_bp,
+        ),
         first,
         position,
         line,
         tariff_at=ledger.position_of(BOOK_ID, setter.originator_version) if setter else None,
         receipts=_receipts(ledger, log, first, line),
     )
+
+
+def _settings(ledger: Ledger, log_to: int) -> Settings:
+    """Those in force at the end of the log before `log_to`, as ledger.services.credit_index takes them."""
+    found = Settings()
+    for event in ledger.history(CREW_ID, up_to=ledger.load(Crew, CREW_ID).version):
+        if isinstance(event, SettingsChanged):
+            if ledger.position_of(CREW_ID, event.originator_version) >= log_to:
+                break
+            found = Settings.recorded(event.settings)
+    return found
 
 
 class _BookOnly:

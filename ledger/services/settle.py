@@ -60,7 +60,8 @@ def draft(index: CreditIndex, book: Book, *, epoch: int, log_to: int) -> list[Pa
     credits = index.credits(epoch, log_to)
     streams = {credit.stream_id for credit in credits}
     tariffs = {s: tariff for s in streams if (tariff := book.tariff(s, epoch)) is not None}
-    return pages(settle(credits, tariffs, {s: book.budget(s) for s in streams}))
+    budgets = {s: book.budget(s) for s in streams}
+    return pages(settle(credits, tariffs, budgets, floor_most_bp=index.settings(log_to).floor_most_bp))
 
 
 @contextmanager

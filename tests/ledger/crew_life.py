@@ -1,6 +1,7 @@
 """A crew's life on a real ledger, told through the real services: streams, nodes, receipts, money out."""
 
 import hashlib
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,16 @@ def make_key(name: str) -> KeyPair:
 
 def make_id(name: str) -> UUID:
     return uuid5(NAMESPACE, "test:" + name)
+
+
+def probe(ledger: Ledger, node_id: UUID, dice: random.Random, *, at_us: int) -> None:
+    """A probe of a slow line, as media is small here."""
+    size, latency_us = dice.randrange(3_000), dice.randrange(1, 10**8)
+    nodes.change_node(
+        ledger,
+        node_id,
+        lambda n: n.probed(outcome="ok", sequence=0, latency_us=latency_us, segment_bytes=size, at_us=at_us),
+    )
 
 
 @dataclass

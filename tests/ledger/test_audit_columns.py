@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import pytest
-from crew_life import HOUR_US, HUB, Life, make_id, make_key
+from crew_life import HOUR_US, HUB, Life, make_id, make_key, probe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,6 +45,9 @@ class Crowd:
             "ticket_segments": dice.choice([20, 300, 512]),
             "settle_by_s": dice.choice([600, 48 * 3600]),
             "suspended_signed_paid": dice.choice([0, 1]),
+            "node_rate_factor": dice.choice([0, 1, 4]),
+            "node_rate_floor": dice.choice([1, 20, 5_000_000]),  # segments here have a kilobyte
+            "floor_most_bp": dice.choice([0, 10_000]),
         }
         crew.change_settings(life.ledger, limits, at_us=life.tick())
         for _ in range(dice.choice([1, 1, 2])):
@@ -72,6 +75,8 @@ class Crowd:
                 nid = life.nodes[node][1].id
                 change = dice.choice([nodes.suspend, nodes.reinstate])
                 change(life.ledger, nid, reason="dice", at_us=life.now_us)
+            if dice.random() < 0.3:
+                probe(life.ledger, life.nodes[node][1].id, dice, at_us=life.now_us)
             if dice.random() < 0.5:
                 self._publish(dice.randrange(1, 30))
         broadcasts.end_broadcast(life.ledger, life.broadcast.id, reason="over", at_us=life.tick())
@@ -247,7 +252,7 @@ def _same_dues(index: CreditIndex, dues: Dues, position: int, at_us: int, dice: 
     def total(credits_: list[Any]) -> dict[object, tuple[int, int]]:
         found: dict[object, tuple[int, int]] = {}
         for c in credits_:
-            key = (c.stream_id, c.node_id, c.friend_id, c.plain, c.late)
+            key = (c.stream_id, c.node_id, c.friend_id, c.plain, c.late, c.over_rate)
             units, size = found.get(key, (0, 0))
             found[key] = (units + c.units, size + c.credited_bytes)
         return found

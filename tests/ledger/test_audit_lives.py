@@ -8,7 +8,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from crew_life import LOG, Life, make_key
+from crew_life import LOG, Life, make_key, probe
 from forged_log import ORIGIN
 
 from ledger.aggregates.base import DomainError
@@ -151,9 +151,11 @@ class RandomLife:
 
     def node_changes(self) -> None:
         nid, at_us = self.dice.choice(list(self.life.nodes.values()))[1].id, self.life.now_us
-        change = self.dice.choice(["suspend", "reinstate", "reinstate", "move", "online"])
+        change = self.dice.choice(["suspend", "reinstate", "reinstate", "move", "online", "probe"])
         if change == "move":
             nodes.change_node(self.ledger, nid, lambda n: n.see_at(self.dice.randbytes(16), at_us=at_us))
+        elif change == "probe":
+            probe(self.ledger, nid, self.dice, at_us=at_us)
         elif change == "online":
             nodes.change_node(self.ledger, nid, lambda n: n.go_online(at_us=at_us))
         elif change == "suspend":
@@ -179,6 +181,8 @@ class RandomLife:
             "prefix_sessions_max": self.dice.randrange(1, 4),
             "plain_sample_factor": self.dice.randrange(1, 12),
             "hold_s": self.dice.choice([0, 3600]),
+            "node_rate_floor": self.dice.choice([0, 1, 5_000_000]),
+            "floor_most_bp": self.dice.choice([0, 5_000, 10_000]),
         }
         crew.change_settings(self.ledger, changes, at_us=self.life.now_us)
 

@@ -58,13 +58,13 @@ def check_arithmetic(made: Earned) -> None:
     assert s.fee_bp_of_gross_micro == s.gross_micro * t.fee_bp // BP
     assert s.pool_micro == s.gross_micro - s.fee_bp_of_gross_micro
     assert s.rest_micro == s.pool_micro - s.floor_pool_micro
-    assert s.remainder_micro in (0, 1)
+    assert made.reason == "floor_share" or s.remainder_micro in (0, 1)
     assert s.uncapped_micro == s.quota_micro + s.remainder_micro
     if made.reason == "floor_share":
         assert s.quota_micro == s.floor_pool_micro // s.nodes
         assert s.amount_micro == s.uncapped_micro
     else:
-        byte_bp = t.plain_bp if made.reason.startswith("plain") else BP
+        byte_bp = {"plain": t.plain_bp, "over_": 0}.get(made.reason[:5], BP)
         assert s.weight == made.credited_bytes * byte_bp
         assert s.quota_micro == (s.rest_micro * s.weight // s.stream_weight if s.stream_weight else 0)
         assert s.amount_micro <= s.uncapped_micro

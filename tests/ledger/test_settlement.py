@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger.events import MAX_EVENT_BYTES, EpochSettled, SettlementLine, Transfer, encode
-from ledger.settlement import Credit, Entry, Tariff, pages, settle
+from ledger.settlement import Credit, Entry, Tariff, derive, pages, settle
 
 STREAMS = [UUID(int=i) for i in range(1, 4)]
 NODES = [UUID(int=100 + i) for i in range(5)]
@@ -34,6 +34,7 @@ def credit(draw: st.DrawFn) -> Credit:
         late=draw(st.booleans()),
         units=draw(st.integers(0, 500)),
         credited_bytes=draw(st.integers(0, 10**11)),
+        over_rate=draw(st.integers(0, 9)) == 0,
     )
 
 
@@ -194,3 +195,86 @@ def test_a_full_page_fits_into_one_log_entry() -> None:
         )
         assert len(encode(event)) < MAX_EVENT_BYTES
         assert sum(moved(list(page.transfers)).values()) == 0
+
+
+@given(
+    st.lists(st.integers(0, 10**12), min_size=1, max_size=12),
+    st.integers(0, 10_000),
+    st.integers(0, 30_000),
+)
+def test_a_floor_share_is_equal_but_never_more_than_its_part_of_what_a_node_earns_by_weight(
+    weights: list[int], floor_bp: int, most_bp: int
+) -> None:
+    stream = STREAMS[0]
+    tariff = Tariff(
+        version=1,
+        rate_micro_per_gb=1_000,
+        fee_bp=500,
+        floor_bp=floor_bp,
+        plain_bp=10_000,
+        plain_income_cap_bp=9_999,
+    )
+    made = [
+        Credit(
+            stream_id=stream,
+            node_id=UUID(int=n),
+            friend_id=UUID(int=n),
+            plain=False,
+            late=False,
+            units=1,
+            credited_bytes=weight,
+        )
+        for n, weight in enumerate(weights, 1)
+    ]
+    d = derive(stream, made, tariff, 10**15, floor_most_bp=most_bp)
+    earned = {node: sum(row.part_micro for row in rows) for node, rows in d.nodes.items()}
+    assert sum(d.floors.values()) <= d.floor_pool_micro
+    if not most_bp:
+        assert sum(d.floors.values()) == d.floor_pool_micro
+        assert max(d.floors.values()) - min(d.floors.values()) <= 1
+        return
+    most = {node: part * most_bp // 10_000 for node, part in earned.items()}
+    free = [d.floors[node] for node in d.floors if d.floors[node] < most[node]]
+    assert all(d.floors[node] <= most[node] for node in d.floors)
+    if free:  # all is given away, and nobody has more than those who could have more
+        assert sum(d.floors.values()) == d.floor_pool_micro
+        assert max(d.floors.values()) <= min(free) + 1
+
+
+@given(st.lists(st.integers(10**9, 10**12), min_size=1, max_size=5), st.integers(1, 40))
+def test_many_nodes_that_serve_next_to_nothing_take_next_to_nothing_of_the_floor(
+    weights: list[int], idlers: int
+) -> None:
+    stream = STREAMS[0]
+    tariff = Tariff(
+        version=1,
+        rate_micro_per_gb=10**6,
+        fee_bp=0,
+        floor_bp=1_000,
+        plain_bp=5_000,
+        plain_income_cap_bp=3_000,
+    )
+
+    def incomes(all_weights: list[int]) -> list[int]:
+        made = [
+            Credit(
+                stream_id=stream,
+                node_id=UUID(int=n),
+                friend_id=UUID(int=n),
+                plain=False,
+                late=False,
+                units=1,
+                credited_bytes=weight,
+            )
+            for n, weight in enumerate(all_weights, 1)
+        ]
+        lines, _ = flat(settle(made, {stream: tariff}, {stream: 10**15}, floor_most_bp=10_000))
+        return [
+            sum(x.amount_micro for x in lines if x.node_id.int == n) for n in range(1, len(all_weights) + 1)
+        ]
+
+    tiny = 10**6  # bytes
+    before, after = incomes(weights), incomes(weights + [tiny] * idlers)
+    delivered = idlers * tiny * tariff.rate_micro_per_gb // 10**9
+    assert sum(after[len(weights) :]) <= 2 * delivered
+    assert sum(before) - sum(after[: len(weights)]) <= delivered + 10

@@ -7,6 +7,7 @@ const WHY = {
   delivery_late: "delivered, receipt came late",
   plain_delivery: "delivered to a player without receipts",
   plain_delivery_late: "delivered to a player without receipts, late",
+  over_rate: "more than spot checks say your line carries: not paid",
   floor_share: "floor share, for being there",
   hold_released: "hold over: now available",
   payout_reserved: "payout on its way",

@@ -1,0 +1,132 @@
+"""How much a node can have carried: at most what spot checks measured of its line, with room for a loaded one.
+
+A node and viewers who collude can sign for bytes that were never sent; for more than its line holds they are not paid.
+Invariants: the bound of an hour depends on the log before `position` alone and only grows with it, so that a probe more
+never takes anything from anybody; of one hour no more is ever paid, in however many settlements; and what is over is
+taken from all credits of the hour in proportion, so that no order of receipts matters.
+
+What a probe measures is a share of the line: of n transfers at a time it gets one part in n + 1. `node_rate_factor`
+makes up for that, and the best of a day's probes counts, so that a line that is never idle is not taken for a slow one.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Generic, NamedTuple, TypeVar
+from uuid import UUID
+
+from ledger.events import NodeProbed
+from ledger.money import part_of
+from ledger.settings import Settings
+
+HOUR_US: Final = 3_600_000_000
+BEST_OF_HOURS: Final = 24
+
+P = TypeVar("P")
+
+
+class Part(NamedTuple, Generic[P]):
+    """Credits of one pool that were published in one epoch, or the part of them that is over the rate."""
+
+    pool: P
+    plain: bool
+    published: int
+    units: int
+    credited_bytes: int
+    over_rate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Epochs:
+    genesis_us: int
+    epoch_us: int
+
+    @property
+    def per_window(self) -> int:
+        """Epochs that are taken together: an hour's, or one."""
+        return max(1, HOUR_US // self.epoch_us) if self.epoch_us else 1
+
+    def window_us(self, window: int) -> tuple[int, int]:
+        first = window * self.per_window
+        start_us = self.genesis_us + first * self.epoch_us
+        return start_us, start_us + self.per_window * self.epoch_us
+
+
+@dataclass(slots=True)
+class NodeRates:
+    # node -> hour -> (position, bytes a second), each better than those before it in the hour
+    best: dict[UUID, dict[int, list[tuple[int, int]]]] = field(default_factory=dict)
+    carried: dict[tuple[UUID, int], int] = field(default_factory=dict)  # (node, window) -> bytes settled
+
+    def probed(self, position: int, event: NodeProbed) -> None:
+        if event.outcome != "ok" or event.latency_us <= 0:
+            return
+        rate = event.segment_bytes * 1_000_000 // event.latency_us
+        hours = self.best.setdefault(event.originator_id, {})
+        best = hours.setdefault(event.at_us // HOUR_US, [])
+        if not best or rate > best[-1][1]:
+            best.append((position, rate))
+
+    def most_bytes(
+        self, node_id: UUID, start_us: int, end_us: int, position: int, settings: Settings
+    ) -> int | None:
+        """What the node can have carried from `start_us` to `end_us`, by the log before `position`; None: no bound."""
+        if not settings.node_rate_factor:
+            return None
+        hours = self.best.get(node_id, {})
+        best = 0
+        for hour in range(start_us // HOUR_US - BEST_OF_HOURS, end_us // HOUR_US + 2):
+            for at, rate in hours.get(hour, ()):
+                if at < position:
+                    best = max(best, rate)
+        rate = max(settings.node_rate_factor * best, settings.node_rate_floor)
+        return rate * (end_us - start_us) // 1_000_000
+
+    def parts(
+        self,
+        totals: Mapping[tuple[P, bool, int], Sequence[int]],
+        nodes: Mapping[P, UUID],
+        log_to: int,
+        settings: Settings,
+        epochs: Epochs,
+    ) -> list[Part[P]]:
+        """The credits of a settlement, split where they are more than their nodes can have carried.
+
+        `totals`: (pool, plain, epoch of publication) -> units, bytes. Changes nothing.
+        """
+        of_window: dict[tuple[UUID, int], int] = defaultdict(int)
+        for (pool, _, published), (_, size) in totals.items():
+            of_window[nodes[pool], published // epochs.per_window] += size
+        left: dict[tuple[UUID, int], int] = {}
+        for (node_id, window), total in of_window.items():
+            most = self.most_bytes(node_id, *epochs.window_us(window), log_to, settings)
+            carried = self.carried.get((node_id, window), 0)
+            if most is not None and carried + total > most:
+                left[node_id, window] = max(0, most - carried)
+        found: list[Part[P]] = []
+        for (pool, plain, published), (units, size) in totals.items():
+            key = nodes[pool], published // epochs.per_window
+            within = (units, size)
+            if key in left:
+                within = (part_of(units, left[key], of_window[key]), part_of(size, left[key], of_window[key]))
+                over = (units - within[0], size - within[1])
+                found.append(Part(pool, plain, published, *over, over_rate=True))
+            found.append(Part(pool, plain, published, *within, over_rate=False))
+        return found
+
+    def settled(self, parts: Sequence[Part[P]], nodes: Mapping[P, UUID], epochs: Epochs) -> None:
+        """The settlement that pays these parts is in the log."""
+        for part in parts:
+            if not part.over_rate:
+                key = nodes[part.pool], part.published // epochs.per_window
+                self.carried[key] = self.carried.get(key, 0) + part.credited_bytes
+
+    def forget_before(self, time_us: int, epochs: Epochs) -> None:
+        """Nothing that was published before is asked for any more."""
+        oldest = time_us // HOUR_US - BEST_OF_HOURS
+        for hours in self.best.values():
+            for hour in [h for h in hours if h < oldest]:
+                del hours[hour]
+        self.carried = {
+            key: size for key, size in self.carried.items() if epochs.window_us(key[1])[1] > time_us
+        }
