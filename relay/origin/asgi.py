@@ -7,6 +7,7 @@ the hub then serves the segments itself.
 
 import asyncio
 import base64
+import functools
 import re
 from collections.abc import Callable
 from typing import Final
@@ -30,6 +31,7 @@ from relay.origin.answers import (
 )
 from relay.origin.http import WRITE_NOW
 from relay.origin.live import Catalogue, Live
+from relay.origin.prompt import within
 from relay.origin.seats import Seats, reload_of
 from relay.origin.settings import OriginSettings
 from relay.origin.stills import Stills
@@ -52,6 +54,7 @@ _PULL: Final = re.compile(rf"/segments/{_UUID}/(\d{{1,18}})\.(?:ts|m4s)")
 _MIME: Final = {"ts": b"video/mp2t", "m4s": b"video/mp4"}
 _SEGMENT_CACHE: Final = (b"cache-control", b"public, max-age=60, immutable")
 _RETRY: Final = (b"retry-after", b"2")
+_uuid: Final = functools.lru_cache(4096)(UUID)  # a player asks with the same one every two seconds
 
 
 class MediaApp:
@@ -86,15 +89,15 @@ class MediaApp:
                 scope, send, 405, "Method not allowed", "media is read only", ((b"allow", METHODS),)
             )
         elif match := _SEGMENT.fullmatch(path):
-            await self._segment(scope, send, match[1], UUID(match[2]), int(match[3]))
+            await self._segment(scope, send, match[1], _uuid(match[2]), int(match[3]))
         elif match := _MEDIA.fullmatch(path):
-            await self._media(scope, send, match[1], UUID(match[2]))
+            await self._media(scope, send, match[1], _uuid(match[2]))
         elif match := _PART.fullmatch(path):
-            await self._part(scope, send, match[1], UUID(match[2]), int(match[3]), int(match[4]))
+            await self._part(scope, send, match[1], _uuid(match[2]), int(match[3]), int(match[4]))
         elif match := _INIT.fullmatch(path):
-            await self._init(scope, send, match[1], UUID(match[2]), match[3])
+            await self._init(scope, send, match[1], _uuid(match[2]), match[3])
         elif match := _PULL.fullmatch(path):
-            await self._pull(scope, send, UUID(match[1]), int(match[2]))
+            await self._pull(scope, send, _uuid(match[1]), int(match[2]))
         elif match := _MASTER.fullmatch(path):
             await self._master(scope, send, match[1])
         elif match := _FLV.fullmatch(path):
@@ -172,7 +175,10 @@ class MediaApp:
         if parts and wanted is not None and not await self._reached(scope, send, store, wanted):
             return
         assignment = None if store.ended else await self._assignment(session, store)
-        body = playlist.media(store, self._uri(slug, session, store, assignment), parts=parts)
+        if assignment is None and not parts:
+            body = playlist.at_hub(store, f"/live/{slug}/{session}/")
+        else:
+            body = playlist.media(store, self._uri(slug, session, store, assignment), parts=parts)
         if scope["method"] == "GET" and not (parts and wanted is not None):
             # Who plays parts has them from the hub: nothing that is listed here may be claimed for a node.
             listed = [stored.segment.sequence for stored in store.listed]
@@ -195,8 +201,8 @@ class MediaApp:
     async def _assignment(self, session: UUID, store: RenditionStore) -> Assignment | None:
         head = store.listed[-1].segment.sequence
         try:
-            async with asyncio.timeout(self._settings.steering_timeout_s):
-                return await self._steering.assignment(session, store.rendition_id, head)
+            asked = self._steering.assignment(session, store.rendition_id, head)
+            return await within(self._settings.steering_timeout_s, asked)
         except (Unavailable, TimeoutError) as e:
             log.warning("steering_unavailable", error=type(e).__name__)
             return None

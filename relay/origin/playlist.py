@@ -16,10 +16,11 @@ _PARTS_WITHIN: Final = 3  # target durations from the edge: further back parts a
 def master(store: RenditionStore, slug: str, session_id: UUID) -> bytes:
     """One variant. BANDWIDTH is the peak of any segment so far, as RFC 8216, 4.3.4.2 wants it."""
     video = store.format.video
+    size = f",RESOLUTION={video.width}x{video.height}" if video is not None else ""
     return (
         "#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-INDEPENDENT-SEGMENTS\n"
         f"#EXT-X-STREAM-INF:BANDWIDTH={max(store.peak_bits_per_s, 1)},"
-        f'CODECS="{store.format.codecs}",RESOLUTION={video.width}x{video.height}\n'
+        f'CODECS="{store.format.codecs}"{size}\n'
         f"/live/{slug}/{session_id}/index.m3u8\n"
     ).encode()
 
@@ -45,6 +46,15 @@ def media(store: RenditionStore, uri: Callable[[int], str], *, parts: bool = Fal
     elif parts:
         lines.append(_growing(store, init))
     return "".join(lines).encode()
+
+
+def at_hub(store: RenditionStore, base: str) -> bytes:
+    """The same without parts and with each segment at `base`: but for that, put together once for all viewers."""
+    state = (store.next_sequence, store.ended)
+    if store.page is None or store.page[0] != state:
+        text = media(store, lambda sequence: f"\0{sequence}.{store.extension}").decode()
+        store.page = (state, text)
+    return store.page[1].replace("\0", base).encode()
 
 
 def _growing(store: RenditionStore, init: bytes) -> str:

@@ -120,8 +120,11 @@ def test_a_store_is_bounded_lists_the_newest_and_counts_discontinuities(sizes, f
             assert f"#EXT-X-MEDIA-SEQUENCE:{listed[0]}\n" in text
             assert text.count("#EXT-X-DISCONTINUITY\n") == sum(s.segment.discontinuity for s in store.listed)
             assert ("#EXT-X-ENDLIST" in text) is False
+            for base in ("/live/a/", "/live/b/"):
+                assert playlist.at_hub(store, base) == playlist.media(store, lambda n: f"{base}{n}.ts")  # noqa: B023
         store.end()
         assert playlist.media(store, str).endswith(b"#EXT-X-ENDLIST\n")
+        assert playlist.at_hub(store, "").endswith(b"#EXT-X-ENDLIST\n")
 
     asyncio.run(scenario())
 
