@@ -13,6 +13,7 @@ from uuid import UUID
 from fastapi import Depends, Request
 
 from api.directory import Directory
+from api.levels import Levels
 from api.liveness import Liveness
 from api.problems import Problem, ProblemType
 from api.ratelimit import RateLimiter
@@ -63,9 +64,13 @@ class Services:
     ]  # (peer address, what makes a loopback unique) -> commitment
     ingest_ready: Callable[[], bool] = field(default=lambda: True)
     replays: Replays = field(default_factory=Replays)
+    levels: Levels = field(default_factory=Levels)
     troubles: Callable[[], list[str]] = field(
         default=list
     )  # duties of the hub that fail until somebody looks
+    overdue: Callable[[], dict[str, int]] = field(
+        default=dict
+    )  # duties of the hub -> seconds since they should have been heard; 0: in time
 
 
 def services(request: Request) -> Services:

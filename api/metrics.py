@@ -1,9 +1,10 @@
 """Prometheus metrics of the API process.
 
-Invariant: label values come from a fixed set (methods, route templates, statuses, names of projections), so that
-nobody on the network can make the registry grow.
+Invariant: label values come from a fixed set (methods, route templates, statuses, names of projections and duties),
+so that nobody on the network can make the registry grow.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -47,6 +48,18 @@ class Metrics:
             ("projection",),
             registry=self.registry,
         )
+        self._overdue = Gauge(
+            "streamrp2p_duty_overdue_seconds",
+            "Since when a duty of the worker should have been heard",
+            ("duty",),
+            registry=self.registry,
+        )
+        self._failing = Gauge(
+            "streamrp2p_duty_failing",
+            "1 when a duty of the worker fails until somebody looks",
+            ("duty",),
+            registry=self.registry,
+        )
         self._size = Gauge("streamrp2p_log_events", "Events in the log", registry=self.registry)
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -57,10 +70,15 @@ class Metrics:
     def receipt(self, verdict: str) -> None:
         self._receipts.labels(verdict).inc()
 
-    def exposition(self, lags: list[Lag], log_events: int | None) -> bytes:
+    def exposition(
+        self, lags: list[Lag], log_events: int | None, *, overdue: Mapping[str, int], failing: Sequence[str]
+    ) -> bytes:
         if log_events is not None:
             self._size.set(log_events)
         for lag in lags:
             self._lag.labels(lag.name).set(lag.events)
             self._lag_age.labels(lag.name).set(lag.behind_us / 1_000_000)
+        for duty, seconds in overdue.items():
+            self._overdue.labels(duty).set(seconds)
+            self._failing.labels(duty).set(int(duty in failing))
         return generate_latest(self.registry)

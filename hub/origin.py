@@ -29,6 +29,7 @@ from api.valkey import connect
 from hub.authority import InPool, LedgerAuthority
 from hub.bootstrap import now_us
 from hub.digests import SegmentDigests
+from hub.heartbeats import HEARTBEATS_FOLDER, Heartbeats
 from hub.keystore import KeyStore
 from hub.logs import configure_logging
 from hub.pings import Pings
@@ -135,6 +136,7 @@ class OriginProcess:
                 commit_network=lambda ip, unique: prefix_commitment(keys.network_salt, ip, unique=unique),
                 ingest_ready=lambda: self._rtmp_ready,
                 troubles=Troubles(settings.data_dir / TROUBLES_FOLDER).now,
+                overdue=Heartbeats(settings.data_dir / HEARTBEATS_FOLDER).overdue,
             )
         )
 

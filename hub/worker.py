@@ -19,6 +19,7 @@ from api.liveness import Liveness, LivenessUnknown
 from api.valkey import connect
 from hub.bootstrap import now_us
 from hub.clock import SteadyClock
+from hub.heartbeats import HEARTBEATS_FOLDER, STEP_S, Heartbeats
 from hub.keystore import KeyStore
 from hub.logs import configure_logging
 from hub.probes import Prober
@@ -40,6 +41,7 @@ from projections.runner import Runner
 log = structlog.get_logger("hub.worker")
 
 TRANSIENT: Final = (Unavailable, Conflict, ReadModelUnavailable, FolderInUse, OSError)
+PROJECTIONS_S: Final = 30.0  # between two signs of life of the read models, which have one a batch
 SETTLE_EVERY_S: Final = 1.0
 WATCH_EVERY_S: Final = 2.0
 PROBE_EVERY_S: Final = 10.0
@@ -56,7 +58,10 @@ class Worker:
         self._ledger = Ledger(url)
         self._engine = create_sql_engine(url)
         self._queries = Queries(self._engine)
-        self._runner = Runner(self._ledger, self._engine)
+        self._heartbeats = Heartbeats(settings.data_dir / HEARTBEATS_FOLDER)
+        self._runner = Runner(
+            self._ledger, self._engine, alive=lambda: self._heartbeats.promise("projections", PROJECTIONS_S)
+        )
         self._credits: CreditIndex | None = None  # not recalled yet
         self._clock = SteadyClock(now_us)
         keys = KeyStore.open(settings.data_dir / "keys")
@@ -84,11 +89,16 @@ class Worker:
             "probes": (PROBE_EVERY_S, self.probe),
         }
         threads = [
-            threading.Thread(target=repeat, args=(name, seconds, step, self._stop, self._troubles), name=name)
+            threading.Thread(
+                target=repeat,
+                args=(name, seconds, step, self._stop, self._troubles, self._heartbeats),
+                name=name,
+            )
             for name, (seconds, step) in duties.items()
         ]
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: self._stop.set())
+        self._heartbeats.begin()
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -137,11 +147,17 @@ class Worker:
 
 
 def repeat(
-    duty: str, seconds: float, step: Callable[[], None], stop: threading.Event, troubles: Troubles
+    duty: str,
+    seconds: float,
+    step: Callable[[], None],
+    stop: threading.Event,
+    troubles: Troubles,
+    heartbeats: Heartbeats,
 ) -> None:
     """`step` every so many seconds until `stop`; after a failure that waiting does not heal, ever more rarely."""
     pause_s = seconds
     while not stop.is_set():
+        heartbeats.promise(duty, STEP_S)
         try:
             step()
         except TRANSIENT as error:
@@ -153,6 +169,7 @@ def repeat(
         else:
             pause_s = seconds
             troubles.clear(duty)
+        heartbeats.promise(duty, pause_s + STEP_S)
         stop.wait(pause_s)
 
 

@@ -16,7 +16,7 @@ from projections.schema import Tables
 
 class Payouts(base.Projection):
     name = "payouts"
-    version = 1
+    version = 2
     ignores = (
         base.CREW
         | base.STREAM
@@ -34,7 +34,6 @@ class Payouts(base.Projection):
             e.EpochSettled,
             e.HoldsReleased,
             e.AdjustmentBooked,
-            e.PayoutProposed,
         }
     )
 
@@ -45,6 +44,7 @@ class Payouts(base.Projection):
             [self._batches, self._lines],
             {
                 e.PayoutPlanned: self._planned,
+                e.PayoutProposed: self._proposed,
                 e.PayoutApproved: self._approved,
                 e.PayoutCancelled: self._cancelled,
                 e.PayoutAttempted: self._attempted,
@@ -67,6 +67,7 @@ class Payouts(base.Projection):
             lines=len(event.lines),
             total_micro=sum(line.amount_micro for line in event.lines),
             state="planned",
+            planned_by="",
             decided_by="",
             reason="",
             last_position=position,
@@ -84,6 +85,9 @@ class Payouts(base.Projection):
                 reference="",
                 last_position=position,
             )
+
+    def _proposed(self, event: e.PayoutProposed, position: int) -> None:
+        self._batches.change(event.originator_id, planned_by=event.operator, last_position=position)
 
     def _approved(self, event: e.PayoutApproved, position: int) -> None:
         self._decided(event, position, state="approved", decided_by=event.operator)

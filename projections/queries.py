@@ -121,6 +121,7 @@ class PayoutView:
     rail: str
     state: str  # "planned" | "approved" | "cancelled" | "finished" (every line confirmed or failed)
     planned_us: int
+    planned_by: str  # the operator; "" when it was not recorded yet
     decided_us: int | None
     decided_by: str
     reason: str
@@ -398,6 +399,7 @@ def _payout(row: Row[Any]) -> PayoutView:
         rail=row.rail,
         state="finished" if finished else row.state,
         planned_us=row.planned_us,
+        planned_by=row.planned_by,
         decided_us=row.decided_us,
         decided_by=row.decided_by,
         reason=row.reason,

@@ -7,7 +7,7 @@ repeats. A projection that cannot read an event stays where it is, with its erro
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
@@ -58,7 +58,9 @@ class Runner:
         schema_name: str = "crew_main",
         projections: Sequence[type[Projection]] = PROJECTIONS,
         batch_events: int = BATCH_EVENTS,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
+        """`alive` is called before each batch, also in a rebuild: what does not come back to it hangs."""
         self._log = log
         self._engine = engine
         self._schema_name = schema_name
@@ -68,6 +70,7 @@ class Runner:
         self._handlers_of: dict[tuple[str, ...], Handlers] = {}  # by those at the same position
         self._positions: dict[str, int] = {}  # empty: to be read from the database
         self._batch_events = batch_events
+        self._alive = alive
         self._queries = Queries(engine, schema_name)
         self.stopped: dict[str, Exception] = {}  # projections that could not go on, and why
 
@@ -93,7 +96,13 @@ class Runner:
             ]
         if reshaped:
             logger.info("projections have another shape: rebuilding", names=[p.name for p in reshaped])
-            rebuild(self._log, self._engine, reshaped, schema_name=self._schema_name)
+            rebuild(
+                self._log,
+                self._engine,
+                reshaped,
+                schema_name=self._schema_name,
+                progress=lambda _done, _size: self._alive(),
+            )
         self._active = {name: p(self._tables) for name, p in self._classes.items()}
         self._handlers_of = {}
         self._positions = {}
@@ -104,6 +113,7 @@ class Runner:
         Raises UnknownEventError or ProjectionError when no projection can go on, ShapeChangedError, and whatever the
         log and the database raise (see TRANSIENT): then nothing of the batch was applied, or all of it.
         """
+        self._alive()
         if not self._active:
             self.prepare()
         try:

@@ -175,6 +175,7 @@ class Tables:
             _int("lines", Merge.FIXED),
             _int("total_micro", Merge.FIXED),
             _text("state", Merge.SET),  # planned | approved | cancelled
+            _text("planned_by", Merge.SET),  # the operator; "" for payouts of before that was recorded
             _text("decided_by", Merge.SET),  # the operator who approved
             _text("reason", Merge.SET),  # of the cancellation
             _int("decided_us", Merge.SET, nullable=True),

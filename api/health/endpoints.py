@@ -13,6 +13,7 @@ from projections.queries import ReadModelUnavailable
 router = APIRouter(tags=["health"])
 
 _OK = "ok"
+_NEVER_S = 10 * 365 * 86_400  # overdue for longer: nothing was ever promised
 
 
 @router.get("/api/health", responses=responses())
@@ -46,7 +47,10 @@ def prometheus(request: Request, at: ServicesDep) -> Response:
         lags, size = at.reads.lag(at.ledger, now_us=at.now_us()), at.ledger.size()
     except (Unavailable, ReadModelUnavailable):
         lags, size = [], None
-    return Response(collected.exposition(lags, size), media_type=metrics.CONTENT_TYPE)
+    return Response(
+        collected.exposition(lags, size, overdue=at.overdue(), failing=at.troubles()),
+        media_type=metrics.CONTENT_TYPE,
+    )
 
 
 @router.get("/api/keys", tags=["audit"], responses=responses(ProblemType.NOT_FOUND))
@@ -71,15 +75,18 @@ def _postgres(at: Services) -> str:
 
 
 def _duties(at: Services) -> str:
-    failing = at.troubles()
-    return f"{', '.join(failing)} failing: see the hub's log" if failing else _OK
+    wrong = [f"{duty} failing" for duty in at.troubles()]
+    wrong += [_silent(duty, seconds) for duty, seconds in at.overdue().items() if seconds]
+    return f"{', '.join(wrong)}: see the hub's log" if wrong else _OK
+
+
+def _silent(duty: str, seconds: int) -> str:
+    return f"{duty} silent for {seconds} s" if seconds < _NEVER_S else f"{duty} not begun"
 
 
 def _projections(at: Services) -> str:
     try:
-        behind = max((lag.events for lag in at.reads.lag(at.ledger, now_us=at.now_us())), default=None)
+        lags, size = at.reads.lag(at.ledger, now_us=at.now_us()), at.ledger.size()
     except (Unavailable, ReadModelUnavailable):
         return "cannot be read"
-    if behind is None:
-        return "not built yet"
-    return _OK if behind <= at.settings.lag_events_max else f"{behind} events behind"
+    return at.levels.missing(lags, size, events_max=at.settings.lag_events_max) or _OK

@@ -105,6 +105,7 @@ def _out(view: PayoutView) -> PayoutOut:
         rail=view.rail,
         state=view.state,
         planned_us=view.planned_us,
+        planned_by=view.planned_by,
         decided_us=view.decided_us,
         decided_by=view.decided_by,
         reason=view.reason,

@@ -65,6 +65,7 @@ class PayoutOut(BaseModel):
     rail: str
     state: str = Field(description="planned, approved, cancelled or finished")
     planned_us: int
+    planned_by: str = Field(description="empty for payouts of before that was recorded")
     decided_us: int | None
     decided_by: str
     reason: str

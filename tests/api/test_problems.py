@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import redis
-from api_world import World
+from api_world import World, new_key
 from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
 from api.problems import MEDIA_TYPE, ProblemType
 from api.ratelimit import RateLimiter, Rules
 from ledger.application import Unavailable
+from ledger.services import crew
 
 DOCS = Path(__file__).parents[2] / "docs" / "api.md"
 
@@ -122,6 +123,35 @@ def test_health_and_readiness(client: TestClient, world: World) -> None:
     assert response.status_code == 503
     assert response.json()["checks"]["rtmp"] == "not listening"
     assert response.json()["checks"]["postgres"] == "ok"
+
+
+def test_a_duty_that_is_overdue_or_fails_makes_the_hub_not_ready(client: TestClient, world: World) -> None:
+    world.project()
+    object.__setattr__(world.services, "overdue", lambda: {"settlement": 0, "publisher": 7, "nodes": 10**9})
+    object.__setattr__(world.services, "troubles", lambda: ["settlement"])
+    response = client.get("/api/ready")
+    assert response.status_code == 503
+    duties = response.json()["checks"]["duties"]
+    assert duties == "settlement failing, publisher silent for 7 s, nodes not begun: see the hub's log"
+    metrics = client.get("/metrics").text
+    assert 'streamrp2p_duty_overdue_seconds{duty="publisher"} 7.0' in metrics
+    assert 'streamrp2p_duty_failing{duty="settlement"} 1.0' in metrics
+
+
+def test_read_models_are_not_ready_before_they_hold_what_was_there_at_the_start(
+    client: TestClient, world: World
+) -> None:
+    """However little that is: four events are as much missing as four million."""
+    response = client.get("/api/ready")
+    assert response.status_code == 503
+    assert response.json()["checks"]["projections"] == "balances is catching up: 4 events behind"
+    world.project()
+    assert client.get("/api/ready").json()["ready"]
+    # What comes later may lag a little.
+    crew.add_key(world.ledger, "log", new_key().public_key, at_us=world.now_us)
+    assert client.get("/api/ready").json()["ready"]
+    world.now_us += 31_000_000
+    assert "1 events, 31 s behind" in client.get("/api/ready").json()["checks"]["projections"]
 
 
 def test_metrics_count_requests_by_route_and_never_by_path(client: TestClient, world: World) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from hub import worker
 from hub.clock import ClockLeaptError, SteadyClock
+from hub.heartbeats import Heartbeats
 from hub.troubles import Troubles
 from ledger.aggregates.delivery import Delivery
 from ledger.application import Ledger, Unavailable
@@ -41,7 +42,8 @@ def test_a_broken_log_stops_settlement_alone_and_is_seen_until_it_is_mended(
         **pack([0], [uuid4()], [b""], [Judged("accepted", 1, 1000)]),
     )
     ledger.save(delivery)
-    stop, troubles, tries, others = threading.Event(), Troubles(tmp_path), [0], [0]
+    heartbeats = Heartbeats(tmp_path / "heartbeats")
+    stop, troubles, tries, others = threading.Event(), Troubles(tmp_path / "troubles"), [0], [0]
 
     def settle() -> None:
         tries[0] += 1
@@ -58,8 +60,8 @@ def test_a_broken_log_stops_settlement_alone_and_is_seen_until_it_is_mended(
         others[0] += 1
 
     threads = [
-        threading.Thread(target=worker.repeat, args=("settlement", 0.01, settle, stop, troubles)),
-        threading.Thread(target=worker.repeat, args=("publisher", 0.01, other, stop, troubles)),
+        threading.Thread(target=worker.repeat, args=("settlement", 0.01, settle, stop, troubles, heartbeats)),
+        threading.Thread(target=worker.repeat, args=("publisher", 0.01, other, stop, troubles, heartbeats)),
     ]
     for thread in threads:
         thread.start()
@@ -79,7 +81,7 @@ def test_an_outage_is_no_trouble(tmp_path: Path) -> None:
             stop.set()
         raise Unavailable("away")
 
-    worker.repeat("nodes", 0.001, step, stop, troubles)
+    worker.repeat("nodes", 0.001, step, stop, troubles, Heartbeats(tmp_path / "heartbeats"))
     assert (tries[0], troubles.now()) == (3, [])
 
 
@@ -96,7 +98,7 @@ def test_a_duty_in_trouble_tries_ever_more_rarely(tmp_path: Path) -> None:
     def step() -> None:
         raise RuntimeError("no use")
 
-    worker.repeat("settlement", 1.0, step, Clock(), Troubles(tmp_path))
+    worker.repeat("settlement", 1.0, step, Clock(), Troubles(tmp_path), Heartbeats(tmp_path / "heartbeats"))
     assert waits == sorted(waits)
     assert (waits[0], waits[-1]) == (2.0, worker.TROUBLED_MAX_S)
 

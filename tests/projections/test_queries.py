@@ -157,6 +157,7 @@ def test_a_payout_shows_each_line_with_what_the_rail_said(engine: Engine, number
     payout = queries.payout(newest.batch_id)
     assert payout is not None
     assert (newest.lines, newest.line_count) == ((), 2)
+    assert (payout.planned_by, payout.decided_by) == ("planner", "op")
     first, second = payout.lines
     assert (first.state, first.outcome, first.attempts) == (outcome, outcome, 2)
     assert (first.reference, first.attempt_key) == ("bank 7", "key 2")
