@@ -1,6 +1,5 @@
 """Appending, against the library as shipped and against bare Postgres; fsync on, both sides on one server in turns."""
 
-import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -20,13 +19,18 @@ from ledger.ids import delivery_id, node_id
 from ledger.judged import pack
 from ledger.keys import KeyPair
 from ledger.receipt import SIGNED_BYTES
+from ledger.store.binary import copy_rows
+from ledger.store.mapper import new_rows
 from ledger.store.migrate import migrate
+from ledger.tlog.publisher import PAGE
 from ledger.tlog.tiles import TileBuilder
 from ledger.verdict import Verdict
 
 BATCH: Final = 5_000
 LIBRARY_BATCH: Final = 1_000
-WRITER_BATCHES: Final = 3  # of each writer
+ROUND: Final = 6  # batches on each side, before it is the other's turn
+BATCHES: Final = "crew_batches"  # schemas
+PACKED: Final = "crew_packed"
 ROUNDS: Final = 5
 SINGLE_S: Final = 6.0
 FILL_S: Final = 60.0
@@ -49,8 +53,8 @@ def rows() -> Iterator[Row]:
         ledger, shipped = Ledger(url), library(url)
         try:
             yield from single(ledger, shipped)
-            yield from batches(ledger, shipped, url)
-            yield packed(ledger, url)
+            yield from batches(shipped, url)
+            yield packed(url)
             yield growth(ledger)
         finally:
             ledger.close()
@@ -118,20 +122,23 @@ def deposits(count: int, aggregates: int) -> list[Anything]:
     return made
 
 
-def batches(ledger: Ledger, shipped: LibraryLedger, url: str) -> Iterator[Row]:
-    """Domain events that are ready, until they are durable; ours also hashed into the tree.
+def batches(shipped: LibraryLedger, url: str) -> Iterator[Row]:
+    """Domain events that are ready, until they are durable; ours also read back and hashed into the tree.
 
-    Both sides have two writers: one encodes while the database takes in what the other wrote.
+    Each side writes its batches one after the other into a log of its own that grows alike. The library has two
+    writers: one encodes while the database takes in what the other wrote.
     """
-    tree = Tree()
+    migrate(url, BATCHES)
+    ledger = Ledger(url, schema=BATCHES)
+    tree = Tree(url, BATCHES)
 
     def ours() -> float:
-        made = [deposits(BATCH, 50) for _ in range(2 * WRITER_BATCHES)]
-        return len(made) * BATCH / timed(lambda: with_writers(lambda m: ledger.save(*m), made, tree))
+        made = [deposits(BATCH, 50) for _ in range(ROUND)]
+        return ROUND * BATCH / timed(lambda: with_writers(lambda m: ledger.save(*m), made, tree, writers=1))
 
     def theirs() -> float:
-        made = [books(50, LIBRARY_BATCH // 50) for _ in range(2 * WRITER_BATCHES)]
-        return len(made) * LIBRARY_BATCH / timed(lambda: with_writers(lambda m: shipped.save(*m), made))
+        made = [books(50, LIBRARY_BATCH // 50) for _ in range(ROUND)]
+        return ROUND * LIBRARY_BATCH / timed(lambda: with_writers(lambda m: shipped.save(*m), made))
 
     with psycopg.connect(url) as connection:
         bare_table(connection)
@@ -139,42 +146,60 @@ def batches(ledger: Ledger, shipped: LibraryLedger, url: str) -> Iterator[Row]:
         ours(), theirs(), bare.run()
         rate, library_rate, bare_rate = side_by_side(ROUNDS, ours, theirs, bare.run)
     tree.close()
+    ledger.close()
     name = "append in batches (encode, tree, index, commit)"
     yield Row(f"{name} against save() of 1,000", rate, library_rate, "events/s", 5.0)
     yield Row(f"{name} against a bare binary COPY", rate, bare_rate, "events/s", 0.6)
 
 
 class Tree:
-    """The tree grows in a process of its own, as in the hub."""
+    """The tree grows in a process of its own that reads what was committed, as the hub's worker does."""
 
-    def __init__(self) -> None:
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-        self.extend([]).result()
+    def __init__(self, url: str, schema: str) -> None:
+        self._pool = ProcessPoolExecutor(
+            1, mp_context=get_context("spawn"), initializer=open_log, initargs=(url, schema)
+        )
+        self.grow(0).result()
 
-    def extend(self, events: Sequence[e.Event]) -> Future[int]:
-        return self._pool.submit(grow, [e.encode(event) for event in events])
+    def grow(self, size: int) -> Future[int]:
+        """Take in the log up to its first `size` events."""
+        return self._pool.submit(grow, size)
 
     def close(self) -> None:
         self._pool.shutdown()
 
 
 _tree: Final = TileBuilder(lambda tile, data: None)
+_log: list[Ledger] = []
 
 
-def grow(entries: list[bytes]) -> int:
-    _tree.extend(entries)
+def open_log(url: str, schema: str) -> None:
+    _log.append(Ledger(url, schema=schema))
+
+
+def grow(size: int) -> int:
+    while _tree.size < size:
+        _tree.extend([row.state for row in _log[0].read_rows(_tree.size, PAGE)])
     return _tree.size
 
 
 def with_writers(
-    save: Callable[[Any], object], made: Sequence[Any], tree: Tree | None = None, writers: int = 2
+    save: Callable[[Any], Sequence[Any]], made: Sequence[Any], tree: Tree | None = None, writers: int = 2
 ) -> None:
-    """Saves of two writers, and beside them the tree."""
+    """Saves of some writers, and beside them the tree."""
+    hashing: list[Future[int]] = []
+
+    def write(part: Sequence[Any]) -> None:
+        for m in part:
+            positions = save(m)
+            if tree is not None:
+                hashing.append(tree.grow(positions[-1] + 1))
+
     with ThreadPoolExecutor(writers) as pool:
-        saving = [pool.submit(lambda part: [save(m) for m in part], made[i::writers]) for i in range(writers)]
-        hashing = [tree.extend([event for a in m for event in a.pending]) for m in made] if tree else []
-        for future in (*saving, *hashing):
+        for future in [pool.submit(write, made[i::writers]) for i in range(writers)]:
             future.result()
+    for growing in hashing:
+        growing.result()
 
 
 def bare_table(connection: psycopg.Connection) -> None:
@@ -188,46 +213,41 @@ def bare_table(connection: psycopg.Connection) -> None:
 
 
 class Bare:
-    """One COPY of rows that were encoded beforehand, in the order in which we would write them."""
+    """COPY of rows that were encoded beforehand, in the order in which we would write them."""
 
     def __init__(self, connection: psycopg.Connection) -> None:
         self._connection = connection
         self._next = 0
 
     def run(self) -> float:
-        parts = [b"PGCOPY\n\xff\r\n\0" + bytes(8)]
-        for event in (event for aggregate in deposits(BATCH, 50) for event in aggregate.pending):
-            topic, state = e.tag_of(event).encode(), e.encode(event)
-            parts.append(
-                struct.pack(
-                    f">hiqi16siqi{len(topic)}si{len(state)}s",
-                    *(5, 8, self._next, 16, event.originator_id.bytes, 8, event.originator_version),
-                    *(len(topic), topic, len(state), state),
-                )
-            )
-            self._next += 1
-        data = b"".join([*parts, b"\xff\xff"])
+        made = [self._stream() for _ in range(ROUND)]
 
         def work() -> None:
-            with (
-                self._connection.cursor() as cursor,
-                cursor.copy("COPY bare FROM STDIN (FORMAT binary)") as copy,
-            ):
-                copy.write(data)
-            self._connection.commit()
+            for data in made:
+                with (
+                    self._connection.cursor() as cursor,
+                    cursor.copy("COPY bare FROM STDIN (FORMAT binary)") as copy,
+                ):
+                    copy.write(data)
+                self._connection.commit()
 
-        return BATCH / timed(work)
+        return ROUND * BATCH / timed(work)
+
+    def _stream(self) -> bytes:
+        rows = [row for aggregate in deposits(BATCH, 50) for row in new_rows(aggregate.pending)]
+        self._next += len(rows)
+        return b"".join(copy_rows(self._next - len(rows), rows))
 
 
 # --- receipts packed in events ----------------------------------------------------------------------------------------
 
 
-def packed(ledger: Ledger, url: str) -> Row:
+def packed(url: str) -> Row:
     """A node's batches taken in: root and signature checked, recorded with verdicts, hashed into the tree, durable."""
     key = KeyPair(bytes(32))
     sessions = [uuid4() for _ in range(MAX_RECEIPTS)]
-    tree = Tree()
-    hashing: list[Future[int]] = []
+    migrate(url, PACKED)
+    ledger, tree = Ledger(url, schema=PACKED), Tree(url, PACKED)
     count = 100
     sent = [
         Batch.sign(
@@ -252,15 +272,11 @@ def packed(ledger: Ledger, url: str) -> Row:
                 receipts=data[HEADER_BYTES:],
                 **verdicts,
             )
-        hashing.append(tree.extend(delivery.pending))
         return [delivery]
 
     def work() -> None:
-        with_writers(
-            lambda part: ledger.save(*take_in(part)), [sent[i : i + 20] for i in range(0, count, 20)]
-        )
-        while hashing:
-            hashing.pop().result()
+        parts = [sent[i : i + 20] for i in range(0, count, 20)]
+        with_writers(lambda part: ledger.save(*take_in(part)), parts, tree)
 
     def ours() -> float:
         return count * MAX_RECEIPTS / timed(work)
@@ -284,6 +300,7 @@ def packed(ledger: Ledger, url: str) -> Row:
         ours(), bare()
         rate, other = side_by_side(ROUNDS, ours, bare)
     tree.close()
+    ledger.close()
     return Row(
         "receipts packed in batch events against a bare INSERT of 1,000 a row", rate, other, "receipts/s", 0.4
     )
