@@ -97,9 +97,9 @@ def parse_audio(body: bytes) -> AudioTag:
     return AudioTag(FRAME if len(body) > 2 else NOTHING, body[2:])
 
 
-def file_header(*, audio: bool) -> bytes:
+def file_header(*, video: bool, audio: bool) -> bytes:
     """The 9-byte FLV header and the zero size before the first tag."""
-    return b"FLV\x01" + bytes((0x05 if audio else 0x01,)) + b"\0\0\0\x09" + bytes(4)
+    return b"FLV\x01" + bytes((video | audio << 2,)) + b"\0\0\0\x09" + bytes(4)
 
 
 def tag(kind: int, timestamp_ms: int, body: bytes) -> bytes:

@@ -1,8 +1,9 @@
 """One publisher's tags to segments (for HLS) and rebased tags (for HTTP-FLV).
 
-Invariant: a segment starts with a key frame, holds whole frames only and never exceeds the caps of `PackagerSettings`;
-after anything that breaks the flow of time the next one is marked as a discontinuity. A stream that cannot be carried
-raises UnsupportedMedia or BadMedia once, with words for the creator, and nothing of it is published after that.
+Invariant: a segment starts with a key frame (any frame where there is only sound), holds whole frames only and never
+exceeds the caps of `PackagerSettings`; after anything that breaks the flow of time the next one is marked as a
+discontinuity. A stream that cannot be carried raises UnsupportedMedia or BadMedia once, with words for the creator, and
+nothing of it is published after that.
 """
 
 import contextlib
@@ -18,11 +19,12 @@ from relay.media.timeline import Timeline
 
 CLOCK: Final = 90_000  # Hz, of all times that go to a container
 _TICKS_PER_MS: Final = CLOCK // 1000
-AUDIO_ONLY_MS: Final = 5_000  # sound for this long without any picture: audio only
+AUDIO_ONLY_MS: Final = 5_000  # sound for this long without any picture: sound only
 AUDIO_WAIT_MS: Final = 1_000  # a picture for this long without sound: video only
 AUDIO_DRIFT: Final = (
     CLOCK * 45 // 1000
 )  # sample count and timestamps may differ by this before the latter win
+_OF_A_PICTURE: Final = frozenset({"videocodecid", "videodatarate", "width", "height", "framerate"})
 MAX_COMPOSITION_MS: Final = 5_000
 MAX_DAMAGED: Final = 50  # frames between two good segments
 
@@ -36,14 +38,14 @@ class PackagerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """What a player must know before it starts."""
+    """What a player must know before it starts. One of the two is there."""
 
-    video: H264Config
+    video: H264Config | None
     audio: AacConfig | None
 
     @property
     def codecs(self) -> str:
-        return self.video.codec if self.audio is None else f"{self.video.codec},{self.audio.codec}"
+        return ",".join(track.codec for track in (self.video, self.audio) if track is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ class Muxer(Protocol):
         ...
 
     def begin(
-        self, video: H264Config, audio: AacConfig | None, *, start: int, discontinuity: bool
+        self, video: H264Config | None, audio: AacConfig | None, *, start: int, discontinuity: bool
     ) -> SegmentWriter:
         """The next segment; the one before is finished or abandoned. Raises BadMedia."""
         ...
@@ -153,6 +155,7 @@ class Packager:
         self._video_header = self._audio_header = b""
         self._format: Format | None = None  # in force since the first key frame
         self._expects_audio: bool | None = None
+        self._expects_video: bool | None = None
         self._segment: SegmentWriter | None = None  # that grows
         self._start = 0  # dts of the segment's first frame
         self._last_video = 0
@@ -171,9 +174,12 @@ class Packager:
     # --- in ------------------------------------------------------------------------------------------------------
 
     def metadata(self, values: Mapping[str, object]) -> None:
-        """onMetaData: whether sound is to be expected."""
-        has = values.get("hasAudio")
-        self._expects_audio = bool(has) if isinstance(has, bool) else "audiocodecid" in values
+        """onMetaData: whether sound, and a picture, is to be expected."""
+        sound, picture = values.get("hasAudio"), values.get("hasVideo")
+        self._expects_audio = sound if isinstance(sound, bool) else "audiocodecid" in values
+        # Some encoders say little: only who tells of sound and of nothing that a picture has, has none.
+        told = "audiocodecid" not in values or not _OF_A_PICTURE.isdisjoint(values)
+        self._expects_video = picture if isinstance(picture, bool) else told
 
     def video(self, timestamp: int, body: bytes) -> None:
         """One FLV video tag. Raises UnsupportedMedia or BadMedia."""
@@ -193,14 +199,25 @@ class Packager:
 
     def finish(self) -> None:
         """The publisher is gone: what is there becomes the last segment."""
-        self._cut(self._last_video + self._interval)
+        self._cut(self._end)
+
+    @property
+    def _end(self) -> int:
+        """When the last frame is over."""
+        if self._sound_alone and self._audio is not None:
+            return self._audio_last + aac.SAMPLES_PER_FRAME * CLOCK // self._audio.sample_rate
+        return self._last_video + self._interval
+
+    @property
+    def _sound_alone(self) -> bool:
+        return self._format is not None and self._format.video is None
 
     # --- configurations --------------------------------------------------------------------------------------------
 
     def _video_config(self, data: bytes, body: bytes) -> None:
         config = h264.parse_config(data)
-        if config == self._video:
-            return  # encoders repeat it
+        if config == self._video or self._sound_alone:
+            return  # encoders repeat it; and what began as sound stays so
         self._video, self._video_header = config, body
         self._changed_config()
 
@@ -208,10 +225,10 @@ class Packager:
         config = aac.parse_config(data)
         if config == self._audio or (self._format is not None and self._format.audio is None):
             return
+        self._changed_config()
         self._audio, self._audio_header = config, body
         self._audio_count = 0
         self._audio_last = -1
-        self._changed_config()
 
     def _changed_config(self) -> None:
         if self._format is not None:
@@ -227,12 +244,14 @@ class Packager:
 
     def _break(self) -> None:
         """The flow of time ends here: what is there becomes a segment, the next key frame starts anew."""
-        self._cut(self._last_video + self._interval)
+        self._cut(self._end)
         self._discontinuity = self._format is not None
         self._audio_count = 0
         self._waiting_since = None
 
     def _video_frame(self, timestamp: int, key: bool, composition_ms: int, unit: bytes, body: bytes) -> None:
+        if self._sound_alone:
+            return
         if self._video is None:
             raise BadMedia("the video has no H.264 sequence header; restart the encoder")
         out = self._place(timestamp, video=True)
@@ -278,12 +297,14 @@ class Packager:
                 return  # began as video only
             raise BadMedia("the audio has no AAC sequence header; restart the encoder")
         out = self._place(timestamp, video=False)
-        if self._video is None:
+        if self._video is None and self._format is None:
             if self._sound_since is None:
                 self._sound_since = out
-            if out - self._sound_since > AUDIO_ONLY_MS:
-                raise UnsupportedMedia("this stream has sound only; add a picture in the encoder")
-        if self._segment is None or (self._format is not None and self._format.audio is None):
+            if self._expects_video is not False and out - self._sound_since <= AUDIO_ONLY_MS:
+                return  # a picture may still come
+        elif not self._sound_alone and (
+            self._segment is None or self._format is None or self._format.audio is None
+        ):
             return
         try:
             framed = self._muxer.sound(self._audio, data)
@@ -291,13 +312,25 @@ class Packager:
             self._damage()
             return
         dts = self._audio_time(out * _TICKS_PER_MS, self._audio)
+        begins = self._video is None and self._sound_begins(out, dts)
+        assert self._segment is not None
         try:
             self._segment.audio(framed, dts)
         except BadMedia:
             self._drop_segment()
             return
         self._check_caps(dts)
-        self._tags.frame(flv.AUDIO, out, body, key=False)
+        self._tags.frame(flv.AUDIO, out, body, key=begins)
+
+    def _sound_begins(self, out: int, dts: int) -> bool:
+        """Where there is no picture, any frame may begin a segment: whether this one does."""
+        target = self._settings.segment_target_ms * _TICKS_PER_MS
+        if self._segment is not None and dts - self._start >= target:
+            self._cut(dts)
+        if self._segment is not None:
+            return False
+        self._open(out, dts)
+        return True
 
     def _audio_time(self, stamped: int, config: AacConfig) -> int:
         """Timestamps have whole milliseconds and AAC frames do not: count samples, and follow only real changes."""
@@ -329,17 +362,20 @@ class Packager:
 
     def _begin(self, out: int, dts: int) -> bool:
         """A key frame where no segment is open. False while it is not known whether there will be sound."""
-        if self._video is None:
-            return False
         if self._format is None and self._audio is None and self._expects_audio is not False:
             waited = out - self._waiting_since if self._waiting_since is not None else 0
             if waited < AUDIO_WAIT_MS:
                 return False
+        self._open(out, dts)
+        return True
+
+    def _open(self, out: int, dts: int) -> None:
         first = self._format is None
         format_ = Format(self._video, self._audio)
         if format_ != self._format:
             self._format = format_
-            self._tags.header(flv.VIDEO, self._video_header, out)
+            if self._video is not None:
+                self._tags.header(flv.VIDEO, self._video_header, out)
             if self._audio is not None:
                 self._tags.header(flv.AUDIO, self._audio_header, out)
         if first:
@@ -351,7 +387,6 @@ class Packager:
         self._segment = self._muxer.begin(
             self._video, self._audio, start=dts, discontinuity=self._discontinuity
         )
-        return True
 
     def _wait_for_key(self, out: int) -> None:
         if self._waiting_since is None:

@@ -1,10 +1,10 @@
 """Frames of one segment to the bytes of one MPEG-TS segment (ISO/IEC 13818-1): those that libavformat would make of
 them, with the program tables at its start and a PCR that is each picture's dts.
 
-Invariants: each segment starts with PAT, PMT and the key frame; continuity counters go on from segment to segment
-(RFC 8216bis, 6.2.1), so that segments joined end to end are one transport stream, and a segment that is abandoned
-leaves them as they were. Frames are packed and hashed as they come: when the last one is there, what is left to do is
-small however long the segment was.
+Invariants: each segment starts with PAT, PMT and the key frame (or sound, where there is no picture); continuity
+counters go on from segment to segment (RFC 8216bis, 6.2.1), so that segments joined end to end are one transport
+stream, and a segment that is abandoned leaves them as they were. Frames are packed and hashed as they come: when the
+last one is there, what is left to do is small however long the segment was.
 """
 
 import hashlib
@@ -24,6 +24,9 @@ _LAID_OUT: Final = 350  # packets at a time, 64 KiB
 _WRAP: Final = (1 << 33) - 1
 # AAC frames that share one PES packet: fewer, fuller packets. A player gets the first when the last is there.
 _MAX_JOINED: Final = 6
+_MAX_JOINED_ALONE: Final = (
+    4  # 96 ms at 44.1 kHz: without a picture the clock is here, and due every 100 ms (2.7.2)
+)
 _MAX_JOINED_BYTES: Final = 2_500
 
 
@@ -117,6 +120,11 @@ def _stamp(mark: int, clock: int) -> bytes:
     ).to_bytes(5, "big")
 
 
+def _clock(dts: int, *, random_access: bool) -> bytes:
+    """An adaptation field of 7 bytes with a PCR: the base in 33 bits, 6 reserved ones, no extension (2.4.3.5)."""
+    return (b"\x07\x50" if random_access else b"\x07\x10") + (dts << 15 | 0x7E00).to_bytes(6, "big")
+
+
 # --- program tables (2.4.4) -------------------------------------------------------------------------------------------
 
 
@@ -145,14 +153,20 @@ def _pid(flags: int, pid: int) -> bytes:
 _PAT_BODY: Final = _table(0, b"\0\1" + _pid(7, _PMT))
 
 
-def _pmt_body(*, sound: bool) -> bytes:
-    fields = _pid(7, _VIDEO) + b"\xf0\0" + bytes((_H264,)) + _pid(7, _VIDEO) + b"\xf0\0"
+def _pmt_body(*, picture: bool, sound: bool) -> bytes:
+    """The clock (PCR) is in the packets of the picture, or else of the sound."""
+    fields = _pid(7, _VIDEO if picture else _AUDIO) + b"\xf0\0"
+    if picture:
+        fields += bytes((_H264,)) + _pid(7, _VIDEO) + b"\xf0\0"
     if sound:
         fields += bytes((_AAC,)) + _pid(7, _AUDIO) + b"\xf0\0"
     return _table(2, fields)
 
 
-_PMT_BODIES: Final = {sound: _pmt_body(sound=sound) for sound in (False, True)}
+_PMT_BODIES: Final = {
+    (picture, sound): _pmt_body(picture=picture, sound=sound)
+    for picture, sound in ((True, False), (True, True), (False, True))
+}
 
 
 # --- segments ---------------------------------------------------------------------------------------------------------
@@ -161,7 +175,7 @@ _PMT_BODIES: Final = {sound: _pmt_body(sound=sound) for sound in (False, True)}
 class TsSegment:
     """relay.media.packager.SegmentWriter. `counters`: of the packet to come, by PID."""
 
-    def __init__(self, counters: dict[int, int], sample_rate: int) -> None:
+    def __init__(self, counters: dict[int, int], *, picture: bool, sample_rate: int) -> None:
         """`sample_rate` 0: there is no sound."""
         self._last = counters
         self._packets = _Packets(dict(counters))
@@ -170,7 +184,9 @@ class TsSegment:
         self._sound_dts = self._sound_bytes = 0
         self.frame_bytes = 0
         self._packets.put(_PAT, b"", b"", _PAT_BODY)
-        self._packets.put(_PMT, b"", b"", _PMT_BODIES[sample_rate > 0])
+        self._packets.put(_PMT, b"", b"", _PMT_BODIES[picture, sample_rate > 0])
+        self._picture = picture
+        self._max_joined = _MAX_JOINED if picture else _MAX_JOINED_ALONE
 
     def video(self, data: bytes, dts: int, pts: int, *, key: bool) -> None:
         self.frame_bytes += len(data)
@@ -179,16 +195,14 @@ class TsSegment:
             head = b"\0\0\1\xe0\0\0\x80\x80\x05" + _stamp(2, pts)
         else:
             head = b"\0\0\1\xe0\0\0\x80\xc0\x0a" + _stamp(3, pts) + _stamp(1, dts)
-        # Length 7, random access on key frames, PCR: the base in 33 bits, 6 reserved ones, no extension (2.4.3.5).
-        adaptation = (b"\x07\x50" if key else b"\x07\x10") + (dts << 15 | 0x7E00).to_bytes(6, "big")
-        self._packets.put(_VIDEO, adaptation, head, data)
+        self._packets.put(_VIDEO, _clock(dts, random_access=key), head, data)
 
     def audio(self, data: bytes, dts: int) -> None:
         self.frame_bytes += len(data)
         count = len(self._sound)
         if count:
             follows = self._sound_dts + count * SAMPLES_PER_FRAME * CLOCK // self._rate
-            full = count >= _MAX_JOINED or self._sound_bytes + len(data) > _MAX_JOINED_BYTES
+            full = count >= self._max_joined or self._sound_bytes + len(data) > _MAX_JOINED_BYTES
             if full or not -1 <= dts - follows <= 1:
                 self._flush_sound()
         if not self._sound:
@@ -208,8 +222,10 @@ class TsSegment:
 
     def _flush_sound(self) -> None:
         size = (self._sound_bytes + 8).to_bytes(2, "big")
-        head = b"\0\0\1\xc0" + size + b"\x80\x80\x05" + _stamp(2, self._sound_dts & _WRAP)
-        self._packets.put(_AUDIO, b"", head, b"".join(self._sound))
+        dts = self._sound_dts & _WRAP
+        head = b"\0\0\1\xc0" + size + b"\x80\x80\x05" + _stamp(2, dts)
+        adaptation = b"" if self._picture else _clock(dts, random_access=True)
+        self._packets.put(_AUDIO, adaptation, head, b"".join(self._sound))
         self._sound.clear()
 
 
@@ -227,11 +243,12 @@ class TsMuxer:
 
     def begin(
         self,
-        video: H264Config,  # noqa: ARG002  # it stands before each key frame
+        video: H264Config | None,
         audio: AacConfig | None,
         *,
         start: int,  # noqa: ARG002
         discontinuity: bool,  # noqa: ARG002  # the counters go on through anything
     ) -> TsSegment:
         """The next segment; the one before is finished or abandoned."""
-        return TsSegment(self._counters, audio.sample_rate if audio is not None else 0)
+        rate = audio.sample_rate if audio is not None else 0
+        return TsSegment(self._counters, picture=video is not None, sample_rate=rate)

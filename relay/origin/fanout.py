@@ -95,7 +95,7 @@ class FlvFanout:
 
     @property
     def started(self) -> bool:
-        return flv.VIDEO in self._headers
+        return bool(self._headers)
 
     @property
     def key_picture(self) -> tuple[bytes, bytes] | None:
@@ -139,7 +139,7 @@ class FlvFanout:
         """A new viewer, with file header, codec headers and the GOP so far already queued."""
         self._flush()
         viewer = FlvViewer(self._settings.viewer_queue_bytes, write_now)
-        parts = [flv.file_header(audio=flv.AUDIO in self._headers)]
+        parts = [flv.file_header(video=flv.VIDEO in self._headers, audio=flv.AUDIO in self._headers)]
         parts += [flv.tag(kind, 0, self._headers[kind]) for kind in sorted(self._headers, reverse=True)]
         parts += [flv.tag(*frame) for frame in self._gop]
         viewer.preload(b"".join(parts), at_key=bool(self._gop))

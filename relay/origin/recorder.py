@@ -155,10 +155,9 @@ class Recorder:
             self._pending -= sum(len(c.packed.data) for c in cuts)
 
     async def _started(self, format_: Format) -> None:
+        video = format_.video.codec if format_.video else ""
         audio = format_.audio.codec if format_.audio else ""
-        grant = await self._persist(
-            lambda: self._authority.start_broadcast(self._stream_id, format_.video.codec, audio)
-        )
+        grant = await self._persist(lambda: self._authority.start_broadcast(self._stream_id, video, audio))
         self._broken = grant.resumed
         self._grant = grant
         self._next_sequence = grant.next_sequence

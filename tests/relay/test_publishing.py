@@ -2,17 +2,21 @@
 
 import asyncio
 import hashlib
+import io
 import itertools
 import os
 import ssl
 import subprocess
 from dataclasses import replace
 
+import av
+import m3u8
 import pytest
 import rtmp_client as rtmp
 from relay_rig import FAST, KEY, Encoder, Tag, is_header, is_key, publishing, read_flv, rig
 
 from relay.media.packager import PackagerSettings
+from relay.rtmp import amf
 
 
 def upto(source: list[Tag], ms: int, start: int = 0) -> list[Tag]:
@@ -114,14 +118,49 @@ def test_a_second_publisher_is_refused_while_the_first_sends_and_wins_when_it_is
     asyncio.run(scenario())
 
 
-def test_sound_alone_is_refused_in_words(source):
+@pytest.mark.parametrize("container", ["ts", "fmp4"])
+def test_sound_alone_is_carried_once_no_picture_has_come_for_a_while(source, container):
+    async def scenario():
+        async with rig(replace(FAST, container=container)) as r:
+            encoder = await publishing(r)
+            await encoder.send([t for t in source if t[0] == 8])
+            await r.until(lambda: len(r.authority.published) >= 5)
+            assert "start  mp4a.40.2" in r.authority.calls
+            master = (await r.http.get(r.url("/live/main.m3u8"))).text
+            assert 'CODECS="mp4a.40.2"' in master
+            assert "RESOLUTION" not in master
+            path = master.splitlines()[-1]
+            async with r.http.stream("GET", r.url("/live/main.flv")) as flv:
+                start = await anext(flv.aiter_bytes())
+            assert start[4] == 4
+            assert {tag[0] for tag in read_flv(start)} == {8}
+            init = b""
+            if container == "fmp4":
+                listed = m3u8.loads((await r.http.get(r.url(path))).text)
+                address = path.replace("index.m3u8", listed.segments[0].init_section.uri)
+                init = (await r.http.get(r.url(address))).content
+            await encoder.stop()
+            await r.until(lambda: r.authority.ended)
+            assert all(1_000_000 <= s.duration_us < 1_030_000 for s in r.authority.segments[:-1])
+            whole = init + b"".join(data for _, data in r.authority.published.values())
+            with av.open(io.BytesIO(whole)) as file:
+                assert not file.streams.video
+                heard = sum(frame.samples for frame in file.decode(audio=0))
+            assert abs(heard / 48 - sum(s.duration_us for s in r.authority.segments) / 1000) < 50
+
+    asyncio.run(scenario())
+
+
+def test_who_says_to_have_no_picture_is_not_waited_for(source):
     async def scenario():
         async with rig() as r:
             encoder = await publishing(r)
-            await encoder.send([t for t in source if t[0] == 8])
-            assert await encoder.answered(b"this stream has sound only; add a picture")
-            assert not r.authority.published
-            await encoder.kill()
+            said = amf.encode(
+                ["@setDataFrame", "onMetaData", {"audiocodecid": 10.0, "audiosamplerate": 48000.0}]
+            )
+            await encoder.send([(18, 0, said), *(t for t in source if t[0] == 8 and t[1] < 2200)])
+            await r.until(lambda: len(r.authority.published) == 2)
+            assert not any(s.discontinuity for s in r.authority.segments)
 
     asyncio.run(scenario())
 

@@ -265,7 +265,7 @@ def test_a_slow_flv_viewer_skips_to_a_key_frame_and_holds_little(source, batch_s
         while (data := await slow.next()) is not None:
             out += data
         assert slow.skips
-        assert is_key(read_flv(flv.file_header(audio=True) + out)[0])
+        assert is_key(read_flv(flv.file_header(video=True, audio=True) + out)[0])
 
     asyncio.run(scenario())
 
