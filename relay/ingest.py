@@ -1,7 +1,8 @@
 """The RTMP port: connections from encoders, their keys, their time limits.
 
 Invariant: no byte of media is parsed before `check_key` said yes; every connection ends: by the encoder, by a limit,
-or with a reason that was sent to it. The key is never logged.
+or with a reason that was sent to it. Connections that publish nothing never keep out one that would: when there are too
+many, the oldest of them goes. The key is never logged.
 """
 
 import asyncio
@@ -77,6 +78,10 @@ class _Encoder(asyncio.Protocol):
     @property
     def silent_s(self) -> float:
         return self._loop.time() - self._last_media
+
+    @property
+    def publishes(self) -> bool:
+        return self._live is not None
 
     def expel(self, reason: str) -> None:
         self._live = None
@@ -214,7 +219,7 @@ class IngestServer:
         self.catalogue = catalogue
         self.settings = settings
         self.received_bytes = 0
-        self._encoders: set[_Encoder] = set()
+        self._encoders: dict[_Encoder, None] = {}  # in the order in which they came
         self._empty = asyncio.Event()
         self._empty.set()
         self._servers: list[asyncio.Server] = []
@@ -249,13 +254,17 @@ class IngestServer:
 
     def admit(self, encoder: _Encoder) -> bool:
         if len(self._encoders) >= self.settings.max_connections:
-            return False
-        self._encoders.add(encoder)
+            oldest = next((other for other in self._encoders if not other.publishes), None)
+            if oldest is None:
+                return False
+            oldest.abort()
+            self.forget(oldest)
+        self._encoders[encoder] = None
         self._empty.clear()
         return True
 
     def forget(self, encoder: _Encoder) -> None:
-        self._encoders.discard(encoder)
+        self._encoders.pop(encoder, None)
         if not self._encoders:
             self._empty.set()
 

@@ -1,8 +1,9 @@
 """The server's side of one RTMP connection from an encoder: bytes in, events and bytes out (Adobe RTMP 1.0).
 
 Invariant: no media leaves `receive` before `accept_publish`: parsing stops at the publish command and goes on only
-when the caller has decided. Events depend on the bytes alone, not on how they were cut. No clock, no IO, and
-randomness is an argument. A peer that breaks the protocol yields one last `Violation`; nothing is raised.
+when the caller has decided. Events depend on the bytes alone, not on how they were cut (acknowledgements go by what
+has arrived). No clock, no IO, and randomness is an argument. A peer that breaks the protocol yields one last
+`Violation`; nothing is raised.
 """
 
 from dataclasses import dataclass
