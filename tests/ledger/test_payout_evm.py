@@ -1,6 +1,5 @@
 """Payouts on a real chain: whatever dies, lies, drops or reorganises, a line is paid once or not at all."""
 
-import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -676,7 +675,7 @@ class EvmLife:
             self.world.chain.raise_base_fee(3)
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("EVM_SEEDS", "3"))))
+@pytest.mark.parametrize("seed", range(3))
 def test_whatever_happens_the_books_say_what_the_chain_paid(
     funded: Ledger, tmp_path: Path, seed: int
 ) -> None:
