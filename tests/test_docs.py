@@ -50,7 +50,9 @@ def test_every_command_and_subcommand_is_documented(name: str) -> None:
 
 def test_every_command_in_the_docs_exists() -> None:
     for path, text in DOCS.items():
-        for name, subcommand in re.findall(r"(?:bin/|`|    )streamrp2p (?!--)([a-z]+)(?: ([a-z][a-z-]*))?", text):
+        for name, subcommand in re.findall(
+            r"(?:bin/|`|    )streamrp2p (?!--)([a-z]+)(?: ([a-z][a-z-]*))?", text
+        ):
             assert name in COMMANDS, f"streamrp2p {name} in {path.name}"
             subcommands = getattr(GROUP.get_command(None, name), "commands", None)  # type: ignore[attr-defined]
             if subcommands and subcommand:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import protocol_vectors
 import pytest
+import verdict_vectors
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 
@@ -15,6 +16,7 @@ from ledger.batch import Batch
 from ledger.receipt import SignedReceipt
 from ledger.request import RequestAuthError, verify_request
 from ledger.ticket import SignedTicket
+from ledger.verdict import Cap, Verdict
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "tests/vectors/protocol.json").read_text()
@@ -24,6 +26,21 @@ HUB = bytes.fromhex(VECTORS["keys"]["hub"]["public_key"])
 
 def test_the_program_still_makes_exactly_the_published_vectors():
     assert protocol_vectors.text() == TEXT
+
+
+def test_the_program_still_refuses_and_judges_as_published():
+    assert verdict_vectors.text() == (ROOT / "tests/vectors/verdicts.json").read_text()
+
+
+def test_the_published_verdicts_have_every_rule_and_every_refusal():
+    made = json.loads((ROOT / "tests/vectors/verdicts.json").read_text())
+    steps = made["evening"]["steps"]
+    assert {s["verdict"] for s in steps} == set(Verdict)
+    assert {s["cap"] for s in steps} == set(Cap)
+    assert {r["result"] for r in made["requests"]} >= {"malformed", "out_of_time", "bad_signature"}
+    for message in made["messages"]:  # each byte, and nothing that is changed is good
+        assert {at for at, _, _ in message["flips"]} == set(range(len(message["hex"]) // 2))
+        assert {what for _, _, what in message["flips"]} == {"malformed", "bad_signature"}
 
 
 def test_keys_are_named_by_the_start_of_their_hash():
