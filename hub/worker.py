@@ -43,6 +43,7 @@ log = structlog.get_logger("hub.worker")
 TRANSIENT: Final = (Unavailable, Conflict, ReadModelUnavailable, FolderInUse, OSError)
 PROJECTIONS_S: Final = 30.0  # between two signs of life of the read models, which have one a batch
 SETTLE_EVERY_S: Final = 1.0
+CLOCK_FILE: Final = "clock.last"
 WATCH_EVERY_S: Final = 2.0
 PROBE_EVERY_S: Final = 10.0
 TROUBLED_FIRST_S: Final = 2.0
@@ -63,7 +64,7 @@ class Worker:
             self._ledger, self._engine, alive=lambda: self._heartbeats.promise("projections", PROJECTIONS_S)
         )
         self._credits: CreditIndex | None = None  # not recalled yet
-        self._clock = SteadyClock(now_us)
+        self._clock = SteadyClock(now_us, kept=settings.data_dir / CLOCK_FILE)
         keys = KeyStore.open(settings.data_dir / "keys")
         witnesses = WitnessAddress.parse_all(settings.witnesses or "")
         self._publisher = Publisher(
@@ -110,6 +111,9 @@ class Worker:
 
     def settle(self) -> None:
         """Settle every epoch that is over, then release what was held long enough."""
+        self._clock.checked()
+        if not self._clock.is_sure():
+            return  # for some minutes after a start that is long after the last end
         if self._credits is None:
             self._credits = recall_index(self._ledger)
         try:

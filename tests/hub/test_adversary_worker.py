@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from hub import worker
-from hub.clock import ClockLeaptError, SteadyClock
+from hub.clock import GRACE_S, ClockLeaptError, SteadyClock
 from hub.heartbeats import Heartbeats
 from hub.troubles import Troubles
 from ledger.aggregates.delivery import Delivery
@@ -119,3 +119,60 @@ def test_a_clock_that_leaps_settles_nothing_until_it_is_right_again() -> None:
         with pytest.raises(ClockLeaptError):
             later(leap_s, 1)
         assert later(-leap_s, 1) == wall[0]
+
+
+class Clocks:
+    """A machine's two clocks; the hub is started anew by `start`."""
+
+    def __init__(self, kept: Path) -> None:
+        self.kept, self.wall_us, self.own_us = kept, T0, 5_000_000
+        self.start()
+
+    def start(self) -> SteadyClock:
+        self.clock = SteadyClock(lambda: self.wall_us, lambda: self.own_us, kept=self.kept)
+        return self.clock
+
+    def pass_s(self, seconds: int) -> bool:
+        """Whether the worker settles then."""
+        self.wall_us += seconds * 1_000_000
+        self.own_us += seconds * 1_000_000
+        self.clock.checked()
+        return self.clock.is_sure()
+
+
+@pytest.mark.parametrize("month", [30 * 86_400, -30 * 86_400])
+def test_a_clock_that_is_wrong_at_the_start_and_put_right_settles_nothing_by_the_wrong_date(
+    tmp_path: Path, month: int
+) -> None:
+    clocks = Clocks(tmp_path / "clock.last")
+    assert clocks.pass_s(120)
+    clocks.wall_us += (3_600 + max(0, month)) * 1_000_000  # an hour off, and back with a date of next month
+    clocks.start()
+    if month > 0:
+        assert not clocks.pass_s(1)
+        assert not clocks.pass_s(60)
+        clocks.wall_us -= month * 1_000_000  # the network has told the time
+    assert clocks.pass_s(1)
+    assert clocks.pass_s(60)
+
+
+def test_a_hub_that_really_was_off_for_long_settles_after_some_minutes(tmp_path: Path) -> None:
+    clocks = Clocks(tmp_path / "clock.last")
+    assert clocks.pass_s(120)
+    clocks.wall_us += 90 * 86_400 * 1_000_000
+    clocks.start()
+    assert not clocks.pass_s(GRACE_S - 1)
+    clocks.start()  # started again meanwhile: what it was not sure of is not kept
+    assert not clocks.pass_s(1)
+    assert clocks.pass_s(GRACE_S)
+    clocks.start()
+    assert clocks.pass_s(1)
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "9" * 5_000])
+def test_a_damaged_clock_file_stops_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "clock.last").write_text(text)
+    clocks = Clocks(tmp_path / "clock.last")
+    clocks.pass_s(GRACE_S)
+    assert clocks.pass_s(1)
+    assert clocks.start().is_sure()
