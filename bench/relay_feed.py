@@ -131,6 +131,16 @@ class Encoder:
         """As OBS does when its button is pressed."""
         self._say(20, amf.encode(["FCUnpublish", 4.0, None, "key"]), 3, 0)
 
+    async def drain(self) -> None:
+        await self._writer.drain()
+
+    async def finish(self) -> None:
+        """Go when all that was sent has been taken, without a word."""
+        self._writer.write_eof()
+        while await self._reader.read(65536):  # closing over unread answers would reset the connection
+            pass
+        self._writer.close()
+
     async def close(self) -> None:
         self._writer.transport.abort()
 
