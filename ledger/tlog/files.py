@@ -17,32 +17,34 @@ _FLUSHES: Final = 8  # at once: a file system commits what waits together
 def write_atomic(path: Path, data: bytes) -> None:
     """Write beside, flush to disk, rename over, flush the folder."""
     make_folder(path.parent)
-    _write_temporary(path, data)
-    _temporary(path).replace(path)
+    temporary = path.with_name(path.name + TEMPORARY)
+    _write_durably(temporary, data)
+    temporary.replace(path)
     sync_folder(path.parent)
 
 
-def write_all(files: Mapping[Path, bytes]) -> None:
-    """As `write_atomic` for each, in no order, with flushes that run side by side."""
+def write_all(files: Mapping[Path, bytes], staging: Path) -> None:
+    """As `write_atomic` for each, in no order, with flushes that run side by side.
+
+    Files are made in `staging`, a folder for this alone on the same file system: all that a crash leaves half written
+    is there.
+    """
     if not files:
         return
     folders = {path.parent for path in files}
-    for folder in folders:
+    for folder in (staging, *folders):
         make_folder(folder)
+    temporaries = [staging / str(n) for n in range(len(files))]
     with ThreadPoolExecutor(_FLUSHES) as pool:
-        list(pool.map(_write_temporary, files.keys(), files.values()))
-    for path in files:
-        _temporary(path).replace(path)
+        list(pool.map(_write_durably, temporaries, files.values()))
+    for temporary, path in zip(temporaries, files, strict=True):
+        temporary.replace(path)
     for folder in folders:
         sync_folder(folder)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(path.name + TEMPORARY)
-
-
-def _write_temporary(path: Path, data: bytes) -> None:
-    with open(_temporary(path), "wb") as f:
+def _write_durably(path: Path, data: bytes) -> None:
+    with open(path, "wb") as f:
         f.write(data)
         f.flush()
         os.fsync(f.fileno())
@@ -72,9 +74,3 @@ def sync_folder(folder: Path) -> None:
 def remove_tree(folder: Path) -> None:
     shutil.rmtree(folder)
     sync_folder(folder.parent)
-
-
-def sweep_temporaries(folder: Path) -> None:
-    """Remove what a crash left half written."""
-    for leftover in folder.rglob("*" + TEMPORARY):
-        leftover.unlink()

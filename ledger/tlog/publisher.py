@@ -28,7 +28,7 @@ from ledger.ids import TREE_ID
 from ledger.keys import KeyPair
 from ledger.note import Note, NoteError, VerifierKey
 from ledger.tlog.cosigners import Cosigners, ForkSeen
-from ledger.tlog.files import make_folder, remove_tree, sweep_temporaries, write_all
+from ledger.tlog.files import make_folder, remove_tree, write_all
 from ledger.tlog.head import Head, Row
 from ledger.tlog.reader import LogReader, NotPublished
 from ledger.tlog.resume import Memory, take_up
@@ -41,6 +41,7 @@ CHECKPOINT: Final = "checkpoint"
 VKEY: Final = "vkey"
 LOCK_PATIENCE_S: Final = 5.0  # how long to wait for another process that publishes
 _LOCK: Final = ".lock"
+_STAGING: Final = ".new"
 _LOCK_PAUSE_S: Final = 0.05
 
 log = structlog.get_logger()
@@ -221,7 +222,8 @@ class Publisher:
 
     def _recover(self) -> Head:
         """What is known of the events that were published: taken up from the files, else from all of the ledger."""
-        sweep_temporaries(self._folder)
+        if (self._folder / _STAGING).exists():  # half written by a process that died
+            remove_tree(self._folder / _STAGING)
         return self._take_up() or self._replay()
 
     def _take_up(self) -> Head | None:
@@ -380,13 +382,12 @@ class Publisher:
 
     def _write_tiles(self) -> None:
         """Durably. A full tile takes the place of its partial ones (c2sp.org/tlog-tiles, partial tiles)."""
-        write_all(
-            {
-                self._folder / tile.path: data
-                for tile, data in self._unwritten.items()
-                if self._read(tile.path) != data
-            }
-        )
+        changed = {
+            self._folder / tile.path: data
+            for tile, data in self._unwritten.items()
+            if self._read(tile.path) != data
+        }
+        write_all(changed, self._folder / _STAGING)
         for tile in self._unwritten:
             partial = self._folder / f"{tile.full_path}.p"
             if tile.width == WIDTH and partial.exists():
@@ -395,4 +396,4 @@ class Publisher:
 
     def _put(self, path: str, data: bytes) -> None:
         if self._read(path) != data:
-            write_all({self._folder / path: data})
+            write_all({self._folder / path: data}, self._folder / _STAGING)

@@ -179,7 +179,9 @@ def test_publishing_costs_what_is_new_and_not_what_is_there(
     ledger.grow(3_000)
     publisher.publish(at_us=1)
     writes: list[Path] = []
-    monkeypatch.setattr(module, "write_all", lambda files: (writes.extend(files), write_all(files)))
+    monkeypatch.setattr(
+        module, "write_all", lambda files, staging: (writes.extend(files), write_all(files, staging))
+    )
     for _ in range(3):
         ledger.rows_read = 0
         writes.clear()
@@ -479,20 +481,20 @@ def test_remembered_balances_are_believed_only_with_their_state_leaf(
 # --- crashes
 
 
-def crashing(at: int, mode: str) -> Callable[[dict[Path, bytes]], None]:
+def crashing(at: int, mode: str) -> Callable[[dict[Path, bytes], Path], None]:
     """`write_all` that dies at its `at`-th file: before it, half way through it, or after it."""
     written = itertools.count()
 
-    def write(files: dict[Path, bytes]) -> None:
+    def write(files: dict[Path, bytes], staging: Path) -> None:
         for path, data in files.items():
             if next(written) != at:
-                write_all({path: data})
+                write_all({path: data}, staging)
                 continue
             if mode == "half":
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.with_name(path.name + ".tmp").write_bytes(data[: len(data) // 2])
+                staging.mkdir(parents=True, exist_ok=True)
+                (staging / "0").write_bytes(data[: len(data) // 2])
             if mode == "after":
-                write_all({path: data})
+                write_all({path: data}, staging)
             raise Crash
 
     return write
@@ -558,10 +560,10 @@ def test_what_an_unsigned_publication_left_does_not_outlive_a_restored_database(
     signed = len(ledger.rows)
     ledger.grow(50)
 
-    def die_at_checkpoint(files: dict[Path, bytes]) -> None:
+    def die_at_checkpoint(files: dict[Path, bytes], staging: Path) -> None:
         if tmp_path / "checkpoint" in files:
             raise Crash
-        write_all(files)
+        write_all(files, staging)
 
     monkeypatch.setattr(module, "write_all", die_at_checkpoint)
     with pytest.raises(Crash):
