@@ -36,6 +36,8 @@ from relay.origin.live import Catalogue, Live
 from relay.origin.settings import OriginSettings
 from relay.origin.store import RenditionStore
 from relay.ports import Assignment, BroadcastGrant, StreamGrant
+from relay.rtmp import amf
+from relay.rtmp.chunks import Message, write_message
 from relay.service import wall_clock_us
 
 SESSION = UUID(int=1)
@@ -192,9 +194,25 @@ class _Drain(asyncio.BufferedProtocol):
         self._totals["lost"] += 1
 
 
+def player(app: str, name: str) -> bytes:
+    """What an RTMP player says after the handshake, all at once: connect, createStream, play."""
+
+    def say(values: Sequence[amf.Amf], channel: int, stream: int) -> bytes:
+        return write_message(channel, Message(20, 0, stream, amf.encode(values)), 128)
+
+    return (
+        say(["connect", 1.0, {"app": app}], 3, 0)
+        + say(["createStream", 2.0, None], 3, 0)
+        + say(["play", 3.0, None, name], 8, 1)
+    )
+
+
 async def drain(url: str, count: int, seconds: float) -> None:
     parts, totals = urlsplit(url), {"bytes": 0, "lost": 0}
-    request = f"GET {parts.path} HTTP/1.1\r\nhost: bench\r\n\r\n".encode()
+    if parts.scheme == "rtmp":
+        request = b"\x03" + bytes(2 * 1536) + player(*parts.path.strip("/").split("/"))
+    else:
+        request = f"GET {parts.path} HTTP/1.1\r\nhost: bench\r\n\r\n".encode()
     loop = asyncio.get_running_loop()
     for _ in range(count):
         await loop.create_connection(lambda: _Drain(request, totals), parts.hostname, parts.port)
