@@ -1,16 +1,19 @@
 """`streamrp2p audit`: replay a published log and check every figure (docs/auditors.md).
 
 Invariant: exit code 0 only when every check was made and held; 5 names the first thing that does not hold. Needs no
-hub, no database and no account.
+hub, no database and no account. Interrupted at any moment, the same command goes on from what it had saved.
 """
 
+import hashlib
 import json
 import os
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ledger.audit import Report
@@ -28,11 +31,16 @@ def audit(
     keep: Path | None = typer.Option(None, help="Write the new checkpoint here when the audit passes."),
     vkey: str | None = typer.Option(None, help="The log's verifier key, as its operator gave it to you."),
     witness: list[str] = typer.Option([], help="Verifier key of a witness that must have cosigned."),
-    jobs: int = typer.Option(os.cpu_count() or 1, min=1, max=256, help="Threads that verify signatures."),
+    jobs: int = typer.Option(os.cpu_count() or 1, min=1, max=256, help="Processes that help."),
+    state: Path | None = typer.Option(
+        None, help="File to save in what was replayed, and to go on from; in your cache folder if not given."
+    ),
+    fresh: bool = typer.Option(False, "--fresh", help="Begin at the first event, whatever was saved."),
     as_json: bool = typer.Option(False, "--json", help="Print the report as JSON."),
 ) -> None:
     """Replay a published log and check every figure. Exit code 5 when something does not hold."""
     kept = _read_kept(since) if since is not None else None
+    saved = state or _default_state(place)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -42,7 +50,13 @@ def audit(
         console=Console(stderr=True),
         transient=True,
     ) as bar:
-        task = bar.add_task("audit", total=0)
+        tasks: list[TaskID] = []
+
+        def show(done: int, total: int) -> None:
+            if not tasks:  # the time left is told by the pace from here on, not by what was done before
+                tasks.append(bar.add_task("audit", total=total, completed=done))
+            bar.update(tasks[0], completed=done)
+
         try:
             report = run_audit(
                 place,
@@ -50,10 +64,15 @@ def audit(
                 vkey=vkey,
                 witnesses=witness,
                 jobs=jobs,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                state=saved,
+                fresh=fresh,
+                progress=show,
             )
         except NoteError as error:
             raise typer.BadParameter(str(error)) from error
+        except KeyboardInterrupt:
+            typer.echo("interrupted: the same command goes on from what was saved", err=True)
+            raise
     if as_json:
         typer.echo(json.dumps(report.as_dict(), indent=2))
     else:
@@ -62,6 +81,23 @@ def audit(
         raise typer.Exit(EXIT_FAILED)
     if keep is not None:
         write_atomic(keep, report.checkpoint.encode())
+
+
+def _default_state(place: str) -> Path | None:
+    """A file in the user's cache folder, one for each place; none where there can be no such folder."""
+    home = Path.home()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    name = place.rstrip("/") if "://" in place else str(Path(place).resolve())
+    folder = base / "streamrp2p" / "audit"
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / hashlib.sha256(name.encode()).hexdigest()[:16]
+    return None
 
 
 def _read_kept(path: Path) -> str:
@@ -88,7 +124,10 @@ def _show(report: Report) -> None:
         "consistent with": ""
         if report.consistent_with is None
         else f"{report.consistent_with:,} events, as you kept",
-        "events": f"{counts.events:,}",
+        "events": f"{counts.events:,}"
+        + (
+            f", the first {report.resumed_from:,} in an earlier audit of yours" if report.resumed_from else ""
+        ),
         "signatures": f"{counts.signatures:,}",
         "tickets": f"{counts.tickets:,}",
         "receipts": f"{counts.receipts:,} in {counts.batches:,} batches, {counts.accepted:,} accepted",

@@ -50,6 +50,7 @@ def audit(
     witnesses: Sequence[str] = (),
     jobs: int = 1,
     state: Path | None = None,
+    fresh: bool = False,
     save_every_s: float = SAVE_EVERY_S,
     verify_signatures: bool = True,
     progress: Progress | None = None,
@@ -60,9 +61,10 @@ def audit(
     auditor trusts; without it the key published beside the log is taken, which proves only that the log agrees with
     itself. Each of `witnesses` (verifier keys) must have cosigned the checkpoint. `jobs` processes help; a log of a few
     hundred events needs none. With `state`, a file of the auditor's own, what was replayed is saved there from time to
-    time, and the next audit with that file goes on from there; nobody is accused on the strength of it: what fails is
-    replayed from the beginning. `verify_signatures` is False only to measure what the rest costs: such a report says
-    nothing of who signed, nor that batches have the receipts that their nodes signed for.
+    time, and the next audit with that file goes on from there, unless it is to be `fresh`; nobody is accused on the
+    strength of it: what fails is replayed from the beginning. `verify_signatures` is False only to measure what the
+    rest costs: such a report says nothing of who signed, nor that batches have the receipts that their nodes signed
+    for, and nothing of it is saved.
     Raises NothingThere, SourceUnavailable, StoreBusy, and NoteError when `since` or `vkey` or a witness's key
     themselves cannot be read.
     """
@@ -78,9 +80,10 @@ def audit(
             report.problem = Problem(failure.reason, failure.position, failure.file)
             return report
         run = _Run(files, helpers, checkpoint, key, since, kept, save_every_s, progress)
-        saved = Resume(state, checkpoint.origin, checkpoint.size) if state is not None else None
-        for fresh in (False, True):
-            with closing(saved.open(fresh=fresh) if saved is not None else Store()) as store:
+        keep = state if verify_signatures else None
+        saved = Resume(keep, checkpoint.origin, checkpoint.size) if keep is not None else None
+        for anew in dict.fromkeys((fresh, True)):
+            with closing(saved.open(fresh=anew) if saved is not None else Store()) as store:
                 begun = saved.begun if saved is not None else None
                 replay = Replay(
                     store,

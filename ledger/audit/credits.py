@@ -5,23 +5,28 @@ sessions each of its segments is. A bitmap is cut into cells of 512 segments; a 
 by side. Cells and tickets that are not in memory are on disk, and memory is bounded.
 """
 
-from typing import Final
+from typing import Final, TypeVar
 from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
 
-from ledger.audit.facts import Broadcast, Facts
+from ledger.audit.facts import Broadcast, Facts, Ints
 from ledger.audit.store import Store
 from ledger.credit import CreditSet, Units
 from ledger.keys import PUBLIC_KEY_BYTES
 from ledger.ticket import Ticket, ViewerClass
 
 Words = npt.NDArray[np.uint64]
+T = TypeVar("T", bound=np.generic)
 CELL_BITS: Final = 512
 CELL_WORDS: Final = CELL_BITS // 64
 LEVELS: Final = 2  # of a network, in its cell; more are rare and kept beside it
+ID_WORDS: Final = 2  # of a session's id, and of a network's commitment
+HASH_WORDS: Final = 4
+_HEADS: Final = 1 << 18  # places where tickets are looked for first, by their hash
 BOUND: Final = 49_152  # tickets in memory, and cells of each kind for twice as many
+NETWORK_BYTES: Final = 8 * ID_WORDS
 _LIMIT: Final = 1 << 62  # what is counted in columns is below: sums of it are exact
 
 # Rows of the matrix of live tickets.
@@ -33,8 +38,8 @@ _LIMIT: Final = 1 << 62  # what is counted in columns is below: sums of it are e
     BUDGET,
     BROADCAST,  # numbers of things in memory
     NODE,
-    SESSION,
     NETWORK,
+    NETWORK_WHOLE,  # whether its commitment has the usual 16 bytes
     GROUP,  # receipts of one group see each other's credits; those of different groups do not
     ACCOUNT,
     PLAIN,
@@ -79,9 +84,10 @@ class Cells:
     def key(self, place: int) -> bytes:
         return self._keys[place]
 
-    def merge(self, places: npt.NDArray[np.int64], rows: Words) -> None:
-        """Add these bits. A place comes once, unless it is 0, and then there are none."""
-        self.rows[places] |= rows
+    def put(self, places: Ints, rows: Words) -> None:
+        """Exchange rows. A place comes once, unless it is 0."""
+        self.rows[places] = rows
+        self.rows[0] = 0
         self.changed[places] = True
 
     def flush(self) -> None:
@@ -111,8 +117,13 @@ class Credits:
     def _clear(self) -> None:
         self.sessions.clear()
         self.networks.clear()
-        self.slots: dict[bytes, int] = {}  # ticket hash -> column of `tickets`
-        self.tickets: npt.NDArray[np.int64] = np.zeros((_FIELDS, 1_024), np.int64)
+        self._slots: dict[bytes, int] = {}  # ticket hash -> column of `tickets`
+        self._heads = np.zeros(_HEADS, np.int32)
+        self.tickets: Ints = np.zeros((_FIELDS, 1_024), np.int64)
+        # The same columns' ticket hash, session, network (where it has 16 bytes) and viewer key.
+        self._hashes: Words = np.zeros((1_024, HASH_WORDS), np.uint64)
+        self.session_ids: Words = np.zeros((1_024, ID_WORDS), np.uint64)
+        self.network_ids: Words = np.zeros((1_024, ID_WORDS), np.uint64)
         self.viewer_keys = np.zeros((1_024, PUBLIC_KEY_BYTES), np.uint8)
         self.numbers: dict[bytes, int] = {}  # of sessions, networks, keys, accounts, broadcasts; from 0
 
@@ -123,7 +134,7 @@ class Credits:
         self.networks.flush()
 
     def trim(self) -> None:
-        if max(len(self.slots), len(self.sessions) // 2, len(self.networks) // 2) > BOUND:
+        if max(len(self._slots), len(self.sessions) // 2, len(self.networks) // 2) > BOUND:
             self.flush()
             self._clear()
 
@@ -132,9 +143,20 @@ class Credits:
     def number(self, thing: bytes) -> int:
         return self.numbers.setdefault(thing, len(self.numbers))
 
+    def places(self, hashes: Words) -> Ints | None:
+        """The columns of these tickets; None when one was never issued."""
+        places: Ints = self._heads[hashes[:, 0] & np.uint64(_HEADS - 1)].astype(np.int64)
+        wrong = np.flatnonzero((self._hashes[places] != hashes).any(axis=1))
+        for i in wrong.tolist():  # not in memory, or another one is found at its place
+            place = self.load(hashes[i].tobytes())
+            if place is None:
+                return None
+            places[i] = place
+        return places
+
     def load(self, hash_: bytes) -> int | None:
         """The column of a ticket, None when it was never issued."""
-        slot = self.slots.get(hash_)
+        slot = self._slots.get(hash_)
         if slot is not None:
             return slot
         known = self._facts.tickets.get(hash_)
@@ -145,10 +167,11 @@ class Credits:
         broadcast = self._facts.broadcast(known.broadcast)
         assert session is not None
         assert broadcast is not None
-        slot = self.slots[hash_] = len(self.slots)
+        slot = self._slots[hash_] = len(self._slots) + 1  # the first stands for none
         if slot == self.tickets.shape[1]:
             self.tickets = np.concatenate([self.tickets, np.zeros_like(self.tickets)], axis=1)
-            self.viewer_keys = np.concatenate([self.viewer_keys, np.zeros_like(self.viewer_keys)])
+            self._hashes, self.session_ids = _doubled(self._hashes), _doubled(self.session_ids)
+            self.network_ids, self.viewer_keys = _doubled(self.network_ids), _doubled(self.viewer_keys)
         first = broadcast.manifest.first
         low, high = max(ticket.first_sequence - first, 0), max(ticket.last_sequence + 1 - first, 0)
         chunk = low // CELL_BITS
@@ -171,8 +194,8 @@ class Credits:
             ticket.byte_budget,
             self.number(b"b" + known.broadcast),
             self.number(b"k" + ticket.node_key),
-            session_number,
             network_number,
+            int(len(session.network) == NETWORK_BYTES),
             network_number if session.network else session_number,
             self.number(b"f" + session.account_id) if session.account_id else -1,
             int(ticket.viewer_class is ViewerClass.PLAIN),
@@ -182,6 +205,11 @@ class Credits:
         ]
         fit = first >= 0 and max(numbers) < _LIMIT and max(first, ticket.last_sequence) < _LIMIT
         self.tickets[:, slot] = [*numbers, 1] if fit else [0] * _FIELDS
+        self._hashes[slot] = np.frombuffer(hash_, np.uint64)
+        self._heads[int(self._hashes[slot, 0]) & (_HEADS - 1)] = slot
+        self.session_ids[slot] = np.frombuffer(ticket.session_id.bytes, np.uint64)
+        if len(session.network) == NETWORK_BYTES:
+            self.network_ids[slot] = np.frombuffer(session.network, np.uint64)
         self.viewer_keys[slot] = np.frombuffer(ticket.viewer_key, np.uint8)
         return slot
 
@@ -284,6 +312,10 @@ class Scratch(CreditSet):
                 levels[k], carry = level | carry, level & carry
             if carry:
                 levels.append(carry)
+
+
+def _doubled(rows: npt.NDArray[T]) -> npt.NDArray[T]:
+    return np.concatenate([rows, np.zeros_like(rows)])
 
 
 def _units(row: Words) -> Units:

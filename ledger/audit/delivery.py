@@ -38,7 +38,7 @@ from ledger.events import (
     SessionOpened,
     TicketIssued,
 )
-from ledger.ids import delivery_id, node_id, ticket_record_id
+from ledger.ids import delivery_id, ticket_record_id
 from ledger.judge import Manifest, NodeFacts, SessionFacts, judge_signed, parse_receipt, refused
 from ledger.judged import VERDICT_CODES, Judged
 from ledger.receipt import MAX_BASE_SEQUENCE, SIGNED_BYTES
@@ -262,7 +262,7 @@ class Deliveries:
                 broadcast,
                 receipts=np.flatnonzero(accepted),
                 tickets=found.tickets[:, accepted],
-                newest=lambda: columns.newest(found, accepted, broadcast.manifest.first),
+                newest=found.newest[accepted],
                 units=np.frombuffer(event.units, ">u2")[accepted].astype(np.int64),
                 sizes=np.frombuffer(event.credited_bytes, ">u8")[accepted],
             )
@@ -370,7 +370,7 @@ class Deliveries:
         """
         header, indices = event.batch_header, event.indices
         self._counts.receipts += len(indices)
-        self._crew.node(nid)
+        node = self._crew.node(nid)
         if not header:
             require(tuple(indices) == (0,), "a receipt outside a batch comes alone")
             return
@@ -380,14 +380,15 @@ class Deliveries:
             require(list(indices) == sorted(set(indices)), "the batch's indices are not ascending")
         body, signature = header[:BATCH_BODY_BYTES], header[BATCH_BODY_BYTES:]
         _, node_key, _, _, count, root = _HEADER.unpack(body)
-        require(node_id(node_key) == nid, "the batch is another node's")
+        require(node_key == node.now.public_key, "the batch is another node's")
         name = hashlib.sha256(body).digest()
         if name in self._complete:
             return  # sent again after the hub had forgotten it: judged again, receipt by receipt
         batch = self._batches.get(name)
         known = batch.receipts if batch is not None else {}
-        for index in indices:
-            require(index < count and index not in known, "the batch has no such receipt to judge")
+        if not whole or known or len(indices) > count:
+            for index in indices:
+                require(index < count and index not in known, "the batch has no such receipt to judge")
         receipts: bytes | None = event.receipts if whole and len(indices) == count else None
         if receipts is None:
             known |= dict(zip(indices, _split(event.receipts), strict=True))

@@ -204,7 +204,7 @@ class Dues:
         *,
         receipts: Ints,
         tickets: Ints,
-        newest: Callable[[], Ints],
+        newest: Ints,
         units: Ints,
         sizes: npt.NDArray[np.uint64],
     ) -> None:
@@ -215,7 +215,7 @@ class Dues:
         forgotten = (tickets[c.ISSUED] < self.state.forgotten_at).any()
         if (pools == pool).all() and not tickets[c.PLAIN].any() and not forgotten and marks[-1][0] >= last:
             published = marks[-1][1]
-            alike = len(marks) == 1 or bool((newest() > marks[-2][0]).all())
+            alike = len(marks) == 1 or bool((newest > marks[-2][0]).all())
             if alike:
                 size = sum(sizes.tolist())
                 if not size >> 63:
@@ -223,7 +223,7 @@ class Dues:
                     self._add(Fact(position, self.epoch_of(at_us), pool, published, units_, size, SIGNED))
                     return
         columns = (receipts, pools, tickets[c.PLAIN] == 1, tickets[c.ISSUED], tickets[c.SETTLE_S])
-        rows = zip(*[x.tolist() for x in (*columns, newest(), units, sizes)], strict=True)
+        rows = zip(*[x.tolist() for x in (*columns, newest, units, sizes)], strict=True)
         dues = [Due(i, p, plain, at, by_s * 1_000_000, *rest) for i, p, plain, at, by_s, *rest in rows]
         self.served(position, at_us, broadcast.rendition_id.bytes, dues)
 

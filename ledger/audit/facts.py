@@ -53,7 +53,7 @@ class Column:
             return int(self.tail[place - self.start])
         part = self._parts.get(self._key + (place // PART).to_bytes(8))
         assert part is not None
-        return int.from_bytes(part[place % PART * 8 :][:8], "little")
+        return int.from_bytes(part[place % PART * 8 :][:8], "little", signed=True)
 
     def append(self, value: int) -> None:
         if self._used == TAIL:
