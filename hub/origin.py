@@ -10,12 +10,13 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import structlog
 import uvicorn
@@ -34,13 +35,14 @@ from hub.keystore import KeyStore
 from hub.logs import configure_logging
 from hub.pings import Pings
 from hub.settings import Settings, load_settings
-from hub.steering import OBSERVE_AFTER_S, LedgerSteering, LiveNode
+from hub.steering import NEW_HEALTH, OBSERVE_AFTER_S, LedgerSteering, LiveNode
 from hub.troubles import TROUBLES_FOLDER, Troubles
 from ledger.aggregates.broadcast import Broadcast
+from ledger.aggregates.node import Node
 from ledger.application import Ledger
 from ledger.services.broadcasts import end_broadcast
 from ledger.services.delivery import DeliveryDesk
-from ledger.services.nodes import prefix_commitment
+from ledger.services.nodes import prefix_commitment, see_at
 from ledger.store.database import connect_pool, create_sql_engine
 from projections.queries import Queries, ReadModelUnavailable
 from relay.origin.http import MediaHttpProtocol
@@ -55,6 +57,7 @@ INGEST_THREADS: Final = 3
 MEDIA_PATHS: Final = ("/live/", "/segments/", "/vod/")
 RECORDINGS: Final = "recordings"
 LIVENESS_EVERY_S: Final = 1.0
+HEALTH_EVERY_S: Final = 10.0
 OBSERVE_EVERY_S: Final = 5.0
 REAP_EVERY_S: Final = 5.0
 SWEEP_EVERY_S: Final = 600.0
@@ -112,9 +115,12 @@ class OriginProcess:
             recording_keep_s=settings.record_days * 86_400.0,
         )
         self._origin = Origin(authority, self._steering, media, now_us)
+        self._network_salt = keys.network_salt
         valkey = connect(settings.resolved_redis_url())
         self._liveness = Liveness(valkey)
         self._pings = Pings()
+        self._health: dict[UUID, int] = {}
+        self._health_s = -HEALTH_EVERY_S
         self._rtmp_ready = False
         self._api = create_app(
             Services(
@@ -133,7 +139,7 @@ class OriginProcess:
                 now_us=now_us,
                 open_signing_session=self._steering.open_signing_session,
                 audience=self._audience,
-                commit_network=lambda ip, unique: prefix_commitment(keys.network_salt, ip, unique=unique),
+                commit_network=self._commit_network,
                 ingest_ready=lambda: self._rtmp_ready,
                 troubles=Troubles(settings.data_dir / TROUBLES_FOLDER).now,
                 overdue=Heartbeats(settings.data_dir / HEARTBEATS_FOLDER).overdue,
@@ -208,10 +214,35 @@ class OriginProcess:
             alive = await self._in_pool(lambda: self._liveness.alive(now_us=now_us()))
         except LivenessUnknown:
             return
-        nodes = [LiveNode(p.node_id, p.url, p.viewers) for p in alive.values()]
+        await self._refresh_health()
+        nodes = [
+            LiveNode(p.node_id, p.url, p.viewers, self._health.get(p.node_id, NEW_HEALTH))
+            for p in alive.values()
+        ]
         self._steering.update_live_nodes(self._pings.reachable(nodes))
         await self._pings.ping(nodes)
         self._steering.update_live_nodes(self._pings.reachable(nodes))
+        for nid, addresses in self._pings.take_addresses().items():
+            await self._in_pool(self._see_at, nid, addresses)
+
+    async def _refresh_health(self) -> None:
+        """Now and then: it changes with probes. Without read models it stays what it was."""
+        now = time.monotonic()
+        if now - self._health_s < HEALTH_EVERY_S:
+            return
+        self._health_s = now
+        with suppress(ReadModelUnavailable):
+            views = await self._in_pool(self._queries.nodes)
+            self._health = {view.node_id: view.health for view in views}
+
+    def _commit_network(self, ip: str, unique: bytes) -> bytes:
+        return prefix_commitment(self._network_salt, ip, unique=unique)
+
+    def _see_at(self, nid: UUID, addresses: list[str]) -> None:
+        """Record the networks of a node that are news. One a minute: what is not recorded comes again."""
+        node, at_us = self._ledger.load(Node, nid), now_us()
+        for address in addresses:
+            node = see_at(self._ledger, node, self._commit_network(address, nid.bytes), at_us=at_us)
 
     async def _sweep_recordings(self) -> None:
         self._origin.sweep_recordings()

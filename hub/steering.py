@@ -53,6 +53,8 @@ OBSERVE_AFTER_S: Final = (
     60.0  # what was observed stands in the log so much later at the latest: a killed hub loses it
 )
 SAMPLE: Final = 10  # one plain segment in ten comes from the hub
+NEW_HEALTH: Final = 500
+HEALTH_LEAST: Final = 50  # a node of bad health is seldom drawn, but can get better
 RENEW_MARGIN: Final = 8  # segments before its end at which a ticket is renewed
 NODE_CACHE_S: Final = 2.0
 RECALL_S: Final = 86_400  # a session with nothing in the log for so long is over
@@ -70,6 +72,7 @@ class LiveNode:
     node_id: UUID
     url: str
     viewers: int
+    health: int = NEW_HEALTH  # 0 to 1000, from probes and receipts (docs/projections.md)
 
 
 @dataclass(slots=True)
@@ -285,13 +288,14 @@ class LedgerSteering:
                 return
 
     def _draw(self, candidates: list[LiveNode], count: int) -> list[LiveNode]:
-        """At random, so that nobody chooses who pays them; the fewer viewers a node has, the likelier."""
+        """At random, so that nobody chooses who pays them; the fewer viewers and the better health a node has, the
+        likelier."""
         since = time.monotonic() - SEEN_S
         load = Counter(v.node_id for v in self._sessions.values() if v.seen_s > since)
         drawn: list[LiveNode] = []
         left = list(candidates)
         while left and len(drawn) < count:
-            weights = [1 / (1 + load[n.node_id]) ** 2 for n in left]
+            weights = [max(n.health, HEALTH_LEAST) / (1 + load[n.node_id]) ** 2 for n in left]
             drawn.append(left.pop(self._rng.choices(range(len(left)), weights)[0]))
         return drawn
 

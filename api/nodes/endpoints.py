@@ -1,7 +1,6 @@
 """Invites, joining, heartbeats, and who carries the crew's streams. No address of a node is ever shown."""
 
 import secrets
-from functools import partial
 from typing import Annotated
 from uuid import UUID, uuid4
 
@@ -29,7 +28,6 @@ from ledger.aggregates.node import Node, NodeStatus
 from ledger.application import NotFound
 from ledger.ids import node_id
 from ledger.money import friend_account
-from ledger.networks import is_news
 from ledger.services import crew
 from ledger.services import nodes as commands
 from projections.queries import NodeView
@@ -122,8 +120,7 @@ def heartbeat(body: Heartbeat, at: ServicesDep, key: NodeKey, ip: PeerIp) -> Hea
     # Where it comes from, and where it says viewers reach it: often IPv4 there and IPv6 here.
     for address in {ip, literal_address(url) or ip}:
         network = at.commit_network(address, nid.bytes)
-        if node.status is NodeStatus.ACTIVE and is_news(node.networks, network, now_us):
-            node = commands.change_node(at.ledger, nid, partial(_see_at, network, now_us))
+        node = commands.see_at(at.ledger, node, network, at_us=now_us)
     if node.status is NodeStatus.ACTIVE:
         known = at.liveness.last(nid)
         if known is None or known.url != url:
@@ -134,10 +131,6 @@ def heartbeat(body: Heartbeat, at: ServicesDep, key: NodeKey, ip: PeerIp) -> Hea
     return HeartbeatAnswer(
         status=node.status.value, ticket_keys=_ticket_keys(at), earned=_earned(at, node.friend_id)
     )
-
-
-def _see_at(network: bytes, at_us: int, node: Node) -> None:
-    node.see_at(network, at_us=at_us)
 
 
 @router.get("/nodes", responses=responses())

@@ -10,9 +10,10 @@ from typing import Final
 from uuid import UUID
 
 from ledger.aggregates.base import DomainError
-from ledger.aggregates.node import Invite, Node
+from ledger.aggregates.node import Invite, Node, NodeStatus
 from ledger.application import Ledger, NotFound
 from ledger.ids import invite_id, node_id
+from ledger.networks import is_news
 from ledger.services.retry import until_saved
 
 COMMITMENT_BYTES: Final = 16
@@ -89,6 +90,13 @@ def change_node(ledger: Ledger, nid: UUID, change: Callable[[Node], None]) -> No
         return node
 
     return until_saved(attempt)
+
+
+def see_at(ledger: Ledger, node: Node, prefix_commitment: bytes, *, at_us: int) -> Node:
+    """The node is at this network; written down when that is news of a node in good standing."""
+    if node.status is not NodeStatus.ACTIVE or not is_news(node.networks, prefix_commitment, at_us):
+        return node
+    return change_node(ledger, node.id, lambda n: n.see_at(prefix_commitment, at_us=at_us))
 
 
 def suspend(ledger: Ledger, nid: UUID, *, reason: str, at_us: int) -> Node:

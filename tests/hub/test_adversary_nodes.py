@@ -97,3 +97,23 @@ def test_a_redirect_is_not_followed() -> None:
 
     with serving(redirect) as url:
         assert fetch(url, b"") == ("refused", 0)
+
+
+def test_every_address_that_a_nodes_name_resolves_to_is_told_once_in_a_while() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        named, numbered = (
+            LiveNode(uuid4(), f"http://localhost:{port}", 0),
+            LiveNode(uuid4(), f"http://127.0.0.1:{port}", 0),
+        )
+        pings = Pings()
+
+        async def twice() -> None:
+            for _ in range(2):
+                await pings.ping([named, numbered])
+
+        asyncio.run(twice())
+    told = pings.take_addresses()
+    assert set(told) == {named.node_id}
+    assert "127.0.0.1" in told[named.node_id]
+    assert pings.take_addresses() == {}

@@ -258,6 +258,16 @@ def test_the_fewer_viewers_a_node_has_the_likelier_it_is_drawn(hub: Hub) -> None
     assert all(by_node.count(n) >= 5 for n in hub.node_keys)
 
 
+def test_the_better_the_health_of_a_node_the_likelier_it_is_drawn_and_the_worst_has_a_chance(
+    hub: Hub,
+) -> None:
+    bad, good = hub.add_nodes(2)
+    health = {bad: 0, good: 1_000}
+    hub.steering.update_live_nodes([LiveNode(n, f"http://node-{n}", 0, health[n]) for n in health])
+    drawn = [hub.steering._draw(list(hub.steering._live.values()), 1)[0].node_id for _ in range(2_000)]
+    assert 40 < drawn.count(bad) < 200
+
+
 # --- failures that viewers see
 
 

@@ -4,7 +4,7 @@ import os
 from uuid import uuid4
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ledger import networks
@@ -339,3 +339,37 @@ def test_a_retired_node_does_not_come_online(desk: Desk) -> None:
     node = nodes.retire(desk.ledger, desk.node.id, reason="moved out", at_us=T0)
     node.go_online(at_us=T0)
     assert not node.online
+
+
+FIELDS = {  # of a signed receipt: where a byte is changed, and what becomes of it
+    "version": (0, "malformed"),
+    "ticket hash": (1, "unknown_ticket"),
+    "ticket hash, last byte": (32, "unknown_ticket"),
+    "counter": (36, "bad_signature"),
+    "base": (37, "malformed"),
+    "base, last byte": (44, "bad_signature"),
+    "bitmap": (45, "bad_signature"),
+    "bitmap, last byte": (108, "bad_signature"),
+    "digest": (109, "bad_signature"),
+    "signature": (141, "bad_signature"),
+    "signature, last byte": (204, "bad_signature"),
+}
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(places=st.dictionaries(st.integers(0, 11), st.sampled_from(sorted(FIELDS)), max_size=6))
+def test_whatever_is_wrong_with_some_receipts_of_a_batch_the_others_are_paid(
+    desk: Desk, places: dict[int, str]
+) -> None:
+    receipts, expected = [], []
+    for n in range(12):
+        made = bytearray(desk.receipt(desk.ticket(), [0, 1]))
+        at, verdict = FIELDS[places[n]] if n in places else (None, "accepted")
+        if at is not None:
+            made[at] ^= 128
+        receipts.append(bytes(made))
+        expected.append((n, verdict, 0 if at is not None else 2))
+    answers = desk.desk.judge_batch(Batch.sign(NODE, 0, 0, receipts).encode(), at_us=T0)
+    assert [(a.index, a.verdict, a.units) for a in answers] == expected
+    for answer in answers:  # and where the log says so
+        assert desk.ledger.read(answer.position, 1)[0].event.at_us == T0
