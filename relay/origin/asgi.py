@@ -32,6 +32,7 @@ from relay.origin.answers import (
 from relay.origin.http import WRITE_NOW
 from relay.origin.live import Catalogue, Live
 from relay.origin.prompt import within
+from relay.origin.redirects import VIA_HUB, Redirects, in_a_page
 from relay.origin.seats import Seats, reload_of
 from relay.origin.settings import OriginSettings
 from relay.origin.stills import Stills
@@ -69,6 +70,7 @@ class MediaApp:
         self._now_us = now_us
         self.viewers = Viewers(settings.viewer_seen_s)
         self._seats = Seats(settings.low_latency_viewers)
+        self._redirects = Redirects()
         self._stills = Stills(settings.still_every_s) if settings.still_every_s else None
         self._vod = VodApp(settings.recordings) if settings.recordings is not None else None
         self.sent_bytes = 0
@@ -152,7 +154,7 @@ class MediaApp:
         if session is None:
             await self._not_live(scope, send, slug)
             return
-        body = playlist.master(store, slug, session)
+        body = playlist.master(store, slug, session, VIA_HUB if in_a_page(scope) else "")
         await answer(scope, send, 200, playlist.CONTENT_TYPE, body, (NO_STORE,))
 
     async def _media(self, scope: Scope, send: Send, slug: str, session: UUID) -> None:
@@ -174,11 +176,13 @@ class MediaApp:
         parts = self._seats.take(session, knows=wanted is not None, new=new, now_s=now_s)
         if parts and wanted is not None and not await self._reached(scope, send, store, wanted):
             return
-        assignment = None if store.ended else await self._assignment(session, store)
-        if assignment is None and not parts:
+        via_hub = _via_hub(scope)
+        assignment = None if store.ended or via_hub else await self._assignment(session, store)
+        if assignment is None and not parts and not via_hub:
             body = playlist.at_hub(store, f"/live/{slug}/{session}/")
         else:
-            body = playlist.media(store, self._uri(slug, session, store, assignment), parts=parts)
+            uri = self._uri(slug, session, store, assignment, VIA_HUB if via_hub else "")
+            body = playlist.media(store, uri, parts=parts)
         if scope["method"] == "GET" and not (parts and wanted is not None):
             # Who plays parts has them from the hub: nothing that is listed here may be claimed for a node.
             listed = [stored.segment.sequence for stored in store.listed]
@@ -208,18 +212,18 @@ class MediaApp:
             return None
 
     def _uri(
-        self, slug: str, session: UUID, store: RenditionStore, assignment: Assignment | None
+        self, slug: str, session: UUID, store: RenditionStore, assignment: Assignment | None, query: str
     ) -> Callable[[int], str]:
         hub, ending = f"/live/{slug}/{session}/", f".{store.extension}"
         if assignment is None:
-            return lambda sequence: f"{hub}{sequence}{ending}"
+            return lambda sequence: f"{hub}{sequence}{ending}{query}"
         ticket, steering = assignment.ticket.ticket, self._steering
         base = f"{assignment.node_url}/segments/{store.rendition_id}/"
-        query = f"{ending}?t={assignment.ticket.encode_url()}"
+        with_ticket = f"{ending}?t={assignment.ticket.encode_url()}"
 
         def uri(sequence: int) -> str:
             if ticket.covers(sequence) and not steering.pointed_at_hub(session, sequence):
-                return f"{base}{sequence}{query}"
+                return f"{base}{sequence}{with_ticket}"
             return f"{hub}{sequence}{ending}"
 
         return uri
@@ -251,8 +255,25 @@ class MediaApp:
             await problem(scope, send, 404, "No such segment", "it is over, or not there yet")
             return
         self.viewers.saw(slug, session, asyncio.get_running_loop().time())
+        node = await self._node_for(session, store, sequence) if _via_hub(scope) else None
+        if node is not None:
+            await answer(scope, send, 302, b"text/plain", b"", ((b"location", node.encode()), NO_STORE))
+            return
         if await self._send_segment(scope, send, store, stored):
             self._steering.observe_fetch(session, sequence, peer_ip(scope))
+
+    async def _node_for(self, session: UUID, store: RenditionStore, sequence: int) -> str | None:
+        """Where the session may have the segment from other than here."""
+        if not self._redirects.first(session, sequence) or store.ended:
+            return None
+        assignment = await self._assignment(session, store)
+        if assignment is None:
+            return None
+        covered = assignment.ticket.ticket.covers(sequence)
+        if not covered or self._steering.pointed_at_hub(session, sequence):
+            return None
+        path = f"/segments/{store.rendition_id}/{sequence}.{store.extension}"
+        return f"{assignment.node_url}{path}?t={assignment.ticket.encode_url()}"
 
     async def _part(
         self, scope: Scope, send: Send, slug: str, session: UUID, sequence: int, index: int
@@ -398,3 +419,7 @@ class MediaApp:
         finally:
             live.fanout.leave(viewer)
             watcher.cancel()
+
+
+def _via_hub(scope: Scope) -> bool:
+    return VIA_HUB[1:].encode() in scope["query_string"].split(b"&")

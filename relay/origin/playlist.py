@@ -13,15 +13,16 @@ _HOLD_BACK: Final = 3  # parts behind the edge: less than two is forbidden, less
 _PARTS_WITHIN: Final = 3  # target durations from the edge: further back parts are of no use
 
 
-def master(store: RenditionStore, slug: str, session_id: UUID) -> bytes:
-    """One variant. BANDWIDTH is the peak of any segment so far, as RFC 8216, 4.3.4.2 wants it."""
+def master(store: RenditionStore, slug: str, session_id: UUID, query: str = "") -> bytes:
+    """One variant, its address with `query` behind it. BANDWIDTH is the peak of any segment so far, as RFC 8216,
+    4.3.4.2 wants it."""
     video = store.format.video
     size = f",RESOLUTION={video.width}x{video.height}" if video is not None else ""
     return (
         "#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-INDEPENDENT-SEGMENTS\n"
         f"#EXT-X-STREAM-INF:BANDWIDTH={max(store.peak_bits_per_s, 1)},"
         f'CODECS="{store.format.codecs}"{size}\n'
-        f"/live/{slug}/{session_id}/index.m3u8\n"
+        f"/live/{slug}/{session_id}/index.m3u8{query}\n"
     ).encode()
 
 

@@ -94,8 +94,9 @@ export class Viewer extends EventTarget {
 
   async #open() {
     this.#set({ phase: "connecting" });
-    let playlist = new URL(`live/${this.#slug}.m3u8`, this.#hub).href;
-    if (!Hls.isSupported()) return this.#playNatively(playlist);
+    const address = new URL(`live/${this.#slug}.m3u8`, this.#hub).href;
+    if (!Hls.isSupported()) return this.#playNatively(address);
+    let playlist = `${address}?direct`; // the loader copes with addresses that change
     try {
       if (this.#key) playlist = await this.#openSession();
     } catch {
