@@ -156,16 +156,16 @@ class OriginProcess:
         else:
             await self._api(scope, receive, send)
 
-    async def run(self, rtmp: list[socket.socket], http: list[socket.socket]) -> None:
+    async def run(
+        self, rtmp: list[socket.socket], http: list[socket.socket], rtmps: list[socket.socket]
+    ) -> None:
         """Accept from these listening sockets until SIGTERM or SIGINT."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
         await self._origin.start_rtmp_on(rtmp)
-        if self._settings.rtmps_port is not None:
-            tls = self._settings.rtmps_context()
-            await self._origin.start_rtmp(self._settings.rtmp_host, self._settings.rtmps_port, tls)
+        await self._origin.start_rtmp_on(rtmps, self._settings.rtmps_context())
         self._rtmp_ready = True
         server = uvicorn.Server(
             uvicorn.Config(
@@ -275,7 +275,7 @@ async def _forever(seconds: float, step: Callable[[], Coroutine[Any, Any, None]]
 
 
 def main() -> None:
-    """Arguments: the numbers of the listening sockets inherited from the supervisor, for RTMP and for HTTP."""
+    """Arguments: the numbers of the listening sockets inherited from the supervisor, for RTMP, HTTP, RTMPS."""
     settings = load_settings()
     configure_logging(json=settings.log_json, level=settings.log_level)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -284,8 +284,10 @@ def main() -> None:
     )  # often 1024: a thousand viewers would be the end
     import uvloop
 
-    rtmp, http = ([socket.socket(fileno=int(fd)) for fd in text.split(",")] for text in sys.argv[1:3])
-    uvloop.run(OriginProcess(settings).run(rtmp, http))
+    rtmp, http, rtmps = (
+        [socket.socket(fileno=int(fd)) for fd in text.split(",") if fd] for text in sys.argv[1:4]
+    )
+    uvloop.run(OriginProcess(settings).run(rtmp, http, rtmps))
 
 
 if __name__ == "__main__":

@@ -225,21 +225,20 @@ class IngestServer:
         self._servers: list[asyncio.Server] = []
         self._ticker: asyncio.Task[None] | None = None
 
-    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
-        """Listen; port 0 takes a free one; with `tls` for RTMPS. Returns the port. Raises OSError when it is taken."""
+    async def start(self, host: str, port: int) -> int:
+        """Listen; port 0 takes a free one. Returns the port. Raises OSError when it is taken."""
+        server = await asyncio.get_running_loop().create_server(lambda: _Encoder(self), host, port)
+        return self._started(server)
+
+    async def start_on(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> int:
+        """Accept from a socket that listens already; with `tls` RTMPS. Returns its port."""
         server = await asyncio.get_running_loop().create_server(
             lambda: _Encoder(self),
-            host,
-            port,
+            sock=listener,
             ssl=tls,
             ssl_handshake_timeout=self.settings.handshake_timeout_s if tls is not None else None,
             ssl_shutdown_timeout=_LINGER_S if tls is not None else None,
         )
-        return self._started(server)
-
-    async def start_on(self, listener: socket.socket) -> int:
-        """Accept from a socket that listens already. Returns its port."""
-        server = await asyncio.get_running_loop().create_server(lambda: _Encoder(self), sock=listener)
         return self._started(server)
 
     def _started(self, server: asyncio.Server) -> int:

@@ -50,15 +50,16 @@ class Origin:
         self._ingest = IngestServer(authority, self._catalogue, chosen)
         self.asgi = MediaApp(self._catalogue, steering, chosen, now_us)
 
-    async def start_rtmp(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
-        """Listen for encoders; port 0 takes a free one; with `tls` for RTMPS. Returns the port. Raises OSError when it
-        is taken."""
-        return await self._ingest.start(host, port, tls)
+    async def start_rtmp(self, host: str, port: int) -> int:
+        """Listen for encoders; port 0 takes a free one. Returns the port. Raises OSError when it is taken."""
+        return await self._ingest.start(host, port)
 
-    async def start_rtmp_on(self, listeners: Sequence[socket.socket]) -> None:
-        """Accept encoders from sockets that listen already; they are closed with the origin."""
+    async def start_rtmp_on(
+        self, listeners: Sequence[socket.socket], tls: ssl.SSLContext | None = None
+    ) -> None:
+        """Accept encoders from sockets that listen already, with `tls` over RTMPS; they are closed with the origin."""
         for listener in listeners:
-            await self._ingest.start_on(listener)
+            await self._ingest.start_on(listener, tls)
 
     async def close(self, timeout_s: float = 10.0) -> None:
         """End every broadcast, give the ledger `timeout_s` to record it, close all connections."""

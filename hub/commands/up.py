@@ -62,12 +62,13 @@ def _run(settings: Settings, supervisor: Supervisor) -> None:
     # up for good after three refusals.
     rtmp = listen_on(settings.rtmp_host, settings.rtmp_port)
     http = listen_on(settings.http_host, settings.http_port)
+    rtmps = listen_on(settings.rtmp_host, settings.rtmps_port) if settings.rtmps_port is not None else []
     origin = Program(
         "origin",
-        [sys.executable, "-m", "hub.origin", _numbers(rtmp), _numbers(http)],
+        [sys.executable, "-m", "hub.origin", _numbers(rtmp), _numbers(http), _numbers(rtmps)],
         lambda: _http_answers(settings),
         here,
-        pass_fds=tuple(s.fileno() for s in (*rtmp, *http)),
+        pass_fds=tuple(s.fileno() for s in (*rtmp, *http, *rtmps)),
     )
     worker = Program("worker", [sys.executable, "-m", "hub.worker"], environment=here)
     complete = False

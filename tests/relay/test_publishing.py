@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import os
+import socket
 import ssl
 import subprocess
 from dataclasses import replace
@@ -491,7 +492,9 @@ def test_rtmps_is_the_same_over_tls_and_a_plain_client_there_costs_nobody_anythi
 
     async def scenario():
         async with rig() as r:
-            port = await r.origin.start_rtmp("127.0.0.1", 0, served)
+            listener = socket.create_server(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+            await r.origin.start_rtmp_on([listener], served)
             plain = await asyncio.open_connection("127.0.0.1", port)
             plain[1].write(rtmp.hello(KEY))
             wrong = await Encoder.connect(port, "main_wrong", tls=trusted)
