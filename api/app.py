@@ -15,7 +15,9 @@ from api import problems
 from api.balances.endpoints import router as balances
 from api.deps import BODY_BYTES_MAX, Services
 from api.edge import Edge
+from api.events.endpoints import router as events
 from api.health.endpoints import router as health
+from api.live import Live
 from api.log.endpoints import router as log
 from api.metrics import Metrics
 from api.nodes.checks import UPLOAD_BYTES_MAX, UPLOAD_PATH
@@ -28,7 +30,19 @@ from api.streams.endpoints import router as streams
 from api.web.endpoints import router as web
 from api.web.endpoints import static_files
 
-_ROUTERS: Final = (streams, node_checks, nodes, sessions, receipts, balances, payouts, health, log, web)
+_ROUTERS: Final = (
+    streams,
+    node_checks,
+    nodes,
+    sessions,
+    receipts,
+    balances,
+    payouts,
+    events,
+    health,
+    log,
+    web,
+)
 _PREFLIGHT_S: Final = 600
 
 
@@ -55,13 +69,14 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.metrics = Metrics()
+    app.state.live = Live(services)
     problems.install(app)
     # Tokens are sent on purpose, never by the browser on its own (no cookies), so any site may ask.
     app.add_middleware(
         CORSMiddleware,
         allow_origins=["*"],
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type"],
+        allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
         expose_headers=["Retry-After"],
         max_age=_PREFLIGHT_S,
     )

@@ -71,19 +71,15 @@ def statement(
         position, line = before.split(":")
         cursor = (int(position), int(line))
     lines = at.reads.statement(friend_id, limit, cursor)
-    amounts = {
-        f"{state}_micro": _amount(at, friend_account(friend_id, state))
-        for state in ("pending", "available", "in_flight", "paid")
-    }
     last = lines[-1] if len(lines) == limit else None
     return Statement(
         friend_id=friend_id,
         name=at.directory.person_name(friend_id) or "a friend",
         unit=crew.crew(at.ledger).unit,
-        helping_now=_helping(at, friend_id),
-        lines=[_line(line) for line in lines],
+        helping_now=helping(at, friend_id),
+        lines=[line_out(line) for line in lines],
         next=f"{last.position}:{last.line}" if last else None,
-        **amounts,
+        **balances_of(at, friend_id),
     )
 
 
@@ -149,12 +145,20 @@ def _balance(balance: Balance) -> BalanceOut:
     )
 
 
+def balances_of(at: Services, friend_id: UUID) -> dict[str, int]:
+    """What stands in each pot of a friend."""
+    return {
+        f"{state}_micro": _amount(at, friend_account(friend_id, state))
+        for state in ("pending", "available", "in_flight", "paid")
+    }
+
+
 def _amount(at: Services, account: str) -> int:
     balance = at.reads.balance(account)
     return balance.amount_micro if balance else 0
 
 
-def _helping(at: Services, friend_id: UUID) -> int:
+def helping(at: Services, friend_id: UUID) -> int:
     try:
         alive = at.liveness.alive(now_us=at.now_us())
     except LivenessUnknown:
@@ -163,7 +167,7 @@ def _helping(at: Services, friend_id: UUID) -> int:
     return sum(alive[nid].viewers for nid in mine if nid in alive)
 
 
-def _line(line: StatementLine) -> StatementLineOut:
+def line_out(line: StatementLine) -> StatementLineOut:
     return StatementLineOut(
         position=line.position,
         line=line.line,

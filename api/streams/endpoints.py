@@ -89,7 +89,7 @@ def _registered(
 
 @router.get("", responses=responses())
 def list_streams(at: ServicesDep) -> Streams:
-    return Streams(streams=[_out(view, at) for view in at.reads.streams()])
+    return Streams(streams=[stream_out(view, at) for view in at.reads.streams()])
 
 
 @router.get("/{slug}", responses=responses(ProblemType.NOT_FOUND, ProblemType.INVALID_FIELDS))
@@ -97,10 +97,10 @@ def show_stream(slug: SlugPath, at: ServicesDep) -> StreamOut:
     view = at.reads.stream(slug)
     if view is None:
         raise not_found("there is no stream of this name")
-    return _out(view, at)
+    return stream_out(view, at)
 
 
-def _out(view: StreamView, at: Services) -> StreamOut:
+def stream_out(view: StreamView, at: Services) -> StreamOut:
     base = at.settings.public_url
     audience = at.audience(view.slug)
     names = at.directory.node_names(audience.by_node) if audience.by_node else {}

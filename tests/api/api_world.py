@@ -18,16 +18,20 @@ from api.directory import Directory, Role
 from api.liveness import Liveness
 from api.ratelimit import RateLimiter, Rules
 from api.valkey import connect
+from ledger.aggregates.book import Book
 from ledger.aggregates.broadcast import Broadcast
 from ledger.aggregates.node import Node
 from ledger.application import Ledger
-from ledger.events import Segment
+from ledger.events import Posting, Segment, SettlementLine, Transfer
+from ledger.ids import BOOK_ID
 from ledger.keys import KeyPair
+from ledger.money import budget_account, friend_account
 from ledger.receipt import Receipt, fold_digests, segment_digest, to_bitmap
 from ledger.request import sign_request
-from ledger.services import broadcasts, crew
+from ledger.services import broadcasts, budgets, crew
 from ledger.services.delivery import DeliveryDesk
 from ledger.services.nodes import prefix_commitment
+from ledger.settlement import Page as SettlementPage
 from ledger.store.database import connect_pool, create_sql_engine
 from ledger.ticket import SignedTicket, ViewerClass
 from projections.queries import Queries
@@ -108,6 +112,28 @@ class World:
 
     def project(self) -> None:
         self.runner.catch_up()
+
+    def earn(self, friend_id: UUID, node_id: UUID, amount_micro: int, *, epoch: int = 0) -> None:
+        """One settled line for the friend, and the read models that show it."""
+        budgets.deposit(
+            self.ledger,
+            self.stream_id,
+            amount_micro=50_000_000,
+            reference=f"deposit {epoch}",
+            at_us=self.now_us,
+        )
+        line = SettlementLine(
+            self.stream_id, node_id, friend_id, "delivery", 30, 123_456_789, 10_000, 1, amount_micro
+        )
+        postings = (
+            Posting(budget_account(self.stream_id), -amount_micro),
+            Posting(friend_account(friend_id, "pending"), amount_micro),
+        )
+        book = self.ledger.load(Book, BOOK_ID)
+        pages = [SettlementPage(lines=(line,), transfers=(Transfer("settlement", postings),))]
+        book.settle_epoch(epoch, log_to=self.ledger.size(), pages=pages, at_us=self.now_us)
+        self.ledger.save(book)
+        self.project()
 
     async def _open_signing_session(
         self, slug: str, viewer_key: bytes, peer_ip: str, account_id: UUID | None

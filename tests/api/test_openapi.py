@@ -22,6 +22,7 @@ schema = schemathesis.openapi.from_dict(create_app(cast(Services, None)).openapi
 def unlimited(still_world: World) -> World:
     limiter = RateLimiter(None, Rules(**{f.name: 1_000_000 for f in dataclasses.fields(Rules)}))
     object.__setattr__(still_world.services, "limiter", limiter)
+    still_world.project()  # or it would rightly say that it is not ready
     return still_world
 
 

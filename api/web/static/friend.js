@@ -1,4 +1,7 @@
-// The friend's page: the statement behind their token. The token stays in this tab.
+// The friend's page: the statement behind their token, kept up to date while it is open. The token stays in this tab.
+
+import { $, WHEN, ask, bytes, cell, money, viewers } from "/static/figures.js";
+import { follow } from "/static/live.js";
 
 const STORED = "streamrp2p.friend-token";
 const POLL_MS = 15_000;
@@ -15,24 +18,9 @@ const WHY = {
   payout_failed: "payout failed: available again",
 };
 
-const $ = (id) => document.getElementById(id);
 let token = location.hash.slice(1) || sessionStorage.getItem(STORED) || "";
-let timer = null;
-
-/** Exact: micro-units are whole numbers, and are never divided as floats. */
-function money(micro) {
-  const sign = micro < 0 ? "−" : "";
-  const digits = String(Math.abs(micro)).padStart(7, "0");
-  const fraction = digits.slice(-6).replace(/0{1,4}$/, "");
-  return `${sign}${digits.slice(0, -6)}.${fraction}`;
-}
-
-function bytes(count) {
-  if (!count) return "";
-  return count < 1e9 ? `${(count / 1e6).toFixed(1)} MB` : `${(count / 1e9).toFixed(2)} GB`;
-}
-
-const WHEN = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+let live = null;
+const shown = new Set(); // lines, by their place in the log: one may be told twice
 
 function row(line) {
   const why = cell("td", WHY[line.reason] ?? line.reason);
@@ -43,71 +31,93 @@ function row(line) {
   return tr;
 }
 
-function cell(tag, text, className = "") {
-  const element = document.createElement(tag);
-  element.textContent = text;
-  element.className = className;
-  return element;
-}
-
-async function load(before) {
-  const url = new URL("/api/friends/me/statement", location.origin);
-  if (before) url.searchParams.set("before", before);
-  const response = await fetch(url, { headers: { Authorization: `Bearer ${token}` } });
-  if (!response.ok) {
-    const problem = await response.json().catch(() => ({}));
-    throw new Error(problem.detail ?? `HTTP ${response.status}`);
-  }
-  return response.json();
+function load(before) {
+  return ask(`/api/friends/me/statement${before ? `?before=${before}` : ""}`, token);
 }
 
 function show(statement) {
-  $("login").hidden = true;
-  $("statement").hidden = false;
-  $("name").textContent = `Thank you, ${statement.name}`;
-  $("helping").textContent = statement.helping_now === 1 ? "1 viewer" : `${statement.helping_now} viewers`;
+  $("helping").textContent = viewers(statement.helping_now);
   $("pending").textContent = money(statement.pending_micro);
   $("available").textContent = money(statement.available_micro);
   $("paid").textContent = money(statement.paid_micro);
-  $("unit").textContent = statement.unit;
+}
+
+function unseen(lines) {
+  return lines.filter((line) => {
+    const place = `${line.position}:${line.line}`;
+    return !shown.has(place) && shown.add(place);
+  });
 }
 
 function showMore(statement) {
-  $("lines").append(...statement.lines.map(row));
-  const empty = $("lines").childElementCount === 0;
-  $("empty").hidden = !empty;
-  $("lines").parentElement.hidden = empty;
+  $("lines").append(...unseen(statement.lines).map(row));
+  setEmpty();
   $("more").hidden = !statement.next;
   $("more").onclick = async () => showMore(await load(statement.next));
 }
 
-async function refresh(first) {
-  clearTimeout(timer);
+function setEmpty() {
+  const empty = $("lines").childElementCount === 0;
+  $("empty").hidden = !empty;
+  $("lines").parentElement.hidden = empty;
+}
+
+function showNodes(nodes) {
+  $("nodes").hidden = nodes.length === 0;
+  $("node-list").replaceChildren(
+    ...nodes.map((node) => {
+      const li = document.createElement("li");
+      li.append(cell("span", node.name || "your node"), cell("span", `${node.state}, health ${node.health} of 1000`, "quiet"));
+      return li;
+    }),
+  );
+}
+
+async function open() {
   try {
     const statement = await load();
     sessionStorage.setItem(STORED, token);
+    $("login").hidden = true;
+    $("statement").hidden = false;
+    $("name").textContent = `Thank you, ${statement.name}`;
+    $("unit").textContent = statement.unit;
     show(statement);
-    if (first) {
-      $("lines").replaceChildren();
-      showMore(statement);
-    }
+    shown.clear();
+    $("lines").replaceChildren();
+    showMore(statement);
   } catch (error) {
-    if (first) {
-      $("message").textContent = error.message;
-      return;
-    }
+    $("message").textContent = error.message;
+    return;
   }
-  timer = setTimeout(() => void refresh(false), POLL_MS);
+  live ??= follow("/api/friends/me/events", { token, onEvent: (news) => void hear(news) });
+  setInterval(() => live.connected || void poll(), POLL_MS);
+}
+
+async function hear(news) {
+  show(news);
+  showNodes(news.nodes);
+  const fresh = unseen(news.reload ? (await load()).lines : news.lines);
+  $("lines").prepend(...fresh.map(row));
+  setEmpty();
+}
+
+/** While there is no live connection: a proxy may hold it up, or the hub have too many. */
+async function poll() {
+  const statement = await load().catch(() => null);
+  if (statement === null) return;
+  show(statement);
+  $("lines").prepend(...unseen(statement.lines).map(row));
+  setEmpty();
 }
 
 $("login").addEventListener("submit", (event) => {
   event.preventDefault();
   token = $("token").value.trim();
-  void refresh(true);
+  void open();
 });
 $("leave").addEventListener("click", () => {
   sessionStorage.removeItem(STORED);
   location.reload();
 });
 if (location.hash) history.replaceState(null, "", location.pathname); // not into screenshots or shared links
-if (token) void refresh(true);
+if (token) void open();
