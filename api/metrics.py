@@ -67,8 +67,8 @@ class Metrics:
         self._requests.labels(known, route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def receipt(self, verdict: str) -> None:
-        self._receipts.labels(verdict).inc()
+    def receipts(self, verdict: str, count: int) -> None:
+        self._receipts.labels(verdict).inc(count)
 
     def exposition(
         self, lags: list[Lag], log_events: int | None, *, overdue: Mapping[str, int], failing: Sequence[str]

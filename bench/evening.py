@@ -4,7 +4,7 @@ Invariant: the same arguments give the same log, and it stands up to a full audi
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid5
@@ -46,6 +46,12 @@ class MemoryLedger:
 
     def load_or_new(self, cls: Any, aggregate_id: UUID) -> Any:
         return self._aggregates.get(aggregate_id) or cls(aggregate_id)
+
+    def load_each(self, *wanted: tuple[Any, UUID]) -> list[Any]:
+        return [self._aggregates.get(aggregate_id) for _, aggregate_id in wanted]
+
+    def find(self, wanted: Sequence[tuple[UUID, int]]) -> list[Recorded]:
+        return [self.log[self._positions[w]] for w in wanted if w in self._positions]
 
     def save(self, *aggregates: Aggregate) -> list[int]:
         first = len(self.log)

@@ -4,41 +4,41 @@ Settlement runs in a process of its own, so that its peak of memory is its own: 
 nodes, each in 10 of 1,000 streams, folded from their events; then draft, book and one durable save to Postgres.
 """
 
+import gc
 import json
 import resource
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 from uuid import UUID, uuid5
 
 from bench import Row
 from bench.library import postgres
+from hub.digests import SegmentDigests
+from hub.keystore import KeyStore
 from ledger import events as e
 from ledger.aggregates.book import Book
 from ledger.aggregates.broadcast import Broadcast
+from ledger.aggregates.delivery import Delivery
 from ledger.application import Ledger
 from ledger.batch import Batch
 from ledger.ids import BOOK_ID, NAMESPACE
 from ledger.judged import pack
 from ledger.keys import KeyPair, verify
 from ledger.money import budget_account, friend_account
-from ledger.receipt import (
-    DOMAIN,
-    SIGNED_BYTES,
-    Receipt,
-    SignedReceipt,
-    fold_digests,
-    segment_digest,
-    to_bitmap,
-)
+from ledger.receipt import DOMAIN, Receipt, fold_digests, segment_digest, to_bitmap
 from ledger.services import broadcasts, crew, nodes, payouts, streams
 from ledger.services.credit_index import CreditIndex
-from ledger.services.delivery import DeliveryDesk
+from ledger.services.delivery import DeliveryDesk, ReceiptAnswer
 from ledger.services.settle import collector_paused, draft
 from ledger.settlement import Page
+from ledger.store.database import connect_pool
 from ledger.store.migrate import migrate
 from ledger.ticket import Ticket, ViewerClass
 
@@ -52,7 +52,10 @@ START: Final = 500_000 * HOUR_US
 SEGMENTS: Final = 300
 VIEWERS: Final = 400
 RECEIPTS_A_BATCH: Final = 100
-THREADS: Final = 2
+SEGMENTS_A_ROUND: Final = 5  # every 10 seconds
+BATCHES_A_TURN: Final = 8
+SESSIONS: Final = 20_000
+THREADS: Final = 4
 
 
 def named(kind: str, number: int) -> UUID:
@@ -75,8 +78,12 @@ def rows() -> Iterator[Row]:
         yield Row("payout plan for 100,000 friends", plan_s(url), 30, "s", 1.0, **less)
     with postgres() as url:
         migrate(url)
-        ours, other = receipts_a_second(url)
+        with TemporaryDirectory() as folder:
+            ours, other = receipts_a_second(url, Path(folder))
         yield Row("receipts, body to durable verdict / verifier alone", ours, other, "receipts/s", 0.7)
+    yield Row(
+        "what a session and its ticket add to what is remembered", session_bytes(), 64, "B", 1.0, **less
+    )
 
 
 # --- settlement
@@ -229,11 +236,75 @@ def plan_s(url: str) -> float:
 # --- receipts
 
 
-def receipts_a_second(url: str) -> tuple[float, float]:
-    """(bytes of a batch to its durable verdicts, the same receipts through the verifier alone), same threads."""
-    ledger = Ledger(url)
-    hub, node_key = KeyPair(b"h" * 32), KeyPair(b"n" * 32)
-    segment = b"s" * 100
+def receipts_a_second(url: str, folder: Path) -> tuple[float, float]:
+    """(from the bytes of a batch to its durable verdicts, the signatures of the same receipts alone), same threads.
+
+    They take turns, batch by batch, so that what else the machine does is shared by both.
+    """
+    ledger, keys = Ledger(url), KeyStore.open(folder)
+    with connect_pool(url) as tables, ThreadPoolExecutor(THREADS) as pool:
+        desk, receipts, bodies = _sent(ledger, keys, SegmentDigests(tables, keys))
+        answers: list[list[ReceiptAnswer]] = []
+        spent, held = [0.0, 0.0], 0
+        for at in range(0, len(bodies), BATCHES_A_TURN):
+            began = time.perf_counter()
+            turn = bodies[at : at + BATCHES_A_TURN]
+            answers += pool.map(lambda body: desk.judge_batch(body, at_us=START + 1), turn)
+            between = time.perf_counter()
+            checks = [receipts[n * RECEIPTS_A_BATCH :][:RECEIPTS_A_BATCH] for n in range(at, at + len(turn))]
+            held += sum(pool.map(_held, checks))
+            spent[0] += between - began
+            spent[1] += time.perf_counter() - between
+    ledger.close()
+    wrong = [a.verdict for answer in answers for a in answer if a.verdict not in ("accepted", "duplicate")]
+    if wrong or held != len(receipts):
+        raise RuntimeError(f"{len(wrong)} receipts refused, {held} signatures hold")
+    return len(receipts) / spent[0], len(receipts) / spent[1]
+
+
+def session_bytes() -> float:
+    """Memory of what keeps receipts from being paid twice, for each of many sessions with a network of its own."""
+    delivery, events = Delivery(named("delivery", 0)), SESSIONS // RECEIPTS_A_BATCH
+    bitmap, accepted = to_bitmap(0, range(30)), e.Judged("accepted", 30, 30_000_000)
+    gc.collect()
+    tracemalloc.start()
+    for at in range(events):
+        numbers = range(at * RECEIPTS_A_BATCH, (at + 1) * RECEIPTS_A_BATCH)
+        receipt = Receipt(ticket_hash=bytes(32), counter=1, base_sequence=0, bitmap=bitmap, digest=bytes(32))
+        delivery.trigger(
+            e.SegmentsServed,
+            at_us=START,
+            node_id=delivery.id,
+            batch_header=at.to_bytes(147, "big"),
+            first_sequence=0,
+            network_limit=2,
+            receipts=(receipt.body() + bytes(64)) * RECEIPTS_A_BATCH,
+            **pack(
+                range(RECEIPTS_A_BATCH),
+                [named("session", n) for n in numbers],
+                [named("network", n).bytes for n in numbers],
+                [accepted] * RECEIPTS_A_BATCH,
+            ),
+        )
+        delivery.collect_events()
+    gc.collect()
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return used / SESSIONS
+
+
+_Check = tuple[bytes, bytes, bytes]  # public key, body, signature
+
+
+def _held(checks: list[_Check]) -> int:
+    return sum(verify(key, DOMAIN, body, signature) for key, body, signature in checks)
+
+
+def _sent(
+    ledger: Ledger, keys: KeyStore, digests: SegmentDigests
+) -> tuple[DeliveryDesk, list[_Check], list[bytes]]:
+    """A broadcast with its tickets; the receipts of ten rounds, and the batches in which its node sends them."""
+    node_key = KeyPair(b"n" * 32)
     crew.found_crew(ledger, name="c", unit="EUR", epoch_length_s=3_600, at_us=START)
     stream_id = streams.register_stream(
         ledger, slug="main", owner_id=named("owner", 0), stream_key="main_x", at_us=START
@@ -253,10 +324,14 @@ def receipts_a_second(url: str) -> tuple[float, float]:
         grace_s=15,
         at_us=START,
     )
-    cut = [e.Segment(n, 2_000_000, len(segment), bytes(32), START) for n in range(SEGMENTS)]
+    cut = [e.Segment(n, 2_000_000, 1_000_000, bytes(32), START) for n in range(SEGMENTS)]
     broadcasts.publish_segments(ledger, broadcast.id, cut, at_us=START)
     broadcast = ledger.load(Broadcast, broadcast.id)
-    desk = DeliveryDesk(ledger, digest_of=lambda _r, nonce, _s: segment_digest(nonce, segment))
+    rendition_id, media = named("rendition", 0), [b"segment %d" % n for n in range(SEGMENTS)]
+    for n in range(10 * SEGMENTS_A_ROUND):
+        digests.put(rendition_id, n, media[n])
+    nonces = keys.nonces(rendition_id)
+    desk = DeliveryDesk(ledger, digest_of=digests.get)
     tickets = []
     for n in range(VIEWERS):
         viewer, session = KeyPair(n.to_bytes(32, "big")), named("session", n)
@@ -270,56 +345,37 @@ def receipts_a_second(url: str) -> tuple[float, float]:
             at_us=START,
         )
         signed = desk.issue_ticket(
-            hub_key=hub,
+            hub_key=keys.ticket,
             ticket_id=named("ticket", n),
             session_id=session,
             node=node,
             broadcast=broadcast,
             first_sequence=0,
-            nonce=n.to_bytes(16, "big"),
+            nonce=nonces[n % len(nonces)],
             tariff_version=1,
             at_us=START,
         )
         tickets.append((signed.ticket, viewer))
-    receipts: list[tuple[bytes, bytes]] = []
-    for counter in range(1, 11):  # every 10 seconds: 5 segments more
+    receipts: list[bytes] = []
+    checks: list[_Check] = []
+    for counter in range(1, 11):
+        claimed = range(SEGMENTS_A_ROUND * counter)
+        digest_of = {n: fold_digests(segment_digest(n, media[s]) for s in claimed) for n in nonces}
         for ticket, viewer in tickets:
-            claimed = range(5 * counter)
-            digest = fold_digests(segment_digest(ticket.nonce, segment) for _ in claimed)
             receipt = Receipt(
                 ticket_hash=ticket.hash,
                 counter=counter,
                 base_sequence=0,
                 bitmap=to_bitmap(0, claimed),
-                digest=digest,
+                digest=digest_of[ticket.nonce],
             ).sign(viewer)
-            receipts.append((receipt.encode(), viewer.public_key))
+            receipts.append(receipt.encode())
+            checks.append((viewer.public_key, receipt.receipt.body(), receipt.signature))
     bodies = [
-        Batch.sign(node_key, n, n + 1, [data for data, _ in receipts[n : n + RECEIPTS_A_BATCH]]).encode()
+        Batch.sign(node_key, n, n + 1, receipts[n : n + RECEIPTS_A_BATCH]).encode()
         for n in range(0, len(receipts), RECEIPTS_A_BATCH)
     ]
-    with ThreadPoolExecutor(THREADS) as pool:
-        began = time.perf_counter()
-        answers = list(pool.map(lambda body: desk.judge_batch(body, at_us=START + 1), bodies))
-        ours = len(receipts) / (time.perf_counter() - began)
-        began = time.perf_counter()
-        held = sum(pool.map(lambda part: sum(map(_holds, part)), _parts(receipts)))
-        other = len(receipts) / (time.perf_counter() - began)
-    ledger.close()
-    wrong = [a.verdict for answer in answers for a in answer if a.verdict not in ("accepted", "duplicate")]
-    if wrong or held != len(receipts):
-        raise RuntimeError(f"{len(wrong)} receipts refused, {held} signatures hold")
-    return ours, other
-
-
-def _parts(receipts: list[tuple[bytes, bytes]]) -> list[list[tuple[bytes, bytes]]]:
-    return [receipts[i : i + RECEIPTS_A_BATCH] for i in range(0, len(receipts), RECEIPTS_A_BATCH)]
-
-
-def _holds(receipt: tuple[bytes, bytes]) -> bool:
-    data, viewer_key = receipt
-    body = data[: SIGNED_BYTES - 64]
-    return verify(viewer_key, DOMAIN, body, SignedReceipt.decode(data).signature)
+    return desk, checks, bodies
 
 
 if __name__ == "__main__":

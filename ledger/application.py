@@ -5,7 +5,7 @@ was committed before the call; `read` never skips a position. One `Ledger` serve
 of the database.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Condition
@@ -122,6 +122,20 @@ class Ledger:
         """As `load`, or a new one without events. Raises Unavailable, UnknownEventError."""
         return self._load(cls, aggregate_id) or cls(aggregate_id)
 
+    def load_each(self, *wanted: tuple[type[Aggregate], UUID]) -> list[Aggregate | None]:
+        """As `load`, of different aggregates together: those in memory cost one query. None for one without events."""
+        warm = {i: a for i, (cls, a_id) in enumerate(wanted) if (a := self._cache.take(cls, a_id)) is not None}
+        if warm:
+            by_id = {aggregate.id: aggregate for aggregate in warm.values()}
+            to_domain_event = self._store.mapper.to_domain_event
+            with _translated:
+                for stored in self._store.recorder.select_newer([(a.id, a.version) for a in by_id.values()]):
+                    event = cast("Event", to_domain_event(stored))
+                    by_id[event.originator_id].mutate(event)
+            for aggregate in warm.values():
+                self._cache.put(aggregate)
+        return [warm[i] if i in warm else self._load(*each) for i, each in enumerate(wanted)]
+
     def save(self, *aggregates: Aggregate) -> list[int]:
         """Record what is pending in all of them, in one transaction. Returns the positions, in order.
 
@@ -211,6 +225,15 @@ class Ledger:
         with _translated:
             newest = list(self._store.events.get(aggregate_id, desc=True, limit=1))
         return cast("Event", newest[0]) if newest else None
+
+    def find(self, wanted: Sequence[tuple[UUID, int]]) -> list[Recorded]:
+        """Events by originator and version, in the order asked for; those that are not there are left out.
+
+        Raises Unavailable, UnknownEventError.
+        """
+        with _translated:
+            rows = self._store.recorder.find(wanted)
+        return [Recorded(position, decode(state, topic), state) for position, topic, state in rows]
 
     def recall(self, name: str, cls: type[F]) -> F | None:
         """A fold of the log that was kept by `keep`, by this very program; None when there is none that fits.

@@ -35,6 +35,22 @@ class Claims(NamedTuple):
     start: Ints
     end: Ints
 
+    @classmethod
+    def of(
+        cls,
+        sessions: Sequence[bytes],
+        session_of: NDArray[np.uint8],
+        networks: Sequence[bytes],
+        network_of: NDArray[np.uint8],
+        lowest: NDArray[np.uint64],
+        highest: NDArray[np.uint64],
+        first_sequence: int,
+    ) -> "Claims":
+        """From the sequences between which a receipt claims; none may be before the broadcast's first."""
+        first = np.uint64(first_sequence)
+        start, last = (lowest - first).astype(np.int64), (highest - first).astype(np.int64)
+        return cls(sessions, session_of, networks, network_of, start, last + 1)
+
     def where(self, chosen: Flags) -> "Claims":
         """Some of the claims."""
         return self._replace(
@@ -52,6 +68,9 @@ class Plan(NamedTuple):
     start: Ints  # what is new is the run [start, end), when that is not empty
     end: Ints
     rows: Ints  # of the sessions; -1 when there is none yet
+
+    def where(self, chosen: Flags) -> "Plan":
+        return Plan(self.alone[chosen], self.start[chosen], self.end[chosen], self.rows[chosen])
 
 
 class CreditColumns:
@@ -200,7 +219,7 @@ class _Index:
         """The row of the key, or -1."""
         low, high = _KEY.unpack(_key(key))
         mask = len(self._slots) - 1
-        at, step = ((low ^ high) * _MIX % 2**64 >> _SHIFT) & mask, 0
+        at, step = _mixed(low ^ high) & mask, 0
         keys = rows[self._field]
         while (row := int(self._slots[at])) >= 0 and keys[row].tobytes() != _key(key):
             step += 1
@@ -241,12 +260,20 @@ class _Index:
             left, at = left[on], (at[on] + step) & (size - 1)
 
     def _home(self, keys: NDArray[np.uint64]) -> Ints:
-        mixed = ((keys[:, 0] ^ keys[:, 1]) * np.uint64(_MIX)) >> np.uint64(_SHIFT)
-        return mixed.astype(np.int64) & (len(self._slots) - 1)
+        mixed = keys[:, 0] ^ keys[:, 1]
+        for _ in range(2):
+            mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(_MIX)
+        return (mixed >> np.uint64(32)).astype(np.int64) & (len(self._slots) - 1)
 
 
 _MIX: Final = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
-_SHIFT: Final = 24  # the upper bits of the product depend on all of the key
+
+
+def _mixed(word: int) -> int:
+    """The upper half depends on every bit of the word, so that keys need not be random in all of them."""
+    for _ in range(2):
+        word = (word ^ (word >> 32)) * _MIX % 2**64
+    return word >> 32
 
 
 def _once(numbers: NDArray[np.uint8]) -> Flags:

@@ -39,8 +39,7 @@ class Claim(Protocol):
     def digest(self) -> bytes: ...
 
 
-@dataclass(frozen=True, slots=True)
-class SessionFacts:
+class SessionFacts(NamedTuple):
     """What the log says of the session that the ticket names."""
 
     network: bytes  # commitment to the viewer's network prefix

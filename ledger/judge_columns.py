@@ -15,7 +15,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from ledger.credit_columns import Claims, CreditColumns, Flags, Ints
+from ledger.credit_columns import Claims, CreditColumns, Flags, Ints, Plan
 from ledger.judge import Manifest, NodeFacts, SessionFacts, judge_signed
 from ledger.judged import CAP_CODES, SIZE_BYTES, UNITS_BYTES, VERDICT_CODES
 from ledger.receipt import BODY_BYTES as RECEIPT_BODY_BYTES
@@ -59,10 +59,14 @@ assert (RECEIPT.itemsize, TICKET.itemsize) == (SIGNED_BYTES, BODY_BYTES)
 _UNDECIDED: Final = 255
 _CODE: Final = {verdict: VERDICT_CODES[verdict.value] for verdict in VERDICTS}
 _CAP: Final = {cap: CAP_CODES[cap.value] for cap in CAPS}
-_ACCEPTED: Final = _CODE[Verdict.ACCEPTED]
+ACCEPTED: Final = _CODE[Verdict.ACCEPTED]
 _NOTHING: Final = fold_digests(())  # the digest of a receipt that claims nothing
 
 Words = NDArray[np.uint64]
+ReceiptDigestOf = Callable[[bytes, Sequence[int]], bytes | None]
+"""(nonce, sequences) -> the digest of a receipt that claims these, or None when it is not known."""
+DigestsHold = Callable[[NDArray[np.intp]], Flags]
+"""Which receipts, none of them empty -> whether their digests hold."""
 
 
 class Receipts(NamedTuple):
@@ -131,6 +135,8 @@ class Verdicts(NamedTuple):
     caps: NDArray[np.uint8]
     units: Ints
     credited_bytes: Ints
+    claims: Claims  # of those that were not refused before it came to credits
+    plan: Plan  # what of them can be credited at once
 
     def columns(self) -> dict[str, bytes]:
         return {
@@ -141,15 +147,40 @@ class Verdicts(NamedTuple):
         }
 
 
+def digests_by(receipts: Receipts, tickets: NDArray[Any], digest_of: ReceiptDigestOf) -> DigestsHold:
+    """What the hub lost must not cost a friend: a digest that is not known holds."""
+    lowest, highest, run = receipts.lowest.tolist(), receipts.highest.tolist(), receipts.run.tolist()
+    digests, nonces = _split(receipts.rows["digest"]), _split(tickets["nonce"])
+    of_runs: dict[tuple[bytes, int, int], bytes | None] = {}  # viewers claim alike
+
+    def expected(i: int) -> bytes | None:
+        nonce, start, end = nonces[i], lowest[i], highest[i] + 1
+        if not run[i]:
+            body = receipts.rows[i].tobytes()[:RECEIPT_BODY_BYTES]
+            return digest_of(nonce, Receipt.decode_body(body).sequences())
+        key = (nonce, start, end)
+        if key not in of_runs:
+            of_runs[key] = digest_of(nonce, range(start, end))
+        return of_runs[key]
+
+    def holds(which: NDArray[np.intp]) -> Flags:
+        return np.array([expected(i) in (None, digests[i]) for i in which.tolist()], np.bool_)
+
+    return holds
+
+
+def _split(column: NDArray[Any]) -> list[bytes]:
+    size, data = column.itemsize, column.tobytes()
+    return [data[i : i + size] for i in range(0, len(data), size)]
+
+
 def judge(
     receipts: Receipts,
     tickets: NDArray[Any],  # TICKET, by receipt
     viewers: Viewers,
     *,
     signed: Flags,  # whether the signature holds; not looked at where the ticket is another node's
-    digests: Callable[
-        [NDArray[np.intp]], Flags
-    ],  # of which receipts (none empty) -> whether the digest holds
+    digests: DigestsHold,
     node: NodeFacts,
     manifest: Manifest,
     credits: CreditColumns,
@@ -168,7 +199,15 @@ def judge(
         out.refuse(_spread(open_, ~digests(open_), len(signed)), Verdict.DIGEST_MISMATCH)
     out.refuse(receipts.empty, Verdict.DUPLICATE)
 
-    claims = _claims(receipts, viewers, manifest, out.open)
+    claims = Claims.of(
+        viewers.sessions,
+        viewers.session_of,
+        viewers.networks,
+        viewers.network_of,
+        np.where(out.open, receipts.lowest, np.uint64(manifest.first)),
+        np.where(out.open, receipts.highest, np.uint64(manifest.first)),
+        manifest.first,
+    )
     plan = credits.plan(claims)
     alone = plan.alone & receipts.run & ~_budgeted(tickets, manifest)
     left = np.flatnonzero(out.open & ~alone)
@@ -176,7 +215,7 @@ def judge(
     for cap, applies in _caps(tickets, viewers, node, settings):
         out.refuse(alone & applies, Verdict.CAPPED, cap)
     paid = out.open & alone
-    out.verdicts[paid] = _ACCEPTED
+    out.verdicts[paid] = ACCEPTED
     out.units[paid] = (plan.end - plan.start)[paid]
     sums = manifest.sums()
     out.credited_bytes[paid] = sums[plan.end[paid]] - sums[plan.start[paid]]
@@ -193,7 +232,7 @@ def judge(
             settings=settings,
             now_s=now_s,
         )
-    return Verdicts(out.verdicts, out.caps, out.units, out.credited_bytes)
+    return Verdicts(out.verdicts, out.caps, out.units, out.credited_bytes, claims, plan._replace(alone=alone))
 
 
 class _Out:
@@ -222,13 +261,6 @@ def _within(receipts: Receipts, tickets: NDArray[Any], manifest: Manifest) -> Fl
     covered = (low >= tickets["first_sequence"]) & (high <= tickets["last_sequence"])
     within: Flags = receipts.empty | (covered & (low >= manifest.first) & (high < manifest.next))
     return within
-
-
-def _claims(receipts: Receipts, viewers: Viewers, manifest: Manifest, within: Flags) -> Claims:
-    first = np.uint64(manifest.first)
-    low = np.where(within, receipts.lowest - first, 0).astype(np.int64)
-    high = np.where(within, receipts.highest - first, 0).astype(np.int64)
-    return Claims(viewers.sessions, viewers.session_of, viewers.networks, viewers.network_of, low, high + 1)
 
 
 def _budgeted(tickets: NDArray[Any], manifest: Manifest) -> Flags:

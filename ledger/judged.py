@@ -24,7 +24,7 @@ _CAP_NAMES: Final = tuple(cap.value for cap in CAPS)
 T = TypeVar("T", bound=Hashable)
 
 
-class Judged(msgspec.Struct, frozen=True, array_like=True):
+class Judged(msgspec.Struct, frozen=True, array_like=True, gc=False):
     verdict: str  # ledger.verdict.Verdict
     units: int = 0  # newly credited segments
     credited_bytes: int = 0  # the published sizes of those

@@ -1,167 +1,185 @@
 """Delivery: the judged receipts of one broadcast and the credits that follow from them.
 
 Invariant: `credits` is the union of the units of all accepted receipts, each counted once. The aggregate's version is
-what makes it exactly-once: whoever judged on an older state loses the append and judges again.
+what makes it exactly-once: whoever judged on an older state loses the append and judges again. Of a batch only the
+version of its event is kept, to answer it again: what the event says stands in the log.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeVar
+from typing import Final
 from uuid import UUID
+
+import numpy as np
 
 from ledger.aggregates.base import Aggregate
 from ledger.batch import batch_hash
-from ledger.credit import CreditSet
-from ledger.events import Event, Judged, SegmentsServed
+from ledger.credit_columns import Claims, CreditColumns, Flags, Plan
+from ledger.events import Event, SegmentsServed
 from ledger.ids import delivery_id
-from ledger.judge import (
-    DigestOf,
-    Manifest,
-    NodeFacts,
-    SessionFacts,
+from ledger.judge import Manifest, NodeFacts, SessionFacts, units_of
+from ledger.judge_columns import (
+    ACCEPTED,
+    TICKET,
+    ReceiptDigestOf,
+    Receipts,
+    Verdicts,
+    Viewers,
+    digests_by,
     judge,
-    units_of,
 )
-from ledger.judged import pack
-from ledger.receipt import SIGNED_BYTES, SignedReceipt
+from ledger.judged import SESSION_BYTES
+from ledger.receipt import BODY_BYTES, SIGNED_BYTES, SignedReceipt
 from ledger.settings import Settings
-from ledger.ticket import Ticket
-from ledger.verdict import Verdict
 
 REMEMBERED_BATCHES: Final = 4096  # a batch sent again after so many others is judged again: all duplicates
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """A well-formed receipt with what the log says of its ticket and session."""
+class Presented:
+    """Well-formed receipts of one broadcast with what the log says of their tickets and sessions, one of each."""
 
-    index: int  # in the batch
-    signed: SignedReceipt
-    ticket: Ticket
-    session: SessionFacts
-
-
-class Answer(NamedTuple):
-    """What is kept of an event, to give the same answer again."""
-
-    originator_id: UUID
-    originator_version: int
-    indices: Sequence[int]
-    judged: Sequence[Judged]
+    indices: bytes  # u8: in the batch, ascending
+    receipts: bytes  # 205 bytes each
+    tickets: bytes  # their bodies, 190 bytes each
+    facts: Sequence[SessionFacts]
+    signed: Sequence[bool]  # whether the signature holds; of no account where the ticket is another node's
 
 
 class Delivery(Aggregate):
     def __init__(self, aggregate_id: UUID) -> None:
         super().__init__(aggregate_id)
-        self.credits = CreditSet()
-        self._batches: dict[bytes, Answer] = {}  # batch hash -> verdicts, oldest first
-        self._alone: dict[_Alone, Answer] = {}  # receipts that came without a batch, oldest first
+        self.credits = CreditColumns()
+        self._judged: tuple[bytes, Verdicts] | None = None  # receipts whose event is about to be applied
+        self._batches: dict[bytes, int] = {}  # batch hash -> version of its event, oldest first
+        self._alone: dict[bytes, int] = {}  # the same of receipts that came without a batch
 
     @classmethod
     def of(cls, broadcast_id: UUID) -> "Delivery":
         return cls(delivery_id(broadcast_id))
 
-    def judged_before(self, known_hash: bytes) -> Answer | None:
-        """The verdicts on a batch that was sent before: sending it again must change nothing."""
+    def judged_before(self, known_hash: bytes) -> int | None:
+        """The version of the event about a batch that was sent before: sending it again must change nothing."""
         return self._batches.get(known_hash)
 
     def judge(
         self,
-        claims: Sequence[Claim],
+        presented: Presented,
         *,
         batch_header: bytes,
         node_id: UUID,
         node: NodeFacts,
         manifest: Manifest,
         settings: Settings,
-        digest_of: DigestOf,
+        digest_of: ReceiptDigestOf,
         at_us: int,
-    ) -> Answer:
-        """Judge the claims in order, each seeing the credits of those before it, and record all verdicts.
+    ) -> SegmentsServed | int:
+        """Judge the receipts in order, each seeing the credits of those before it, and record all verdicts.
 
-        A receipt that a viewer sent itself (no batch header) is answered with the event of before when it is the same
-        one again, or is refused as another of its ticket was: anybody can sign as many as they like, and the log
-        forgets nothing.
+        A receipt that a viewer sent itself (no batch header) is answered with the event of before, by its version,
+        when it is the same one again, or is refused as another of its ticket was: anybody can sign as many as they
+        like, and the log forgets nothing.
         """
-        if not batch_header and (known := self._alone.get(_name(claims[0].signed))):
+        if not batch_header and (known := self._alone.get(_name(presented.receipts))):
             return known
-        scratch = self.credits.copy_of(
-            {c.ticket.session_id for c in claims}, {c.session.network for c in claims}
+        receipts, tickets = Receipts.of(presented.receipts), np.frombuffer(presented.tickets, TICKET)
+        sessions = tickets["session_id"].tobytes()
+        size = SESSION_BYTES
+        viewers = Viewers.of([sessions[i : i + size] for i in range(0, len(sessions), size)], presented.facts)
+        verdicts = judge(
+            receipts,
+            tickets,
+            viewers,
+            signed=np.array(presented.signed, np.bool_),
+            digests=digests_by(receipts, tickets, digest_of),
+            node=node,
+            manifest=manifest,
+            credits=self.credits,
+            settings=settings,
+            now_s=at_us // 1_000_000,
         )
-        judged: list[Judged] = []
-        networks: list[bytes] = []
-        for claim in claims:
-            judgement = judge(
-                claim.signed,
-                claim.ticket,
-                node=node,
-                session=claim.session,
-                manifest=manifest,
-                credits=scratch,
-                settings=settings,
-                digest_of=digest_of,
-                now_s=at_us // 1_000_000,
-            )
-            scratch.credit(claim.ticket.session_id, claim.session.network, judgement.units)
-            judged.append(judgement.judged)
-            networks.append(claim.session.network)
-        if not batch_header and (known := self._alone.get(_refusal(claims[0].signed, judged[0]))):
-            return known
-        event = self.trigger(
+        columns = verdicts.columns()
+        if not batch_header:
+            refusal = _refusal(presented.receipts, columns["verdicts"], columns["caps"])
+            if known := self._alone.get(refusal):
+                return known
+        self._judged = presented.receipts, verdicts
+        return self.trigger(
             SegmentsServed,
             at_us=at_us,
             node_id=node_id,
             batch_header=batch_header,
             first_sequence=manifest.first,
             network_limit=settings.prefix_sessions_max,
-            receipts=b"".join(c.signed.encode() for c in claims),
-            **pack([c.index for c in claims], [c.ticket.session_id for c in claims], networks, judged),
+            sessions=b"".join(viewers.sessions),
+            networks=tuple(viewers.networks),
+            receipts=presented.receipts,
+            indices=presented.indices,
+            session_of=viewers.session_of.tobytes(),
+            network_of=viewers.network_of.tobytes(),
+            **columns,
         )
-        return _answer(event)
 
     def apply(self, event: Event) -> None:
         if not isinstance(event, SegmentsServed):
             raise TypeError(type(event).__name__)
-        for i, (session_id, network, judged) in enumerate(
-            zip(event.session_ids, event.viewer_networks, event.judged, strict=True)
-        ):
-            if judged.verdict != Verdict.ACCEPTED:
-                continue
-            receipt = SignedReceipt.decode(event.receipts[i * SIGNED_BYTES : (i + 1) * SIGNED_BYTES]).receipt
-            fresh = self.credits.missing(session_id, units_of(receipt, event.first_sequence))
-            self.credits.credit(
-                session_id, network, self.credits.within_network_limit(network, fresh, event.network_limit)
-            )
-        # Only what an answer needs is kept: a batch may have 50 kB, and there may be thousands.
-        answer = _answer(event)
+        judged, self._judged = self._judged, None
+        accepted = np.frombuffer(event.verdicts, np.uint8) == ACCEPTED
+        if judged is not None and judged[0] is event.receipts:  # what it would find out again
+            self._credit(event, accepted, judged[1].claims, judged[1].plan)
+        elif accepted.any():
+            self._credit(event, accepted, *self._planned(event, accepted))
+        version = event.originator_version
         if event.batch_header:
-            _remember(self._batches, batch_hash(event.batch_header), answer)
+            _remember(self._batches, batch_hash(event.batch_header), version)
         else:
-            signed = SignedReceipt.decode(event.receipts)
-            _remember(self._alone, _name(signed), answer)
-            if answer.judged[0].verdict != Verdict.ACCEPTED:
-                _remember(self._alone, _refusal(signed, answer.judged[0]), answer)
+            _remember(self._alone, _name(event.receipts), version)
+            if not accepted[0]:
+                _remember(self._alone, _refusal(event.receipts, event.verdicts, event.caps), version)
+
+    def _planned(self, event: SegmentsServed, accepted: Flags) -> tuple[Claims, Plan]:
+        receipts, size = Receipts.of(event.receipts), SESSION_BYTES
+        claims = Claims.of(
+            [event.sessions[i : i + size] for i in range(0, len(event.sessions), size)],
+            np.frombuffer(event.session_of, np.uint8),
+            event.networks,
+            np.frombuffer(event.network_of, np.uint8),
+            np.where(accepted, receipts.lowest, np.uint64(event.first_sequence)),
+            np.where(accepted, receipts.highest, np.uint64(event.first_sequence)),
+            event.first_sequence,
+        )
+        plan = self.credits.plan(claims)
+        return claims, plan._replace(alone=plan.alone & receipts.run)
+
+    def _credit(self, event: SegmentsServed, accepted: Flags, claims: Claims, plan: Plan) -> None:
+        alone = accepted & plan.alone
+        self.credits.credit_alone(claims.where(alone), plan.where(alone))
+        for i in np.flatnonzero(accepted & ~plan.alone).tolist():
+            self._credit_one(event, i)
+
+    def _credit_one(self, event: SegmentsServed, i: int) -> None:
+        at = SESSION_BYTES * event.session_of[i]
+        session_id = UUID(bytes=event.sessions[at : at + SESSION_BYTES])
+        network = event.networks[event.network_of[i]]
+        signed = SignedReceipt.decode(event.receipts[i * SIGNED_BYTES : (i + 1) * SIGNED_BYTES])
+        before = self.credits.copy_of([session_id], [network])
+        fresh = before.missing(session_id, units_of(signed.receipt, event.first_sequence))
+        self.credits.credit(
+            session_id, network, before.within_network_limit(network, fresh, event.network_limit)
+        )
 
 
-_Alone = tuple[bytes, str, str]
-"""A receipt's body hash, or its ticket's hash with a verdict and a cap."""
-K = TypeVar("K")
+def _name(receipt: bytes) -> bytes:
+    """A receipt is known by its body; signatures may be randomised."""
+    return hashlib.sha256(receipt[:BODY_BYTES]).digest()
 
 
-def _answer(event: SegmentsServed) -> Answer:
-    return Answer(event.originator_id, event.originator_version, event.indices, event.judged)
+def _refusal(receipt: bytes, verdict: bytes, cap: bytes) -> bytes:
+    return receipt[1:33] + verdict + cap  # its ticket's hash
 
 
-def _name(signed: SignedReceipt) -> _Alone:
-    return hashlib.sha256(signed.receipt.body()).digest(), "", ""
-
-
-def _refusal(signed: SignedReceipt, judged: Judged) -> _Alone:
-    return signed.receipt.ticket_hash, judged.verdict, judged.cap
-
-
-def _remember(known: dict[K, Answer], key: K, answer: Answer) -> None:
-    known[key] = answer
+def _remember(known: dict[bytes, int], key: bytes, version: int) -> None:
+    known[key] = version
     if len(known) > REMEMBERED_BATCHES:
         del known[next(iter(known))]

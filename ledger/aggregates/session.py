@@ -38,6 +38,8 @@ class Session(Aggregate):
     ) -> None:
         if (viewer_class is ViewerClass.SIGNING) != (len(viewer_key) == 32):
             raise DomainError("a signing viewer has a key of 32 bytes, a plain one has none")
+        if len(prefix_commitment) not in (0, 16):
+            raise DomainError("the commitment to a viewer's network has 16 bytes")
         self.trigger(
             SessionOpened,
             at_us=at_us,

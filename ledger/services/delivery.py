@@ -4,43 +4,61 @@ Invariant: an answer is given only after the verdict is durable, and the same by
 and change nothing. One desk may be used from many threads; broadcasts are judged one at a time each.
 """
 
+import struct
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
+
+import msgspec
+import numpy as np
 
 from ledger.aggregates.base import Aggregate, DomainError
 from ledger.aggregates.broadcast import Broadcast
-from ledger.aggregates.delivery import Answer, Claim, Delivery
+from ledger.aggregates.crew import Crew
+from ledger.aggregates.delivery import Delivery, Presented
 from ledger.aggregates.node import Node
 from ledger.aggregates.session import Session, TicketRecord
-from ledger.application import Ledger, NotFound
-from ledger.batch import HEADER_BYTES, Batch
-from ledger.events import Judged, ReceiptsRefused
-from ledger.ids import delivery_id, node_id, ticket_record_id
-from ledger.judge import SessionFacts, parse_receipt
-from ledger.keys import KeyPair
+from ledger.application import Ledger
+from ledger.batch import HEADER_BYTES, Batch, batch_hash
+from ledger.events import Judged, ReceiptsRefused, SegmentsServed, SessionOpened, TicketIssued
+from ledger.ids import CREW_ID, delivery_id, node_id, ticket_record_id
+from ledger.judge import SessionFacts
+from ledger.judge_columns import RECEIPT, well_formed
+from ledger.keys import KeyPair, verify
+from ledger.receipt import BODY_BYTES as RECEIPT_BODY_BYTES
+from ledger.receipt import DOMAIN as RECEIPT_DOMAIN
+from ledger.receipt import SIGNED_BYTES
+from ledger.receipt_digests import ReceiptDigests, SegmentDigestOf
 from ledger.services import crew
 from ledger.services.retry import until_saved
 from ledger.settings import Settings
+from ledger.ticket import BODY_BYTES as TICKET_BODY_BYTES
 from ledger.ticket import SignedTicket, Ticket, ViewerClass, WireError
 from ledger.verdict import Verdict
 
-SegmentDigestOf = Callable[[UUID, bytes, int], bytes | None]
-"""(rendition, nonce, sequence) -> SHA-256(nonce + segment), or None when the hub no longer knows it."""
-
-CACHED_TICKETS: Final = 50_000
+CACHED_TICKETS: Final = 50_000  # of about 600 bytes
+CACHED_ANSWERS: Final = 4_096
 LOCKS: Final = 64
+
+# What a receipt's ticket hash leads to, in one object for each ticket; it never changes. The ticket's body, its
+# broadcast, whether it is known who watches, and who; behind them the commitment to the viewer's network.
+_KNOWN: Final = struct.Struct(f">{TICKET_BODY_BYTES}s16s?16s")
+_VIEWER_KEY: Final = slice(74, 106)  # docs/protocol.md
+_NODE_KEY: Final = slice(106, 138)
+_BROADCAST: Final = slice(TICKET_BODY_BYTES, TICKET_BODY_BYTES + 16)
+_TICKET_HASH: Final = slice(1, 33)  # of a receipt
+
+_Place = tuple[UUID, int]  # originator and version of an event
+_Refused = tuple[int, bytes, Verdict]  # index in the batch, receipt, why
 
 
 class UnknownNodeError(DomainError):
     """The batch is signed by a key that never joined."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiptAnswer:
+class ReceiptAnswer(msgspec.Struct, frozen=True, order=True, gc=False):
     index: int  # of the receipt in its batch
     verdict: str
     units: int
@@ -49,20 +67,19 @@ class ReceiptAnswer:
     position: int  # where the verdict stands in the log
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What a receipt's ticket hash leads to; never changes once issued."""
-
-    ticket: Ticket
-    broadcast_id: UUID
-    session: SessionFacts
+class _Claim(NamedTuple):
+    at: int  # in the batch
+    receipt: bytes
+    known: bytes  # _KNOWN
+    signed: bool
 
 
 class DeliveryDesk:
     def __init__(self, ledger: Ledger, *, digest_of: SegmentDigestOf) -> None:
         self._ledger = ledger
-        self._digest_of = digest_of
-        self._tickets: _Lru[bytes, _Known] = _Lru(CACHED_TICKETS)
+        self._digests = ReceiptDigests(digest_of)
+        self._tickets: _Lru[bytes, bytes] = _Lru(CACHED_TICKETS)
+        self._answered: _Lru[bytes, tuple[_Place, ...]] = _Lru(CACHED_ANSWERS)  # batch hash -> its events
         self._locks = tuple(threading.Lock() for _ in range(LOCKS))  # by broadcast; some share one
 
     # --- sessions and tickets
@@ -130,7 +147,7 @@ class DeliveryDesk:
         record = TicketRecord(ticket_record_id(signed.ticket.hash))
         record.issue(signed, broadcast_id=broadcast.id, node_id=node.id, at_us=at_us)
         self._ledger.save(record)
-        self._tickets.put(signed.ticket.hash, _Known(signed.ticket, broadcast.id, session.facts))
+        self._tickets.put(signed.ticket.hash, _pack(signed.ticket.body(), broadcast.id, session.facts))
         return signed
 
     def observe(
@@ -159,9 +176,18 @@ class DeliveryDesk:
         """
         batch = Batch.decode(data)
         admit(batch.node_key)
-        nid = node_id(batch.node_key)
+        known_hash = batch_hash(data)
+        places = self._answered.get(known_hash)
+        if places is not None:
+            return self._answers_at(places)
+        claims, refused = self._claims(batch.receipts, batch.node_key)
         return self._judge(
-            list(batch.receipts), nid, batch_header=data[:HEADER_BYTES], batch_hash=batch.hash, at_us=at_us
+            claims,
+            refused,
+            node_id(batch.node_key),
+            batch_header=data[:HEADER_BYTES],
+            known_hash=known_hash,
+            at_us=at_us,
         )
 
     def judge_receipt(self, data: bytes, *, at_us: int) -> ReceiptAnswer:
@@ -170,132 +196,194 @@ class DeliveryDesk:
         Raises WireError when the bytes are no receipt or its ticket was never issued: with no batch around it there is
         no node in whose name to record the refusal.
         """
-        signed = parse_receipt(data)
-        if signed is None:
+        if len(data) != SIGNED_BYTES or not well_formed(np.frombuffer(data, RECEIPT))[0]:
             raise WireError("this is not a receipt")
-        known = self._known(signed.receipt.ticket_hash)
+        known = self._known([data[_TICKET_HASH]])[0]
         if known is None:
             raise WireError("the ticket of this receipt was never issued")
-        if not signed.verified_by(known.ticket.viewer_key):
+        if not _signed(data, known):
             raise WireError("the receipt is not signed by the viewer its ticket names")
-        nid = node_id(known.ticket.node_key)
-        return self._judge([data], nid, batch_header=b"", batch_hash=b"", at_us=at_us)[0]
+        claims = {UUID(bytes=known[_BROADCAST]): [_Claim(0, data, known, signed=True)]}
+        return self._judge(
+            claims, [], node_id(known[_NODE_KEY]), batch_header=b"", known_hash=b"", at_us=at_us
+        )[0]
+
+    def _claims(
+        self, receipts: Sequence[bytes], node_key: bytes
+    ) -> tuple[dict[UUID, list[_Claim]], list[_Refused]]:
+        """The receipts by broadcast, their signatures verified; and those that belong to none."""
+        claims: dict[bytes, list[_Claim]] = defaultdict(list)
+        refused: list[_Refused] = []
+        well = well_formed(np.frombuffer(b"".join(receipts), RECEIPT)).tolist()
+        tickets = self._known([r[_TICKET_HASH] if w else b"" for r, w in zip(receipts, well, strict=True)])
+        for i, (receipt, known) in enumerate(zip(receipts, tickets, strict=True)):
+            if known is None:
+                refused.append((i, receipt, Verdict.UNKNOWN_TICKET if well[i] else Verdict.MALFORMED))
+            else:
+                # What is another node's is refused whatever its signature.
+                signed = known[_NODE_KEY] == node_key and _signed(receipt, known)
+                claims[known[_BROADCAST]].append(_Claim(i, receipt, known, signed))
+        return {UUID(bytes=broadcast): of for broadcast, of in claims.items()}, refused
 
     def _judge(
-        self, receipts: list[bytes], nid: UUID, *, batch_header: bytes, batch_hash: bytes, at_us: int
+        self,
+        claims: dict[UUID, list[_Claim]],
+        refused: Sequence[_Refused],
+        nid: UUID,
+        *,
+        batch_header: bytes,
+        known_hash: bytes,
+        at_us: int,
     ) -> list[ReceiptAnswer]:
-        claims: dict[UUID, list[Claim]] = defaultdict(list)  # broadcast -> its claims
-        refused: dict[int, Judged] = {}
-        for i, data in enumerate(receipts):
-            signed = parse_receipt(data)
-            known = self._known(signed.receipt.ticket_hash) if signed else None
-            if signed is None or known is None:
-                verdict = Verdict.MALFORMED if signed is None else Verdict.UNKNOWN_TICKET
-                refused[i] = Judged(verdict.value)
-            else:
-                claims[known.broadcast_id].append(Claim(i, signed, known.ticket, known.session))
         # One order for all, so that nobody waits in a ring.
         locks = [self._locks[n] for n in sorted({b.int % LOCKS for b in claims})]
         for lock in locks:
             lock.acquire()
         try:
-            return until_saved(
-                lambda: self._attempt(claims, refused, receipts, nid, batch_header, batch_hash, at_us)
-            )
+            return until_saved(lambda: self._attempt(claims, refused, nid, batch_header, known_hash, at_us))
         finally:
             for lock in reversed(locks):
                 lock.release()
 
     def _attempt(
         self,
-        claims: dict[UUID, list[Claim]],
-        refused: dict[int, Judged],
-        receipts: list[bytes],
+        claims: dict[UUID, list[_Claim]],
+        refused: Sequence[_Refused],
         nid: UUID,
         batch_header: bytes,
-        batch_hash: bytes,
+        known_hash: bytes,
         at_us: int,
     ) -> list[ReceiptAnswer]:
-        try:
-            node = self._ledger.load(Node, nid)
-        except NotFound as e:
-            raise UnknownNodeError("the node that signed this batch never joined") from e
-        settings = crew.settings(self._ledger)
-        recorded: list[Answer | ReceiptsRefused] = []  # already in the log, or about to be
-        fresh: list[Aggregate] = []
-        for broadcast_id in sorted(claims):
-            delivery = self._ledger.load_or_new(Delivery, delivery_id(broadcast_id))
-            before = delivery.judged_before(batch_hash) if batch_hash else None
-            if before is None:
-                before = self._judge_broadcast(
-                    delivery, broadcast_id, claims[broadcast_id], node, settings, batch_header, at_us
-                )
-                fresh.append(delivery)
-            recorded.append(before)
+        """Load everything in one query, decide, save in one transaction."""
+        ids = sorted(claims)
+        wanted: list[tuple[type[Aggregate], UUID]] = [(Crew, CREW_ID), (Node, nid)]
+        wanted += [(Broadcast, b) for b in ids] + [(Delivery, delivery_id(b)) for b in ids]
+        founded, node, *others = self._ledger.load_each(*wanted)
+        if not isinstance(node, Node):
+            raise UnknownNodeError("the node that signed this batch never joined")
+        settings = founded.settings if isinstance(founded, Crew) else Settings()
+        before: list[_Place] = []
+        fresh: list[tuple[Aggregate, SegmentsServed | ReceiptsRefused]] = []
+        for i, broadcast_id in enumerate(ids):
+            broadcast, delivery = others[i], others[len(ids) + i] or Delivery.of(broadcast_id)
+            assert isinstance(delivery, Delivery)
+            version = delivery.judged_before(known_hash) if known_hash else None
+            judged = version or self._judge_broadcast(
+                delivery, broadcast, claims[broadcast_id], node, settings, batch_header, at_us
+            )
+            if isinstance(judged, int):
+                before.append((delivery.id, judged))
+            else:
+                fresh.append((delivery, judged))
         if refused:
-            known = node.refused_before(batch_hash)
-            if known is None:
-                known = node.refuse_receipts(
-                    batch_header=batch_header,
-                    indices=tuple(refused),
-                    receipts=b"".join(receipts[i] for i in refused),
-                    judged=tuple(refused.values()),
-                    at_us=at_us,
-                )
-                fresh.append(node)
-            recorded.append(known)
+            refusal = node.refused_before(known_hash)
+            if refusal is None:
+                fresh.append((node, _refuse(node, refused, batch_header, at_us)))
+            else:
+                before.append((refusal.originator_id, refusal.originator_version))
+        answers = self._answers_at(before)
         if fresh:
-            self._ledger.save(*fresh)
-        return sorted(self._answers(recorded), key=lambda a: a.index)
+            positions = self._ledger.save(*(aggregate for aggregate, _ in fresh))
+            for (_, event), position in zip(fresh, positions, strict=True):
+                answers += _answers(event, position)
+        if known_hash:
+            places = [(event.originator_id, event.originator_version) for _, event in fresh]
+            self._answered.put(known_hash, (*before, *places))
+        return sorted(answers)
 
     def _judge_broadcast(
         self,
         delivery: Delivery,
-        broadcast_id: UUID,
-        claims: list[Claim],
+        broadcast: Aggregate | None,
+        claims: list[_Claim],
         node: Node,
         settings: Settings,
         batch_header: bytes,
         at_us: int,
-    ) -> Answer:
-        broadcast = self._ledger.load(Broadcast, broadcast_id)
-        rendition_id = broadcast.rendition_id
-        if rendition_id is None:
+    ) -> SegmentsServed | int:
+        if not isinstance(broadcast, Broadcast) or broadcast.rendition_id is None:
             raise DomainError("the broadcast never started")
+        rendition_id = broadcast.rendition_id
         return delivery.judge(
-            claims,
+            Presented(
+                indices=bytes([c.at for c in claims]),
+                receipts=b"".join([c.receipt for c in claims]),
+                tickets=b"".join([c.known[:TICKET_BODY_BYTES] for c in claims]),
+                facts=[_facts(c.known) for c in claims],
+                signed=[c.signed for c in claims],
+            ),
             batch_header=batch_header,
             node_id=node.id,
             node=node.facts,
             manifest=broadcast.manifest,
             settings=settings,
-            digest_of=lambda nonce, sequence: self._digest_of(rendition_id, nonce, sequence),
+            digest_of=lambda nonce, sequences: self._digests.expected(rendition_id, nonce, sequences),
             at_us=at_us,
         )
 
-    def _answers(self, recorded: list[Answer | ReceiptsRefused]) -> list[ReceiptAnswer]:
-        answers = []
-        for event in recorded:
-            # Asked once for all receipts of the event: it is a query.
-            position = self._ledger.position_of(event.originator_id, event.originator_version)
-            answers += [
-                ReceiptAnswer(i, j.verdict, j.units, j.credited_bytes, j.cap, position)
-                for i, j in zip(event.indices, event.judged, strict=True)
-            ]
-        return answers
+    def _answers_at(self, places: Sequence[_Place]) -> list[ReceiptAnswer]:
+        """What was answered before, from the log."""
+        answers: list[ReceiptAnswer] = []
+        for recorded in self._ledger.find(places) if places else ():
+            assert isinstance(recorded.event, SegmentsServed | ReceiptsRefused)
+            answers += _answers(recorded.event, recorded.position)
+        return sorted(answers)
 
-    def _known(self, ticket_hash: bytes) -> _Known | None:
-        known = self._tickets.get(ticket_hash)
-        if known is not None:
+    def _known(self, ticket_hashes: Sequence[bytes]) -> list[bytes | None]:
+        """_KNOWN of each ticket that was issued; what is no hash is none."""
+        known = self._tickets.get_all(ticket_hashes)
+        missing = {h for h, k in zip(ticket_hashes, known, strict=True) if k is None and h}
+        if not missing:
             return known
-        try:
-            record = self._ledger.load(TicketRecord, ticket_record_id(ticket_hash))
-            session = self._ledger.load(Session, record.signed.ticket.session_id)
-        except NotFound:
-            return None
-        known = _Known(record.signed.ticket, record.broadcast_id, session.facts)
-        self._tickets.put(ticket_hash, known)
-        return known
+        found = dict(self._find_tickets(missing))
+        for ticket_hash, packed in found.items():
+            self._tickets.put(ticket_hash, packed)
+        return [k or found.get(h) for h, k in zip(ticket_hashes, known, strict=True)]
+
+    def _find_tickets(self, ticket_hashes: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        """(hash, _KNOWN) of those that were issued, from the log: two queries for all."""
+        records = self._ledger.find([(ticket_record_id(h), 1) for h in ticket_hashes])
+        issued = [r.event for r in records if isinstance(r.event, TicketIssued)]
+        opened = {
+            r.event.session_id: SessionFacts(r.event.prefix_commitment, r.event.account_id)
+            for r in (self._ledger.find([(t.session_id, 1) for t in issued]) if issued else ())
+            if isinstance(r.event, SessionOpened)
+        }
+        for event in issued:
+            ticket = SignedTicket.decode(event.ticket).ticket
+            yield ticket.hash, _pack(ticket.body(), event.broadcast_id, opened[event.session_id])
+
+
+def _pack(ticket_body: bytes, broadcast_id: UUID, session: SessionFacts) -> bytes:
+    account = session.account_id.bytes if session.account_id is not None else b""
+    return _KNOWN.pack(ticket_body, broadcast_id.bytes, bool(account), account) + session.network
+
+
+def _facts(known: bytes) -> SessionFacts:
+    _, _, has_account, account = _KNOWN.unpack_from(known)
+    return SessionFacts(known[_KNOWN.size :], UUID(bytes=account) if has_account else None)
+
+
+def _signed(receipt: bytes, known: bytes) -> bool:
+    body, signature = receipt[:RECEIPT_BODY_BYTES], receipt[RECEIPT_BODY_BYTES:]
+    return verify(known[_VIEWER_KEY], RECEIPT_DOMAIN, body, signature)
+
+
+def _refuse(node: Node, refused: Sequence[_Refused], batch_header: bytes, at_us: int) -> ReceiptsRefused:
+    return node.refuse_receipts(
+        batch_header=batch_header,
+        indices=tuple(i for i, _, _ in refused),
+        receipts=b"".join(receipt for _, receipt, _ in refused),
+        judged=tuple(Judged(verdict.value) for _, _, verdict in refused),
+        at_us=at_us,
+    )
+
+
+def _answers(event: SegmentsServed | ReceiptsRefused, position: int) -> list[ReceiptAnswer]:
+    return [
+        ReceiptAnswer(i, j.verdict, j.units, j.credited_bytes, j.cap, position)
+        for i, j in zip(event.indices, event.judged, strict=True)
+    ]
 
 
 K = TypeVar("K", bound=Hashable)
@@ -311,11 +399,15 @@ class _Lru(Generic[K, V]):
         self._lock = threading.Lock()
 
     def get(self, key: K) -> V | None:
+        return self.get_all([key])[0]
+
+    def get_all(self, keys: Sequence[K]) -> list[V | None]:
         with self._lock:
-            if key not in self._items:
-                return None
-            self._items.move_to_end(key)
-            return self._items[key]
+            found = [self._items.get(key) for key in keys]
+            for key, value in zip(keys, found, strict=True):
+                if value is not None:
+                    self._items.move_to_end(key)
+        return found
 
     def put(self, key: K, value: V) -> None:
         with self._lock:

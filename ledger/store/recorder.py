@@ -85,6 +85,13 @@ class DenseRecorder(PostgresApplicationRecorder):
             " ORDER BY k.n"
         ).format(schema)
 
+        self._newer_sql = SQL(
+            "SELECT e.originator_id, e.originator_version, e.topic, e.state"
+            " FROM unnest(%b::uuid[], %b::bigint[]) AS k(id, version)"
+            " JOIN {}.events e ON e.originator_id = k.id AND e.originator_version > k.version"
+            " ORDER BY e.originator_id, e.originator_version"
+        ).format(schema)
+
     # --- writing ---
 
     def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Sequence[int] | None:
@@ -171,6 +178,18 @@ class DenseRecorder(PostgresApplicationRecorder):
         order = f"originator_version {'DESC' if desc else 'ASC'}"
         rows = self._select("originator_id, originator_version, topic, state", where, order, limit)
         return [StoredEvent(*row) for row in rows]
+
+    def select_newer(self, after: Sequence[tuple[UUID, int]]) -> list[StoredEvent]:
+        """The events of these aggregates behind the version given for each, in order within an aggregate."""
+        ids, versions = [a for a, _ in after], [v for _, v in after]
+        rows = self._patiently(lambda: self._fetch(self._newer_sql, (ids, versions)))
+        return [StoredEvent(*row) for row in rows]
+
+    def find(self, wanted: Sequence[tuple[UUID, int]]) -> list[Row]:
+        """Events by originator and version, in the order asked for; those that are not there are left out."""
+        ids, versions = [a for a, _ in wanted], [v for _, v in wanted]
+        rows = self._patiently(lambda: self._fetch(self._find_sql, (ids, versions)))
+        return [Row(*row) for row in rows]
 
     def select_notifications(
         self,

@@ -147,7 +147,7 @@ class Desk:
         )
         nodes.create_invite(ledger, friend_id=uuid4(), code="code", expires_us=2 * T0, at_us=T0)
         self.node, _ = nodes.join_node(
-            ledger, code="code", public_key=NODE.public_key, prefix_commitment=b"home", at_us=T0
+            ledger, code="code", public_key=NODE.public_key, prefix_commitment=b"the node's home.", at_us=T0
         )
 
     def ticket(self, network: bytes = b"", *, plain: bool = False) -> SignedTicket:
@@ -212,7 +212,12 @@ def test_the_same_receipt_from_a_viewer_gets_the_same_answer_and_changes_nothing
 
 @pytest.mark.parametrize(
     ("network", "sequences", "verdict"),
-    [(b"", [0], "duplicate"), (b"home", [0], "capped"), (b"", [50], "out_of_range"), (b"", [], "duplicate")],
+    [
+        (b"", [0], "duplicate"),
+        (b"the node's home.", [0], "capped"),
+        (b"", [50], "out_of_range"),
+        (b"", [], "duplicate"),
+    ],
 )
 def test_a_viewer_cannot_fill_the_log_with_refusals(
     desk: Desk, network: bytes, sequences: list[int], verdict: str
@@ -273,8 +278,8 @@ def test_before_there_was_a_setting_for_it_a_suspension_took_everything(desk: De
 
 
 def test_a_viewer_in_any_of_the_nodes_networks_is_not_paid_for_also_after_the_node_moved(desk: Desk) -> None:
-    at_home, away = desk.ticket(b"home"), desk.ticket(b"cafe")
-    nodes.change_node(desk.ledger, desk.node.id, lambda n: n.see_at(b"cafe", at_us=T0 + 1))
+    at_home, away = desk.ticket(b"the node's home."), desk.ticket(b"a cafe somewhere")
+    nodes.change_node(desk.ledger, desk.node.id, lambda n: n.see_at(b"a cafe somewhere", at_us=T0 + 1))
     for ticket in (at_home, away):
         answer = desk.desk.judge_receipt(desk.receipt(ticket, [0]), at_us=T0 + 2)
         assert (answer.verdict, answer.cap) == ("capped", Cap.SAME_NETWORK)

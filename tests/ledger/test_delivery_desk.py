@@ -4,14 +4,17 @@ import itertools
 import os
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from eventsourcing.persistence import OperationalError
 
 from ledger.aggregates.broadcast import Broadcast
 from ledger.aggregates.node import Node
-from ledger.application import Ledger
+from ledger.application import Ledger, Unavailable
 from ledger.batch import Batch
 from ledger.events import Segment, SegmentsServed
 from ledger.keys import KeyPair
@@ -277,3 +280,86 @@ def test_a_full_batch_fits_one_event_whatever_the_verdicts(live: Crew) -> None:
     answers = live.send(key, *receipts)
     assert [a.verdict for a in answers] == ["bad_signature"] * 200
     assert len(live.ledger.read(answers[0].position, 1)[0].data) < 65_535
+
+
+# --- failures and repeats
+
+
+def failing_once(live: Crew, monkeypatch: pytest.MonkeyPatch, *, persisted: bool) -> None:
+    """The next append is reported as failed, after or before it was persisted."""
+    recorder = live.ledger._store.recorder
+    append, failed = recorder.append, []
+
+    def fail(rows: Any) -> int:
+        if failed:
+            return append(rows)
+        failed.append(True)
+        if persisted:
+            append(rows)
+        raise OperationalError("connection lost")
+
+    monkeypatch.setattr(recorder, "append", fail)
+
+
+@pytest.mark.parametrize("persisted", [False, True])
+def test_a_batch_whose_save_failed_is_sent_again_and_paid_once(
+    live: Crew, monkeypatch: pytest.MonkeyPatch, persisted: bool
+) -> None:
+    key, node = live.node()
+    ticket, other = live.ticket(node, VIEWER), live.ticket(node, VIEWER)
+    receipts = [live.receipt(ticket, VIEWER, [0, 1]), b"\0" * 205, live.receipt(other, VIEWER, [2])]
+    data = Batch.sign(key, 0, 1, receipts).encode()
+    size = live.ledger.size()
+    failing_once(live, monkeypatch, persisted=persisted)
+    with pytest.raises(Unavailable):
+        live.desk.judge_batch(data, at_us=live.now_us)
+    assert live.ledger.size() == size + (2 if persisted else 0)
+    answers = [live.desk.judge_batch(data, at_us=live.now_us + n) for n in range(3)]
+    assert [(a.verdict, a.units) for a in answers[0]] == [("accepted", 2), ("malformed", 0), ("accepted", 1)]
+    assert answers == [answers[0]] * 3
+    assert live.ledger.size() == size + 2
+
+
+@pytest.mark.parametrize("persisted", [False, True])
+def test_a_receipt_whose_save_failed_is_sent_again_and_paid_once(
+    live: Crew, monkeypatch: pytest.MonkeyPatch, persisted: bool
+) -> None:
+    _, node = live.node()
+    data = live.receipt(live.ticket(node, VIEWER), VIEWER, [0, 1])
+    size = live.ledger.size()
+    failing_once(live, monkeypatch, persisted=persisted)
+    with pytest.raises(Unavailable):
+        live.desk.judge_receipt(data, at_us=live.now_us)
+    answers = [live.desk.judge_receipt(data, at_us=live.now_us + n) for n in range(2)]
+    assert [(a.verdict, a.units) for a in answers] == [("accepted", 2)] * 2
+    assert live.ledger.size() == size + 1
+
+
+def test_two_hubs_and_many_threads_that_get_the_same_batches_credit_each_segment_once(
+    live: Crew, database_url: str
+) -> None:
+    key, node = live.node()
+    tickets = [live.ticket(node, VIEWER) for _ in range(6)]
+    batches = [
+        Batch.sign(
+            key,
+            n,
+            n + 1,
+            [live.receipt(t, VIEWER, list(range(n + 1)), counter=n) for t in tickets[: n + 2]],
+        ).encode()
+        for n in range(5)
+    ]
+    other = Ledger(database_url)
+    try:
+        elsewhere = DeliveryDesk(other, digest_of=lambda *_: None)
+        sent = [(desk, data) for desk in (live.desk, elsewhere) for data in batches * 2]
+        random.Random(3).shuffle(sent)
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda s: (s[1], s[0].judge_batch(s[1], at_us=live.now_us)), sent))
+    finally:
+        other.close()
+    by_batch = dict(answers)
+    assert all(by_batch[data] == answer for data, answer in answers)
+    # Ticket n is in the batches from n - 2 on; the last claims segments 0 to 4.
+    assert sum(a.units for answer in by_batch.values() for a in answer) == 6 * 5
+    assert {a.verdict for answer in by_batch.values() for a in answer} <= {"accepted", "duplicate"}
