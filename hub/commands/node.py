@@ -8,26 +8,21 @@ import logging
 import signal
 import socket
 import sys
-import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
-import httpx2
 import msgspec
 import typer
 
 from hub.logs import configure_logging
 from hub.service_unit import Unit, install, own_command
 from hub.settings import load_settings
-from ledger.request import sign_request
 from relay.node.hub_client import HubError
 from relay.node.identity import (
     IdentityError,
     Profile,
-    load_or_create_key,
     load_profile,
-    load_running,
     save_profile,
 )
 from relay.node.service import MIB, Options, Started, Tls, join, serve
@@ -154,23 +149,14 @@ def run_command(
 def status_command(data_dir: DataDir = None, as_json: Json = False) -> None:
     """What the running node is doing, and what it has earned."""
     folder = _folder(data_dir)
-    profile, running = _guard(lambda: load_profile(folder)), load_running(folder)
+    profile = _guard(lambda: load_profile(folder))
     if profile is None:
         raise NodeError("this node has not joined a hub yet: run `streamrp2p node join HUB_URL CODE`", 4)
-    if running is None:
+    health = _guard(lambda: own_status(folder))
+    if health is None:
         raise NodeError("the node is not running: start it with `streamrp2p node run`", 10)
-    key = _guard(lambda: load_or_create_key(folder))
-    signed = sign_request(key, "GET", "/health", b"", now_s=int(time.time()))
-    try:
-        # The certificate is for the public name, not for this address; nothing but a signature is sent.
-        with httpx2.Client(timeout=5.0, trust_env=False, verify=not running.tls) as http:
-            url = f"{'https' if running.tls else 'http'}://127.0.0.1:{running.port}/health"
-            answer = http.get(url, headers={"authorization": signed})
-        health = msgspec.json.decode(answer.content[:MAX_STATUS_BYTES], type=dict[str, Any])
-    except (httpx2.HTTPError, msgspec.MsgspecError) as e:
-        raise NodeError("the node is not running: start it with `streamrp2p node run`", 10) from e
     if health.get("node_id") != profile.node_id or "receipts" not in health:
-        raise NodeError(f"something else answers on port {running.port}", 1)
+        raise NodeError("something else answers on this node's port", 1)
     typer.echo(msgspec.json.encode(health).decode() if as_json else _describe(health))
 
 

@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx2
-import msgspec
 
 from hub.doctor import Finding, State, certificate, folder, port_free
+from hub.own_node import own_status
 from ledger.keys import KeyPair
-from ledger.request import MAX_SKEW_S, sign_request
+from ledger.request import MAX_SKEW_S
 from relay.node.hub_client import HubClient, HubError
-from relay.node.identity import IdentityError, Profile, load_or_create_key, load_profile, load_running
+from relay.node.identity import IdentityError, Profile, load_or_create_key, load_profile
 
 FREE_BYTES_MIN: Final = 100_000_000
 UPLOAD_BYTES: Final = 2 * 1024 * 1024  # what the hub takes
 GOOD_MBIT_S: Final = 5.0  # one viewer of an ordinary stream, and some air
-ANSWER_BYTES_MAX: Final = 262_144
 
 
 def examine(path: Path) -> Iterator[Finding]:
@@ -41,7 +40,7 @@ def examine(path: Path) -> Iterator[Finding]:
         return
     yield Finding("identity", State.OK, f"{profile.name}, node {profile.node_id}")
     yield from _hub(profile)
-    status = _own_status(path, profile, key)
+    status = _own_status(path, profile)
     yield from _listening(profile, status)
     yield asyncio.run(_reached(profile, key, status))
     yield asyncio.run(_line(profile, key))
@@ -87,21 +86,11 @@ def _clock(theirs_s: float, ours_s: float) -> Finding:
     return Finding("clock", State.OK, said)
 
 
-def _own_status(path: Path, profile: Profile, key: KeyPair) -> dict[str, Any] | None:
+def _own_status(path: Path, profile: Profile) -> dict[str, Any] | None:
     """What the running node says of itself; None when it does not run."""
-    running = load_running(path)
-    if running is None:
-        return None
-    signed = sign_request(key, "GET", "/health", b"", now_s=int(time.time()))
-    try:
-        # The certificate is for the public name, not for this address; nothing but a signature is sent.
-        with httpx2.Client(timeout=5.0, trust_env=False, verify=not running.tls) as http:
-            url = f"{'https' if running.tls else 'http'}://127.0.0.1:{running.port}/health"
-            answer = http.get(url, headers={"authorization": signed})
-        status = msgspec.json.decode(answer.content[:ANSWER_BYTES_MAX], type=dict[str, Any])
-    except (httpx2.HTTPError, msgspec.MsgspecError):
-        return None
-    return status if status.get("node_id") == profile.node_id and "receipts" in status else None
+    status = own_status(path)
+    mine = status is not None and status.get("node_id") == profile.node_id and "receipts" in status
+    return status if mine else None
 
 
 def _listening(profile: Profile, status: dict[str, Any] | None) -> Iterator[Finding]:
