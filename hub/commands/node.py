@@ -16,6 +16,7 @@ import msgspec
 import typer
 
 from hub.logs import configure_logging
+from hub.own_node import own_status
 from hub.service_unit import Unit, install, own_command
 from hub.settings import load_settings
 from relay.node.hub_client import HubError
