@@ -1,4 +1,4 @@
-"""`python -m bench.adversaries [--seed N] [--json] [--small]`: the table, a row as soon as it is known.
+"""`python -m bench.adversaries [--seed N] [--json] [--small] [--set NAME=NUMBER]`: a row as soon as it is known.
 
 Exit code 1 when an honest friend lost anything, or when a fault that is nobody's cost somebody something.
 """
@@ -36,7 +36,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--small", action="store_true", help="few viewers and segments, as in the tests")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER", help="try another cap")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="ATTACK", help="by its name in the table"
+    )
     arguments = parser.parse_args()
+    caps = {name: int(number) for name, _, number in (text.partition("=") for text in arguments.set)}
     configure_logging(json=False, level="warning")
     if not arguments.json:
         print("Income of the attacker, in incomes of one honest friend, without caps and with them;")
@@ -56,7 +61,8 @@ def main() -> int:
                 connection.execute(f'CREATE DATABASE {name} TEMPLATE "{template}"')
             return urlunsplit(parts._replace(path=f"/{name}"))
 
-        for result in run(fresh, SMALL if arguments.small else Size(), arguments.seed):
+        size = SMALL if arguments.small else Size()
+        for result in run(fresh, size, arguments.seed, caps, arguments.only):
             broken |= not result.holds
             print(json.dumps(asdict(result)) if arguments.json else line(result), flush=True)
     return int(broken)

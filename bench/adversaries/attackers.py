@@ -221,6 +221,24 @@ def creator(world: World) -> tuple[Act, list[Friend]]:
     return act, [friend]
 
 
+# --- what a cap costs people who mean well
+
+
+def household(world: World) -> tuple[Act, list[Friend]]:
+    """All viewers of an honest node live behind one address: a family, a school, a mobile carrier."""
+    friend = world.join("household")
+    count = world.size.signing + world.size.plain
+    viewings = [
+        _fake(world, friend, n, at="one address", plain=n >= world.size.signing) for n in range(count)
+    ]
+
+    def act(fresh: range) -> None:
+        _deliver(world, viewings, fresh)
+        world.send(friend, [world.receipt(v) for v in viewings])
+
+    return act, [friend]
+
+
 # --- nobody's fault: all of these must earn exactly what anybody earns for the same work
 
 
@@ -316,3 +334,4 @@ FAULTS: Final[dict[str, Attack]] = {
     "everything sent ten times": resender,
     "hub that crashes at every step": crashing_hub,
 }
+PRICES: Final[dict[str, Attack]] = {"all viewers behind one address": household}

@@ -4,12 +4,12 @@ Invariant: a result says `holds` only when no honest friend lost a byte of credi
 it, whatever the attacker did; when a fault that is nobody's cost nobody anything; and when what can be refused was.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
-from bench.adversaries.attackers import CHEATS, FAULTS, Attack
-from bench.adversaries.world import Income, Size, World
+from bench.adversaries.attackers import CHEATS, FAULTS, PRICES, Attack
+from bench.adversaries.world import UNCAPPED, Income, Size, World
 
 ROUNDING_MICRO = 3  # of a settlement's lines: the largest remainder goes to one of several
 
@@ -27,12 +27,22 @@ class Result:
     holds: bool
 
 
-def run(databases: Callable[[], str], size: Size, seed: int) -> Iterator[Result]:
-    """`databases` gives the URL of a fresh migrated database each time it is called."""
-    quiet = {capped: _evening(databases(), size, seed, capped, None) for capped in (False, True)}
-    for name, attack in {**CHEATS, **FAULTS}.items():
-        before = _evening(databases(), size, seed, False, attack)
-        after = _evening(databases(), size, seed, True, attack)
+def run(
+    databases: Callable[[], str],
+    size: Size,
+    seed: int,
+    caps: Mapping[str, int] | None = None,
+    only: Collection[str] = (),
+) -> Iterator[Result]:
+    """`databases` gives the URL of a fresh migrated database each time it is called; `caps` are the settings to try,
+    beside the defaults; `only`: names of attacks, none for all."""
+    rules = {False: UNCAPPED, True: caps or {}}
+    quiet = {capped: _evening(databases(), size, seed, rules[capped], None) for capped in rules}
+    for name, attack in {**CHEATS, **FAULTS, **PRICES}.items():
+        if only and name not in only:
+            continue
+        before = _evening(databases(), size, seed, rules[False], attack)
+        after = _evening(databases(), size, seed, rules[True], attack)
         yield _result(name, before, after, quiet, fault=name in FAULTS)
 
 
@@ -47,8 +57,8 @@ class _Evening:
         return sum(i.micro for i in self.honest.values()) // len(self.honest)
 
 
-def _evening(url: str, size: Size, seed: int, capped: bool, attack: Attack | None) -> _Evening:
-    world = World(url, size, capped=capped, seed=seed)
+def _evening(url: str, size: Size, seed: int, settings: Mapping[str, int], attack: Attack | None) -> _Evening:
+    world = World(url, size, settings=settings, seed=seed)
     try:
         act, friends = attack(world) if attack else ((lambda _: None), [])
         incomes = world.evening(act)

@@ -7,7 +7,7 @@ can be held against each other to the micro-unit.
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID, uuid5
@@ -107,7 +107,7 @@ class Income:
 
 
 class World:
-    def __init__(self, url: str, size: Size, *, capped: bool, seed: int) -> None:
+    def __init__(self, url: str, size: Size, *, settings: Mapping[str, int], seed: int) -> None:
         self.size = size
         self.ledger = Ledger(url)
         self.rng = random.Random(seed)
@@ -116,8 +116,7 @@ class World:
         self.verdicts: Counter[str] = Counter()  # of whoever is not honest
         self.desk = DeliveryDesk(self.ledger, digest_of=self.digest_of)
         crew.found_crew(self.ledger, name="lab", unit="EUR", epoch_length_s=3_600, at_us=T0)
-        if not capped:
-            crew.change_settings(self.ledger, UNCAPPED, at_us=T0)
+        crew.change_settings(self.ledger, dict(settings), at_us=T0)
         self.stream_id, self.broadcast_id = self.add_stream("main")
         self.honest = [self.join(f"honest {n}") for n in range(size.honest)]
         self.viewings = [
