@@ -120,14 +120,13 @@ class Nginx(Child):
     async def up(cls, folder: Path) -> "Nginx":
         """One worker, RTMP with HLS and plain files. Raises OSError when it does not start."""
         rtmp, http = free_port(), free_port()
-        for sub in ("hls", "www"):
-            (folder / sub).mkdir(parents=True)
+        (folder / "www" / "hls").mkdir(parents=True)
         user = "user root;" if os.getuid() == 0 else ""
         (folder / "nginx.conf").write_text(
             f"""load_module {_MODULE}; {user} daemon off; worker_processes 1; pid {folder}/pid;
 error_log {folder}/error.log; worker_rlimit_nofile 8192; events {{ worker_connections 4096; }}
 rtmp {{ access_log off; server {{ listen 127.0.0.1:{rtmp}; chunk_size 4096; application live {{ live on;
-  hls on; hls_path {folder}/hls; hls_fragment 2s; hls_playlist_length 12s; }} }} }}
+  hls on; hls_path {folder}/www/hls; hls_fragment 2s; hls_playlist_length 12s; }} }} }}
 http {{ access_log off; sendfile on; tcp_nopush on; keepalive_requests 100000000;
   types {{ application/vnd.apple.mpegurl m3u8; video/mp2t ts; }}
   client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
@@ -236,40 +235,33 @@ async def listed(recording: Path, ours: Ours, nginx: Nginx | None) -> AsyncItera
     """From the key frame that ends a segment to the playlist that lists it, one stream on an idle server."""
     tags = read(recording)
     await ours.ask("slug delay")
-    mine = await _delays(tags, f"rtmp://127.0.0.1:{ours.rtmp}/live/delay", _Playlist(ours.http))
+    path = f"/live/delay/{SESSION}/index.m3u8"
+    mine = await _delays(tags, f"rtmp://127.0.0.1:{ours.rtmp}/live/delay", _Playlist(ours.http, path))
     if nginx is None:
         skipped("last frame of a segment to listed", f"nginx-rtmp, and ours took {mine:.1f} ms")
-    else:
-        file = nginx.folder / "hls" / "delay.m3u8"
-        theirs = await _delays(tags, f"rtmp://127.0.0.1:{nginx.rtmp}/live/delay", _File(file))
-        yield Row("last frame of a segment to listed, against nginx-rtmp", mine, theirs, "ms", 1.7, True)
-
-
-class _File:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    async def read(self) -> bytes:
-        return self._path.read_bytes() if self._path.exists() else b""
+        return
+    source = _Playlist(nginx.http, "/hls/delay.m3u8")
+    theirs = await _delays(tags, f"rtmp://127.0.0.1:{nginx.rtmp}/live/delay", source)
+    yield Row("last frame of a segment to listed, against nginx-rtmp", mine, theirs, "ms", 1.7, True)
 
 
 class _Playlist:
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, port: int, path: str) -> None:
+        self._port, self._path = port, path
         self._open: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def read(self) -> bytes:
         if self._open is None:
             self._open = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._open
-        writer.write(f"GET /live/delay/{SESSION}/index.m3u8 HTTP/1.1\r\nhost: bench\r\n\r\n".encode())
+        writer.write(f"GET {self._path} HTTP/1.1\r\nhost: bench\r\n\r\n".encode())
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
         body = await reader.readexactly(length)
         return body if head.startswith(b"HTTP/1.1 200") else b""
 
 
-async def _delays(tags: list[Tag], url: str, source: _File | _Playlist) -> float:
+async def _delays(tags: list[Tag], url: str, source: _Playlist) -> float:
     """The median, in ms. The list is asked for every half millisecond after each key frame."""
     found: list[float] = []
     watching: list[asyncio.Task[None]] = []
