@@ -9,6 +9,7 @@ import asyncio
 import base64
 import functools
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 from uuid import UUID
@@ -54,6 +55,7 @@ _INIT: Final = re.compile(rf"/live/{_SLUG}/{_UUID}/init-([0-9a-f]{{16}})\.mp4")
 _PULL: Final = re.compile(rf"/segments/{_UUID}/(\d{{1,18}})\.(?:ts|m4s)")
 _MIME: Final = {"ts": b"video/mp2t", "m4s": b"video/mp4"}
 _SEGMENT_CACHE: Final = (b"cache-control", b"public, max-age=60, immutable")
+MAX_WAITING: Final = 8
 _RETRY: Final = (b"retry-after", b"2")
 _uuid: Final = functools.lru_cache(4096)(UUID)  # a player asks with the same one every two seconds
 
@@ -71,6 +73,7 @@ class MediaApp:
         self.viewers = Viewers(settings.viewer_seen_s)
         self._seats = Seats(settings.low_latency_viewers)
         self._redirects = Redirects()
+        self._waiting: Counter[UUID] = Counter()  # requests for parts to come, by session
         self._stills = Stills(settings.still_every_s) if settings.still_every_s else None
         self._vod = VodApp(settings.recordings) if settings.recordings is not None else None
         self.sent_bytes = 0
@@ -174,7 +177,7 @@ class MediaApp:
             await problem(scope, send, 400, "Bad request", wanted)
             return
         parts = self._seats.take(session, knows=wanted is not None, new=new, now_s=now_s)
-        if parts and wanted is not None and not await self._reached(scope, send, store, wanted):
+        if parts and wanted is not None and not await self._reached(scope, send, session, store, wanted):
             return
         via_hub = _via_hub(scope)
         assignment = None if store.ended or via_hub else await self._assignment(session, store)
@@ -190,17 +193,38 @@ class MediaApp:
         await answer(scope, send, 200, playlist.CONTENT_TYPE, body, (NO_STORE,))
 
     async def _reached(
-        self, scope: Scope, send: Send, store: RenditionStore, wanted: tuple[int, int | None]
+        self,
+        scope: Scope,
+        send: Send,
+        session: UUID,
+        store: RenditionStore,
+        wanted: tuple[int, int | None],
     ) -> bool:
         """Wait until what the player wants is listed; answers the request when it is not."""
         sequence, index = wanted
         if sequence > store.next_sequence + 1:
             await problem(scope, send, 400, "Bad request", "that segment is too far ahead")
             return False
-        if not await store.wait(lambda: store.reaches(sequence, index), 3.0 * store.target_duration_s):
+        if not await self._comes(session, store, sequence, index, 3.0 * store.target_duration_s):
             await problem(scope, send, 503, "Try again", "nothing new has come", (_RETRY,))
             return False
         return True
+
+    async def _comes(
+        self, session: UUID, store: RenditionStore, sequence: int, index: int | None, timeout_s: float
+    ) -> bool:
+        """Wait for a segment or a part. What a session asks for beyond a few at a time is not waited for."""
+        if store.reaches(sequence, index):
+            return True
+        if self._waiting[session] >= MAX_WAITING:
+            return False
+        self._waiting[session] += 1
+        try:
+            return await store.wait(lambda: store.reaches(sequence, index), timeout_s)
+        finally:
+            self._waiting[session] -= 1
+            if not self._waiting[session]:
+                del self._waiting[session]
 
     async def _assignment(self, session: UUID, store: RenditionStore) -> Assignment | None:
         head = store.listed[-1].segment.sequence
@@ -285,7 +309,7 @@ class MediaApp:
         data = None
         if store is not None:
             if self._seats.has(session) and store.next_sequence <= sequence <= store.next_sequence + 1:
-                await store.wait(lambda: store.reaches(sequence, index), self._settings.segment_wait_s)
+                await self._comes(session, store, sequence, index, self._settings.segment_wait_s)
             data = store.chunk(sequence, index)
         if data is None:
             await problem(scope, send, 404, "No such part", "it is over, or not there yet")
