@@ -3,6 +3,10 @@
 import json
 import shutil
 import subprocess
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 VECTORS = json.loads((ROOT / "tests" / "vectors" / "verdicts.json").read_text())
 
-SCRIPT = """
-import { webcrypto } from "node:crypto";
-import { readFileSync } from "node:fs";
-globalThis.crypto ??= webcrypto; // Node 18, as Debian 12 has it
-const v = await import(process.argv[2]);
-const { keys, messages, signatures, requests, evening } = JSON.parse(readFileSync(process.argv[3], "utf-8"));
+# A function of the module and the vectors.
+RUN = """async (v, { keys, messages, signatures, requests, evening }) => {
 const hub = v.fromHex(keys.hub), viewer = v.fromHex(keys.viewer);
 const open = {
   ticket: (bytes) => v.openTicket(bytes, hub),
@@ -55,12 +55,44 @@ for (const s of evening.steps) {
   node.suspended = s.suspended;
   out.steps.push(await judge.judge(v.fromHex(s.receipt), s.now_s, (sequence) => sequence === s.lost));
 }
-console.log(JSON.stringify(out));
+return out;
+}"""
+SCRIPT = f"""
+import {{ webcrypto }} from "node:crypto";
+import {{ readFileSync }} from "node:fs";
+globalThis.crypto ??= webcrypto; // Node 18, as Debian 12 has it
+const vectors = JSON.parse(readFileSync(process.argv[3], "utf-8"));
+console.log(JSON.stringify(await ({RUN})(await import(process.argv[2]), vectors)));
 """
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None: ...
+
+
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def static() -> Iterator[str]:
+    """The pages' scripts over HTTP."""
+    handler = partial(Quiet, directory=str(ROOT / "api" / "web" / "static"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module", params=["node", pytest.param("page", marks=pytest.mark.browser)])
+def said(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the verifier says to all of it, in node and in a page."""
+    if request.param == "page":
+        page = request.getfixturevalue("browser").new_page()
+        page.goto(request.getfixturevalue("static"))
+        found: dict[str, Any] = page.evaluate(
+            f"async (all) => ({RUN})(await import('/verifier.js'), all)", VECTORS
+        )
+        page.close()
+        return found
     if shutil.which("node") is None:
         pytest.skip("needs node, as building the pages does")
     script = tmp_path_factory.mktemp("verifier") / "vectors.mjs"
