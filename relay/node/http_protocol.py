@@ -37,10 +37,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.parser is None or self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:
-            self._await_head()
         super().data_received(data)
-        if self._in_head:
+        if self._in_head:  # most heads come whole, and need no timer
+            if self.cycle is None or self.cycle.response_complete:
+                self._await_head()
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.transport.write(STATUS_LINE[431] + b"connection: close\r\ncontent-length: 0\r\n\r\n")
