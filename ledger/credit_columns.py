@@ -146,11 +146,12 @@ class CreditColumns:
         if not any(claims.networks):
             return np.ones(len(rows), np.bool_)
         firsts = self._by_network.find_all(self._rows, claims.networks)
-        several = np.fromiter((row in self._levels for row in firsts.tolist()), np.bool_, len(firsts))
-        free = np.fromiter((not network for network in claims.networks), np.bool_, len(firsts))
+        free = np.array([not network for network in claims.networks], np.bool_)
         of = claims.network_of
-        sole: Flags = free[of] | (_once(of) & (firsts[of] == rows) & ~several[of])
-        return sole
+        sole: Flags = _once(of) & (firsts[of] == rows)
+        if self._levels:
+            sole &= ~np.array([row in self._levels for row in firsts.tolist()], np.bool_)[of]
+        return sole | free[of]
 
     def _append(self, sessions: Sequence[bytes], networks: Sequence[bytes]) -> int:
         """The first of the new rows."""
@@ -289,4 +290,6 @@ def _key(key: bytes) -> bytes:
 
 
 def _keys(keys: Sequence[bytes]) -> NDArray[np.uint64]:
-    return np.frombuffer(b"".join([_key(key) for key in keys]), "<u8").reshape(-1, 2)
+    if set(map(len, keys)) != {KEY_BYTES}:
+        keys = [_key(key) for key in keys]
+    return np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)

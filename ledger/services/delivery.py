@@ -48,6 +48,8 @@ _KNOWN: Final = struct.Struct(f">{TICKET_BODY_BYTES}s16s?16s")
 _VIEWER_KEY: Final = slice(74, 106)  # docs/protocol.md
 _NODE_KEY: Final = slice(106, 138)
 _BROADCAST: Final = slice(TICKET_BODY_BYTES, TICKET_BODY_BYTES + 16)
+_HAS_ACCOUNT: Final = _BROADCAST.stop
+_ACCOUNT: Final = slice(_HAS_ACCOUNT + 1, _HAS_ACCOUNT + 17)
 _TICKET_HASH: Final = slice(1, 33)  # of a receipt
 
 _Place = tuple[UUID, int]  # originator and version of an event
@@ -360,8 +362,7 @@ def _pack(ticket_body: bytes, broadcast_id: UUID, session: SessionFacts) -> byte
 
 
 def _facts(known: bytes) -> SessionFacts:
-    _, _, has_account, account = _KNOWN.unpack_from(known)
-    return SessionFacts(known[_KNOWN.size :], UUID(bytes=account) if has_account else None)
+    return SessionFacts(known[_KNOWN.size :], UUID(bytes=known[_ACCOUNT]) if known[_HAS_ACCOUNT] else None)
 
 
 def _signed(receipt: bytes, known: bytes) -> bool:
