@@ -282,23 +282,28 @@ def resender(world: World) -> tuple[Act, list[Friend]]:
 
 
 def crashing_hub(world: World) -> tuple[Act, list[Friend]]:
-    """The hub dies before or after what it was about to save, at every step; the node sends again."""
+    """The hub dies before or after each save, at every batch and at the settlement; all of it is tried again."""
     friend, viewings = _working(world, "crashing hub")
-    real = world.ledger.save
 
-    def act(fresh: range) -> None:
-        _deliver(world, viewings, fresh)
-        receipts = [world.receipt(v) for v in viewings]
+    def survive(step: Callable[[], None]) -> None:
+        real = world.ledger.save
         for saved in (False, True):
             world.ledger.save = _dying(world.ledger, saved=saved)  # type: ignore[method-assign]
             try:
-                world.send(friend, receipts)
+                step()
             except Unavailable:
                 world.desk = DeliveryDesk(world.ledger, digest_of=world.digest_of)  # started again
             finally:
                 world.ledger.save = real  # type: ignore[method-assign]
-        world.send(friend, receipts)
+        step()
 
+    def act(fresh: range) -> None:
+        _deliver(world, viewings, fresh)
+        receipts = [world.receipt(v) for v in viewings]
+        survive(lambda: world.send(friend, receipts))
+
+    settle = world.settle
+    world.settle = lambda: survive(settle)  # type: ignore[method-assign]
     return act, [friend]
 
 

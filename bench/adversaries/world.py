@@ -221,8 +221,11 @@ class World:
                 mine = [v for v in self.viewings if v.ticket.ticket.node_key == friend.key.public_key]
                 self.send(friend, [self.receipt(v) for v in mine], honest=True)
         self.now_us = T0 + HOUR_US
-        settle_due_epochs(self.ledger, at_us=self.now_us)
+        self.settle()
         return self.incomes()
+
+    def settle(self) -> None:
+        settle_due_epochs(self.ledger, at_us=self.now_us)
 
     def publish(self, broadcast_id: UUID, sequences: Iterable[int], *, meanwhile: bool = False) -> None:
         """Time passes with it, unless it is `meanwhile`: another stream of the same evening."""
