@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from relay_rig import FAST, Rig, Tag, is_header, publishing, rig
 
-from relay.media.packager import Chunk
+from relay.media.packager import CLOCK, Chunk
 from relay.origin.edge import Edge
 from relay.origin.seats import KEEP_S, Seats, reload_of
 
@@ -24,11 +24,18 @@ def upto(source: list[Tag], seconds: float, since: float = 0.0) -> list[Tag]:
     ]  # fmt: skip
 
 
+async def came(r: Rig, seconds: float) -> None:
+    """Until the pictures up to there have arrived."""
+    live = r.origin._catalogue.lives["main"]
+    await r.until(lambda: live.packager._last_video >= (seconds - 0.15) * CLOCK)
+
+
 async def on_air(r: Rig, source: list[Tag], seconds: float):
     """Publishing; a key frame comes each second, so a segment is whole when the next second begins."""
     encoder = await publishing(r)
     await encoder.send(upto(source, seconds))
     await r.until(lambda: len(r.authority.published) == int(seconds - 0.01))
+    await came(r, seconds)
     return encoder
 
 
@@ -148,6 +155,46 @@ def test_a_player_that_does_not_know_parts_gives_its_seat_back_and_no_more_sit_t
             assert not await ask(paths[2])
             assert await ask(paths[3])  # in its place
             assert not await ask(paths[2], _HLS_msn=3, _HLS_part=0)
+
+    asyncio.run(scenario())
+
+
+def test_parts_wait_for_the_ledger_and_what_it_never_got_is_never_shown_under_its_number(source):
+    async def scenario():
+        async with rig(replace(LOW, pending_bytes=120_000)) as r:
+            encoder = await on_air(r, source, 2.5)
+            address = r.url(await r.media_playlist())
+
+            async def shown() -> list[str]:
+                """Parts of what is not recorded. Those of listed segments are checked against the ledger."""
+                text = (await r.http.get(address, params={"_HLS_msn": 0})).text
+                for segment in read(text).segments:
+                    if segment.uri is None:
+                        return [part.uri for part in segment.parts]
+                    if segment.parts:
+                        uris = [address.replace("index.m3u8", part.uri) for part in segment.parts]
+                        data = b"".join([(await r.http.get(uri)).content for uri in uris])
+                        sequence = int(segment.parts[0].uri.split(".")[0])
+                        assert hashlib.sha256(data).digest() == r.authority.segments[sequence].sha256
+                return []
+
+            live = r.origin._catalogue.lives["main"]
+            assert await shown() == ["2.0.m4s", "2.1.m4s"]
+            r.authority.away = True
+            await encoder.send(upto(source, 8.5, 2.5))
+            await r.until(lambda: any(call.startswith("publish [2") for call in r.authority.calls))
+            await came(r, 8.5)
+            assert await shown() == [f"2.{i}.m4s" for i in range(5)]
+            r.authority.away = False
+            await r.until(lambda: live.recorder.idle)
+            held = len(r.authority.published)
+            assert 3 <= held < 8, "some found no room"
+            assert await shown() == [f"{held}.0.m4s", f"{held}.1.m4s"]
+            await encoder.send(upto(source, 11.5, 8.5))
+            await r.until(lambda: len(r.authority.published) == held + 3)
+            await came(r, 11.5)
+            assert r.authority.segments[held].discontinuity
+            assert await shown() == [f"{held + 3}.0.m4s", f"{held + 3}.1.m4s"]
 
     asyncio.run(scenario())
 
