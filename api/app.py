@@ -26,12 +26,14 @@ from api.nodes.endpoints import router as nodes
 from api.payouts.endpoints import router as payouts
 from api.receipts.endpoints import router as receipts
 from api.sessions.endpoints import router as sessions
+from api.streams.endpoints import creators
 from api.streams.endpoints import router as streams
 from api.web.endpoints import router as web
 from api.web.endpoints import static_files
 
 _ROUTERS: Final = (
     streams,
+    creators,
     node_checks,
     nodes,
     sessions,

@@ -65,6 +65,7 @@ def node_key(request: Request, body: Annotated[bytes, Depends(_raw_body)], at: S
 
 Operator = Annotated[Token, Depends(token_of(Role.OPERATOR))]
 OperatorOrCreator = Annotated[Token, Depends(token_of(Role.OPERATOR, Role.CREATOR))]
+Creator = Annotated[Token, Depends(token_of(Role.CREATOR))]
 Friend = Annotated[Token, Depends(token_of(Role.FRIEND))]
 Account = Annotated[UUID | None, Depends(account)]
 NodeKey = Annotated[bytes, Depends(node_key)]

@@ -63,6 +63,15 @@ class StatementLine:
 
 
 @dataclass(frozen=True, slots=True)
+class Carried:
+    """A friend's part in a stream, as it was settled."""
+
+    friend_id: UUID
+    credited_bytes: int
+    earned_micro: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeView:
     node_id: UUID
     friend_id: UUID
@@ -186,6 +195,19 @@ class Queries:
             query = query.where(tuple_(t.c.position, t.c.line) < tuple_(*before))
         query = query.order_by(t.c.position.desc(), t.c.line.desc())
         return [StatementLine(**r._mapping) for r in self._all(query.limit(_page(limit)))]
+
+    def carried(self, stream_id: UUID) -> list[Carried]:
+        """What each friend was credited with for a stream, over all settlements; the most bytes first."""
+        t = self._tables.statements
+        credited = cast(func.sum(t.c.credited_bytes), BigInteger).label("credited_bytes")
+        earned = cast(func.sum(t.c.amount_micro), BigInteger).label("earned_micro")
+        query = (
+            select(t.c.friend_id, credited, earned)
+            .where(t.c.stream_id == stream_id, t.c.kind == "earned")
+            .group_by(t.c.friend_id)
+            .order_by(credited.desc(), t.c.friend_id)
+        )
+        return [Carried(r.friend_id, r.credited_bytes, r.earned_micro) for r in self._all(query)]
 
     # --- nodes and streams -----------------------------------------------------------------------------------------
 

@@ -3,8 +3,9 @@
 from fastapi import APIRouter, Request, Response
 
 from api import metrics
+from api.auth import Operator
 from api.deps import Services, ServicesDep
-from api.health.schemas import Health, KeyOut, Keys, Readiness
+from api.health.schemas import Health, KeyOut, Keys, ProjectionLag, Readiness, Status, WorkerDuty
 from api.problems import Problem, ProblemType, responses
 from ledger.application import Unavailable
 from ledger.services import crew
@@ -37,6 +38,25 @@ def ready(at: ServicesDep) -> Readiness:
         detail = f"not ready: {', '.join(failed)}"
         raise Problem(ProblemType.NOT_READY, detail, headers={"Retry-After": "5"}, extra={"checks": checks})
     return Readiness(ready=True, checks=checks)
+
+
+@router.get(
+    "/api/status",
+    responses=responses(ProblemType.UNAUTHENTICATED, ProblemType.FORBIDDEN, ProblemType.RATE_LIMITED),
+)
+def status(at: ServicesDep, _: Operator) -> Status:
+    failing = at.troubles()
+    return Status(
+        log_events=at.ledger.size(),
+        projections=[
+            ProjectionLag(name=lag.name, position=lag.position, events=lag.events, behind_us=lag.behind_us)
+            for lag in at.reads.lag(at.ledger, now_us=at.now_us())
+        ],
+        duties=[
+            WorkerDuty(name=name, failing=name in failing, overdue_s=seconds)
+            for name, seconds in at.overdue().items()
+        ],
+    )
 
 
 @router.get("/metrics", include_in_schema=False)

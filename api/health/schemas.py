@@ -14,6 +14,27 @@ class Readiness(BaseModel):
     )
 
 
+class ProjectionLag(BaseModel):
+    name: str
+    position: int = Field(description="events before it are in the read model")
+    events: int = Field(description="not yet applied")
+    behind_us: int = Field(description="age of the oldest of them")
+
+
+class WorkerDuty(BaseModel):
+    name: str
+    failing: bool = Field(description="until somebody looks: the reason is in the hub's log")
+    overdue_s: int = Field(description="since when it should have been heard; 0: in time")
+
+
+class Status(BaseModel):
+    """For the operator's page."""
+
+    log_events: int
+    projections: list[ProjectionLag]
+    duties: list[WorkerDuty]
+
+
 class KeyOut(BaseModel):
     key_id: str
     public_key: str

@@ -1,11 +1,12 @@
 """Streams: register, look, rotate the key, fund, price."""
 
 import secrets
+from collections.abc import Mapping
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Response
 
-from api.auth import Operator, OperatorOrCreator
+from api.auth import Creator, Operator, OperatorOrCreator
 from api.balances.schemas import DisputeOut, OpenDispute
 from api.deps import Services, ServicesDep
 from api.directory import Role
@@ -14,23 +15,32 @@ from api.streams.schemas import (
     Budget,
     CarryingNode,
     ChangeTariff,
+    CrewMember,
     Deposit,
     KeyRotated,
+    OwnStream,
+    OwnStreams,
     RegisterStream,
     StreamOut,
     StreamRegistered,
     Streams,
     TariffChanged,
+    TariffOut,
 )
 from api.text import SlugPath
 from ledger.aggregates.base import DomainError
+from ledger.aggregates.book import Book
 from ledger.aggregates.stream import Stream
-from ledger.services import budgets
+from ledger.ids import BOOK_ID
+from ledger.money import budget_account
+from ledger.services import budgets, crew
 from ledger.services import streams as commands
 from ledger.services.disputes import open_dispute
+from ledger.settlement import Tariff
 from projections.queries import StreamView
 
 router = APIRouter(prefix="/api/streams", tags=["streams"])
+creators = APIRouter(prefix="/api/creators", tags=["streams"])
 
 _AUTH = (
     ProblemType.UNAUTHENTICATED,
@@ -100,11 +110,60 @@ def show_stream(slug: SlugPath, at: ServicesDep) -> StreamOut:
     return stream_out(view, at)
 
 
+@creators.get(
+    "/me/streams",
+    responses=responses(ProblemType.UNAUTHENTICATED, ProblemType.FORBIDDEN, ProblemType.RATE_LIMITED),
+)
+def own_streams(at: ServicesDep, token: Creator) -> OwnStreams:
+    """The creator's streams: who carries them, what is left of the budget, what was earned of it."""
+    unit = crew.crew(at.ledger).unit
+    book = at.ledger.load_or_new(Book, BOOK_ID)
+    nodes = at.reads.nodes()
+    known = at.directory.node_names([node.node_id for node in nodes])
+    names: dict[UUID, list[str]] = {}
+    for node in nodes:
+        if node.node_id in known:
+            names.setdefault(node.friend_id, []).append(known[node.node_id])
+    return OwnStreams(
+        streams=[
+            _own(view, at, unit, book.newest_tariff(view.stream_id), names)
+            for view in at.reads.streams()
+            if view.owner_id == token.subject_id
+        ]
+    )
+
+
+def _own(
+    view: StreamView, at: Services, unit: str, tariff: Tariff | None, names: Mapping[UUID, list[str]]
+) -> OwnStream:
+    carried = at.reads.carried(view.stream_id)
+    budget = at.reads.balance(budget_account(view.stream_id))
+    return OwnStream(
+        stream=stream_out(view, at),
+        unit=unit,
+        budget_micro=budget.amount_micro if budget else 0,
+        earned_micro=sum(c.earned_micro for c in carried),
+        tariff=TariffOut(
+            rate_micro_per_gb=tariff.rate_micro_per_gb, fee_bp=tariff.fee_bp, floor_bp=tariff.floor_bp
+        )
+        if tariff
+        else None,
+        crew=[
+            CrewMember(
+                name=", ".join(names.get(c.friend_id, ["a friend"])),
+                credited_bytes=c.credited_bytes,
+                earned_micro=c.earned_micro,
+            )
+            for c in carried
+        ],
+    )
+
+
 def stream_out(view: StreamView, at: Services) -> StreamOut:
     base = at.settings.public_url
     audience = at.audience(view.slug)
     names = at.directory.node_names(audience.by_node) if audience.by_node else {}
-    crew = [
+    carrying = [
         CarryingNode(node_id=node_id, name=names.get(node_id, "a friend"), viewers=viewers)
         for node_id, viewers in audience.by_node.items()
     ]
@@ -114,7 +173,7 @@ def stream_out(view: StreamView, at: Services) -> StreamOut:
         state=view.state,
         interrupted=view.interrupted,
         viewers=audience.viewers,
-        crew=sorted(crew, key=lambda n: (-n.viewers, n.name, n.node_id)),
+        crew=sorted(carrying, key=lambda n: (-n.viewers, n.name, n.node_id)),
         started_us=view.started_us if view.state == "LIVE" else None,
         playlist_url=f"{base}/live/{view.slug}.m3u8",
         flv_url=f"{base}/live/{view.slug}.flv",

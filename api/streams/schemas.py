@@ -49,8 +49,35 @@ class StreamOut(BaseModel):
     watch_url: str
 
 
+class TariffOut(BaseModel):
+    rate_micro_per_gb: int
+    fee_bp: int
+    floor_bp: int
+
+
 class Streams(BaseModel):
     streams: list[StreamOut]
+
+
+class CrewMember(BaseModel):
+    name: str = Field(description="as their nodes are called")
+    credited_bytes: int
+    earned_micro: int
+
+
+class OwnStream(BaseModel):
+    """A stream as its creator sees it. What was settled is in `crew` and `earned_micro`; the rest follows hourly."""
+
+    stream: StreamOut
+    unit: str
+    budget_micro: int = Field(description="what is left of it")
+    earned_micro: int = Field(description="what the crew earned of it so far, without the hub's fee")
+    tariff: TariffOut | None = Field(description="the last one set; null: nothing is paid")
+    crew: list[CrewMember] = Field(description="everybody who was ever credited, the most bytes first")
+
+
+class OwnStreams(BaseModel):
+    streams: list[OwnStream]
 
 
 class Deposit(BaseModel):

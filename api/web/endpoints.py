@@ -6,6 +6,7 @@ is escaped by the template engine.
 
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 from fastapi import APIRouter, Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -32,6 +33,7 @@ CSP: Final = "; ".join(
         "frame-ancestors 'self'",
     )
 )
+THANKED_MAX: Final = 100
 _STATIC_CACHE: Final = "public, max-age=300"
 
 router = APIRouter(include_in_schema=False)
@@ -47,6 +49,13 @@ _templates: Final = Environment(
 def _page(template: str, status: int = 200, **values: Any) -> HTMLResponse:
     html = _templates.get_template(template).render(here=template.removesuffix(".html"), **values)
     return HTMLResponse(html, status, headers={"Content-Security-Policy": CSP, "Cache-Control": "no-cache"})
+
+
+def _size(count: int) -> str:
+    """With one digit after the point, by integers."""
+    unit, name = (10**9, "GB") if count >= 10**9 else (10**6, "MB")
+    tenths = count * 10 // unit
+    return f"{tenths // 10:,}.{tenths % 10} {name}"
 
 
 @router.get("/")
@@ -105,6 +114,39 @@ def _published(path: Path) -> str:
 @router.get("/friend")
 def friend(at: ServicesDep) -> Response:
     return _page("friend.html", crew_name=at.settings.crew_name)
+
+
+@router.get("/creator")
+def creator(at: ServicesDep) -> Response:
+    return _page("creator.html", crew_name=at.settings.crew_name, rtmp_url=at.settings.rtmp_url)
+
+
+@router.get("/operator")
+def operator(at: ServicesDep) -> Response:
+    return _page("operator.html", crew_name=at.settings.crew_name)
+
+
+@router.get("/thanks")
+def thanks(at: ServicesDep) -> Response:
+    """Who carried how much, by the names that the friends gave their nodes; a friend's nodes count together."""
+    carried: dict[UUID, int] = {}
+    of: dict[UUID, list[UUID]] = {}
+    for node in at.reads.nodes():
+        carried[node.friend_id] = carried.get(node.friend_id, 0) + node.credited_bytes
+        of.setdefault(node.friend_id, []).append(node.node_id)
+    best = sorted((f for f in carried if carried[f]), key=lambda f: (-carried[f], f))[:THANKED_MAX]
+    names = at.directory.node_names([n for f in best for n in of[f]]) if best else {}
+    rows = [
+        {
+            "name": ", ".join(sorted({names[n] for n in of[f] if n in names})) or "a friend",
+            "delivered": _size(carried[f]),
+            "share": carried[f] * 100 // carried[best[0]],
+        }
+        for f in best
+    ]
+    return _page(
+        "thanks.html", crew_name=at.settings.crew_name, rows=rows, total=_size(sum(carried.values()))
+    )
 
 
 class Static(StaticFiles):

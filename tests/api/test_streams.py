@@ -55,6 +55,42 @@ def test_a_stream_shows_its_state_and_who_carries_it(client: TestClient, world: 
     assert [s["slug"] for s in client.get("/api/streams").json()["streams"]] == ["main"]
 
 
+def test_a_creator_sees_the_money_and_the_crew_of_their_own_streams(client: TestClient, world: World) -> None:
+    from uuid import UUID, uuid4
+
+    made, other = register(client, world), register(client, world, "other")
+    world.stream_id = UUID(made["stream_id"])
+    friend_id = uuid4()
+    for epoch in range(2):
+        world.earn(friend_id, uuid4(), 1_000_000, epoch=epoch)
+
+    def own(made: dict) -> list:
+        headers = {"Authorization": f"Bearer {made['creator_token']}"}
+        return client.get("/api/creators/me/streams", headers=headers).json()["streams"]
+
+    (mine,) = own(made)
+    assert mine["stream"]["slug"] == "main"
+    assert (mine["budget_micro"], mine["earned_micro"], mine["unit"]) == (98_000_000, 2_000_000, "EUR")
+    assert mine["crew"] == [{"name": "a friend", "credited_bytes": 246_913_578, "earned_micro": 2_000_000}]
+    (theirs,) = own(other)
+    assert (theirs["stream"]["slug"], theirs["earned_micro"], theirs["crew"]) == ("other", 0, [])
+    assert client.get("/api/creators/me/streams", headers=world.operator).status_code == 403
+
+
+def test_the_operator_sees_whether_the_hub_keeps_up(client: TestClient, world: World) -> None:
+    world.project()
+    object.__setattr__(world.services, "overdue", lambda: {"settlement": 0, "publisher": 7})
+    object.__setattr__(world.services, "troubles", lambda: ["settlement"])
+    status = client.get("/api/status", headers=world.operator).json()
+    assert status["duties"] == [
+        {"name": "settlement", "failing": True, "overdue_s": 0},
+        {"name": "publisher", "failing": False, "overdue_s": 7},
+    ]
+    assert {lag["events"] for lag in status["projections"]} == {0}
+    assert status["log_events"] == world.ledger.size()
+    assert client.get("/api/status").status_code == 401
+
+
 def test_the_operator_and_the_stream_s_own_creator_rotate_its_key(client: TestClient, world: World) -> None:
     made, other = register(client, world), register(client, world, "other")
     for token in (world.operator, {"Authorization": f"Bearer {made['creator_token']}"}):

@@ -4,11 +4,18 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from api_world import new_key
 from playwright.sync_api import Browser, Page
 from stand_in import Hub
 
 from api.directory import Role
-from ledger.ids import node_id
+from ledger.aggregates.delivery import Delivery
+from ledger.events import SegmentsServed
+from ledger.ids import delivery_id, node_id
+from ledger.judged import Judged, pack
+from ledger.receipt import Receipt
+from ledger.services import streams
+from ledger.services.broadcasts import end_broadcast
 
 pytestmark = pytest.mark.browser
 PHONE = {"width": 390, "height": 844}
@@ -19,6 +26,27 @@ def page(browser: Browser):
     context = browser.new_context(viewport=PHONE, device_scale_factor=2)
     yield context.new_page()
     context.close()
+
+
+def served(hub: Hub, credited_bytes: int) -> None:
+    """One receipt of the node, accepted."""
+    world = hub.world
+    receipt = Receipt(
+        ticket_hash=bytes(32), counter=1, base_sequence=0, bitmap=b"\x01" + bytes(63), digest=bytes(32)
+    )
+    delivery = Delivery(delivery_id(world.broadcast.id))
+    delivery.trigger(
+        SegmentsServed,
+        at_us=world.now_us,
+        node_id=node_id(hub.node.key.public_key),
+        batch_header=bytes(147),
+        first_sequence=0,
+        network_limit=2,
+        receipts=receipt.sign(new_key()).encode(),
+        **pack([0], [uuid4()], [b""], [Judged("accepted", 9, credited_bytes)]),
+    )
+    world.ledger.save(delivery)
+    world.project()
 
 
 def test_a_friend_sees_what_they_earned_and_why(page: Page, hub: Hub, tmp_path: Path) -> None:
@@ -51,7 +79,71 @@ def test_a_friend_sees_what_they_earned_and_why(page: Page, hub: Hub, tmp_path: 
     page.screenshot(path=tmp_path / "friend.png")
 
 
-@pytest.mark.parametrize("path", ["/", "/audit", "/watch/none"])
+def test_a_creator_sees_the_crew_and_the_costs_and_makes_a_new_key(
+    page: Page, hub: Hub, tmp_path: Path
+) -> None:
+    owner_id = hub.world.reads.stream("main").owner_id  # type: ignore[union-attr]
+    token = hub.world.token(Role.CREATOR, owner_id)["Authorization"].removeprefix("Bearer ")
+    nid = node_id(hub.node.key.public_key)
+    friend_id = hub.world.reads.node(nid).friend_id  # type: ignore[union-attr]
+    page.goto(f"{hub.url}/creator#{token}")
+    page.locator(".crew-none:visible").wait_for()
+    hub.world.earn(friend_id, nid, 1_234_560)
+    page.reload()
+    page.locator(".crew td", has_text="Berta's attic").wait_for()
+    assert page.inner_text(".budget") == "48.76544"
+    assert page.inner_text(".earned") == "1.23456"
+    assert page.inner_text(".crew-now") == "Berta's attic (2)"
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click(".rotate")
+    key = page.locator(".new-key code", has_text="main_")
+    key.wait_for()
+    assert streams.check_stream_key(hub.world.ledger, key.inner_text()) is not None
+    # The stream ends, and nobody touches the page.
+    hub.world.watching.clear()
+    end_broadcast(hub.world.ledger, hub.world.broadcast.id, reason="stopped", at_us=hub.world.now_us)
+    hub.world.project()
+    page.locator(".crew-now", has_text="nobody").wait_for()
+    assert token not in page.url
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    page.screenshot(path=tmp_path / "creator.png", full_page=True)
+
+
+def test_an_operator_sees_what_is_not_well(page: Page, hub: Hub, tmp_path: Path) -> None:
+    token = hub.world.operator["Authorization"].removeprefix("Bearer ")
+    object.__setattr__(hub.world.services, "overdue", lambda: {"settlement": 0, "publisher": 44})
+    page.goto(f"{hub.url}/operator#{token}")
+    page.locator("#verdict", has_text="not ready").wait_for()
+    assert "publisher" in page.inner_text("#duties")
+    assert "silent for 44 s" in page.inner_text("#duties")
+    assert "Berta's attic" in page.inner_text("#nodes")
+    assert page.inner_text("#no-payouts").startswith("None was planned")
+    object.__setattr__(hub.world.services, "overdue", lambda: {"settlement": 0, "publisher": 0})
+    page.locator("#verdict", has_text="well").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    page.screenshot(path=tmp_path / "operator.png", full_page=True)
+
+
+def test_another_s_token_opens_no_page(page: Page, hub: Hub) -> None:
+    token = hub.world.token(Role.FRIEND, uuid4())["Authorization"].removeprefix("Bearer ")
+    for path in ("creator", "operator"):
+        page.goto(f"{hub.url}/{path}#{token}")
+        page.locator("#message", has_text="this needs the role").wait_for()
+        assert page.is_hidden("#inside")
+
+
+def test_friends_are_thanked_by_the_names_of_their_nodes(page: Page, hub: Hub, tmp_path: Path) -> None:
+    page.goto(f"{hub.url}/thanks")
+    assert "Nobody has carried" in page.inner_text("main")
+    served(hub, 5_000_000_000)
+    page.reload()
+    assert "Berta's attic" in page.inner_text(".thanks li")
+    assert "5.0 GB" in page.inner_text(".thanks li")
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    page.screenshot(path=tmp_path / "thanks.png", full_page=True)
+
+
+@pytest.mark.parametrize("path", ["/", "/audit", "/thanks", "/creator", "/operator", "/watch/none"])
 def test_pages_fit_a_phone(page: Page, hub: Hub, tmp_path: Path, path: str) -> None:
     hub.world.log_folder.joinpath("checkpoint").write_text(
         f"hub.test/log\n120\n{'A' * 43}=\n\n— hub {'B' * 90}\n"

@@ -1,9 +1,9 @@
 // The friend's page: the statement behind their token, kept up to date while it is open. The token stays in this tab.
 
+import { door } from "/static/door.js";
 import { $, WHEN, ask, bytes, cell, money, viewers } from "/static/figures.js";
 import { follow } from "/static/live.js";
 
-const STORED = "streamrp2p.friend-token";
 const POLL_MS = 15_000;
 const WHY = {
   delivery: "delivered",
@@ -18,7 +18,7 @@ const WHY = {
   payout_failed: "payout failed: available again",
 };
 
-let token = location.hash.slice(1) || sessionStorage.getItem(STORED) || "";
+let token = "";
 let live = null;
 const shown = new Set(); // lines, by their place in the log: one may be told twice
 
@@ -67,29 +67,24 @@ function showNodes(nodes) {
   $("node-list").replaceChildren(
     ...nodes.map((node) => {
       const li = document.createElement("li");
-      li.append(cell("span", node.name || "your node"), cell("span", `${node.state}, health ${node.health} of 1000`, "quiet"));
+      li.append(cell("span", node.name || "your node"), cell("span", `${node.state}, health ${Math.floor(node.health / 10)} %`, "quiet"));
       return li;
     }),
   );
 }
 
-async function open() {
-  try {
-    const statement = await load();
-    sessionStorage.setItem(STORED, token);
-    $("login").hidden = true;
-    $("statement").hidden = false;
-    $("name").textContent = `Thank you, ${statement.name}`;
-    $("unit").textContent = statement.unit;
-    show(statement);
-    shown.clear();
-    $("lines").replaceChildren();
-    showMore(statement);
-  } catch (error) {
-    $("message").textContent = error.message;
-    return;
-  }
-  live ??= follow("/api/friends/me/events", { token, onEvent: (news) => void hear(news) });
+async function open(given) {
+  token = given;
+  const statement = await load();
+  $("login").hidden = true;
+  $("statement").hidden = false;
+  $("name").textContent = `Thank you, ${statement.name}`;
+  $("unit").textContent = statement.unit;
+  show(statement);
+  shown.clear();
+  $("lines").replaceChildren();
+  showMore(statement);
+  live = follow("/api/friends/me/events", { token, onEvent: (news) => void hear(news) });
   setInterval(() => live.connected || void poll(), POLL_MS);
 }
 
@@ -110,14 +105,4 @@ async function poll() {
   setEmpty();
 }
 
-$("login").addEventListener("submit", (event) => {
-  event.preventDefault();
-  token = $("token").value.trim();
-  void open();
-});
-$("leave").addEventListener("click", () => {
-  sessionStorage.removeItem(STORED);
-  location.reload();
-});
-if (location.hash) history.replaceState(null, "", location.pathname); // not into screenshots or shared links
-if (token) void open();
+door("friend", open);

@@ -1,0 +1,82 @@
+// The creator's page: the crew that carries them now, the budget, and a new stream key. Kept up to date while it is open.
+
+import { door } from "/static/door.js";
+import { $, ask, bytes, cell, money } from "/static/figures.js";
+import { follow } from "/static/live.js";
+
+const MONEY_MS = 60_000; // settlements are hourly
+
+async function open(token) {
+  const { streams } = await ask("/api/creators/me/streams", token);
+  $("login").hidden = true;
+  $("inside").hidden = false;
+  $("none").hidden = streams.length > 0;
+  const sections = new Map(streams.map((own) => [own.stream.slug, section(own, token)]));
+  $("streams").replaceChildren(...sections.values());
+  for (const [slug, at] of sections) {
+    follow(`/api/streams/${slug}/events`, { onEvent: (stream) => showNow(at, stream) });
+  }
+  setInterval(async () => {
+    const found = await ask("/api/creators/me/streams", token).catch(() => ({ streams: [] }));
+    for (const own of found.streams) {
+      const at = sections.get(own.stream.slug);
+      if (at) showMoney(at, own);
+      if (at) showNow(at, own.stream); // also where a live connection cannot be held
+    }
+  }, MONEY_MS);
+}
+
+function section(own, token) {
+  const at = $("stream").content.firstElementChild.cloneNode(true);
+  at.querySelector("h2").textContent = own.stream.slug;
+  at.querySelector(".rotate").onclick = () => void rotate(at, own.stream.slug, token);
+  showMoney(at, own);
+  showNow(at, own.stream);
+  return at;
+}
+
+function showNow(at, stream) {
+  const live = stream.state === "LIVE";
+  at.dataset.live = String(live);
+  at.querySelector(".pill").textContent = live ? (stream.interrupted ? "Reconnecting" : "Live") : "Offline";
+  at.querySelector(".viewers").textContent = stream.viewers;
+  const names = stream.crew.map((node) => `${node.name} (${node.viewers})`);
+  at.querySelector(".crew-now").textContent = names.join(", ") || (live ? "the hub alone" : "nobody: you are not live");
+}
+
+function showMoney(at, own) {
+  at.querySelector(".budget").textContent = money(own.budget_micro);
+  at.querySelector(".earned").textContent = money(own.earned_micro);
+  const t = own.tariff;
+  at.querySelector(".price").textContent = t
+    ? `Amounts in ${own.unit}. A delivered GB costs ${money(t.rate_micro_per_gb)}, the hub's fee of ${t.fee_bp / 100} % included. Nothing is spent beyond the budget.`
+    : `Amounts in ${own.unit}. No price is set: nothing is paid for.`;
+  at.querySelector(".crew-none").hidden = own.crew.length > 0;
+  const table = at.querySelector(".crew");
+  table.hidden = own.crew.length === 0;
+  table.tBodies[0].replaceChildren(
+    ...own.crew.map((member) => {
+      const tr = document.createElement("tr");
+      tr.append(
+        cell("td", member.name),
+        cell("td", bytes(member.credited_bytes), "number"),
+        cell("td", money(member.earned_micro), "number"),
+      );
+      return tr;
+    }),
+  );
+}
+
+async function rotate(at, slug, token) {
+  if (!confirm(`The present key of ${slug} opens nothing any more. Go on?`)) return;
+  const shown = at.querySelector(".new-key");
+  shown.hidden = false;
+  try {
+    const { stream_key: key } = await ask(`/api/streams/${slug}/key`, token, { method: "POST" });
+    shown.querySelector("code").textContent = key;
+  } catch (error) {
+    shown.querySelector("code").textContent = error.message;
+  }
+}
+
+door("creator", open);
