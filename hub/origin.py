@@ -7,6 +7,7 @@ When the process dies, its publishers reconnect and go on with the same broadcas
 import asyncio
 import random
 import resource
+import secrets
 import signal
 import socket
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import structlog
 import uvicorn
@@ -40,6 +41,7 @@ from hub.troubles import TROUBLES_FOLDER, Troubles
 from ledger.aggregates.broadcast import Broadcast
 from ledger.aggregates.node import Node
 from ledger.application import Ledger
+from ledger.ids import ordered_id
 from ledger.services.broadcasts import end_broadcast
 from ledger.services.delivery import DeliveryDesk
 from ledger.services.nodes import prefix_commitment, see_at
@@ -92,7 +94,7 @@ class OriginProcess:
             keys,
             in_pool,
             now_us=now_us,
-            new_id=uuid4,
+            new_id=new_id,
             rng=random.SystemRandom(),
             # An epoch's plain credits are settled with it, and not all in the next.
             observe_after_s=min(OBSERVE_AFTER_S, settings.epoch_length_s / 10),
@@ -103,7 +105,7 @@ class OriginProcess:
             InPool(self._ingest_threads),
             grace_s=settings.publish_grace_s,
             now_us=now_us,
-            new_id=uuid4,
+            new_id=new_id,
         )
         recorded = settings.record_days > 0
         media = OriginSettings(
@@ -261,6 +263,11 @@ class OriginProcess:
                 await self._in_pool(
                     end_broadcast, self._ledger, broadcast_id, reason="publisher gone", at_us=now_us()
                 )
+
+
+def new_id() -> UUID:
+    """For sessions, tickets and broadcasts."""
+    return ordered_id(now_us(), secrets.token_bytes(10))
 
 
 async def _forever(seconds: float, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
