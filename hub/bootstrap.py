@@ -29,6 +29,7 @@ class FirstRun:
     stream_key: str | None = None
     invite_code: str | None = None
     friend_token: str | None = None
+    creator_token: str | None = None
 
 
 def now_us() -> int:
@@ -52,6 +53,7 @@ def first_run(settings: Settings, ledger: Ledger, directory: Directory) -> First
         return FirstRun(FIRST_STREAM)
     owner_id = uuid4()
     stream_key = new_stream_key(FIRST_STREAM)
+    creator_token = directory.create_token(Role.CREATOR, owner_id, FIRST_STREAM, at_us=at_us)
     operator_token = directory.create_token(Role.OPERATOR, None, "first run", at_us=at_us)
     friend_id, code = new_invite(ledger, directory, "first friend", at_us=at_us)
     friend_token = directory.create_token(Role.FRIEND, friend_id, "first friend", at_us=at_us)
@@ -60,7 +62,7 @@ def first_run(settings: Settings, ledger: Ledger, directory: Directory) -> First
         ledger, slug=FIRST_STREAM, owner_id=owner_id, stream_key=stream_key, at_us=at_us
     )
     set_tariff(ledger, stream_id, at_us=at_us)
-    return FirstRun(FIRST_STREAM, operator_token, stream_key, code, friend_token)
+    return FirstRun(FIRST_STREAM, operator_token, stream_key, code, friend_token, creator_token)
 
 
 def new_stream_key(slug: str) -> str:

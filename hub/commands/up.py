@@ -138,6 +138,7 @@ def welcome(settings: Settings, told: dict[str, str | None], *, complete: bool =
     lines.append(f"    Server      {settings.rtmp_server}")
     if told["stream_key"]:
         lines.append(f"    Stream Key  {told['stream_key']}   {shown_once}")
+        lines.append(f"    crew, costs {base}/creator#{told['creator_token']}")
     else:
         lines.append(f"    Stream Key  as shown at the first run (a new one: streamrp2p stream key {slug})")
     lines += ["", "  Viewers", f"    browser     {base}/watch/{slug}"]
@@ -148,7 +149,8 @@ def welcome(settings: Settings, told: dict[str, str | None], *, complete: bool =
         lines.append(f"  and reads their balance here {shown_once}")
         lines.append(f"    {base}/friend#{told['friend_token']}")
     if told["operator_token"]:
-        lines += ["", "  Operator's API token " + shown_once, f"    {told['operator_token']}"]
+        lines += ["", "  Operator " + shown_once, f"    API token   {told['operator_token']}"]
+        lines.append(f"    page        {base}/operator#{told['operator_token']}")
     if complete:
         lines += ["", "Stop with Ctrl-C."]
     return "\n".join([*lines, ""])
