@@ -137,7 +137,7 @@ def estimated(rail: Rail, amounts_micro: Sequence[int]) -> dict[str, str | int] 
         "to pay": decimal(found.asset_needed, rail.asset.decimals),
         "coins for fees": decimal(found.coin_balance, COIN_DECIMALS),
         "fees at most": decimal(found.fee_needed, COIN_DECIMALS),
-        "gas at most, wei": found.max_fee_per_gas,
+        "one payment costs at most": decimal(found.fee_each, COIN_DECIMALS),
         "next nonce": found.next_nonce,
         "missing": found.shortfall or "nothing",
     }

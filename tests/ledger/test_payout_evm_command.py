@@ -10,6 +10,7 @@ import pytest
 import requests
 from eth_account import Account
 from evm_chain import ETHER, OPERATOR, LocalChain, served
+from test_journal import bean_check
 from test_payout_command import FRIEND, Shell, earned, shell
 from web3 import HTTPProvider, Web3
 
@@ -115,6 +116,10 @@ def test_from_the_plan_to_the_chain(
 
     (row,) = json.loads(shell("export", "1", "--json"))["lines"]
     assert (row["amount"], row["state"], row["reference"]) == ("4.750000", "confirmed", line["reference"])
+    books = tmp_path / "books.beancount"
+    books.write_text(shell("export", "--format", "beancount", group="books"))
+    checked = bean_check(books)
+    assert checked.returncode == 0, checked.stderr
     log = "".join(str(r.event) for r in earned.read(0, 1_000))
     for secret in (KEY, "a-providers-key"):
         assert secret not in everything + log

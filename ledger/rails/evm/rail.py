@@ -64,7 +64,7 @@ class Estimate:
     coin_balance: int
     asset_balance: int
     asset_needed: int  # with what is signed and not in a block yet
-    max_fee_per_gas: int
+    fee_each: int  # of one usual transfer
     fee_needed: int
     next_nonce: int
 
@@ -149,8 +149,8 @@ class EvmRail:
         self._check_token()
         (_, fees), waiting = self._fees(), list(self._unmined())
         mine = [signed for signed in waiting if signed.sender == self._sender]
-        fee = len(amounts_micro) * USUAL_GAS[self.asset.token is not None] * fees.max_fee
-        fee += sum(signed.gas * signed.max_fee for signed in mine)
+        fee_each = USUAL_GAS[self.asset.token is not None] * fees.max_fee
+        fee = len(amounts_micro) * fee_each + sum(signed.gas * signed.max_fee for signed in mine)
         asset = sum(self.asset.base_units(amount) for amount in amounts_micro)
         asset += sum(signed.amount for signed in mine if signed.token == self.asset.token)
         coin = self._node.balance(self._sender)
@@ -163,7 +163,7 @@ class EvmRail:
                 raise WrongChain(f"the token {self.asset.token} tells no balance: it is no ERC-20 token")
             available = found
         next_nonce = self._next_nonce(self._journal.all())
-        return Estimate(self._account.address, coin, available, asset, fees.max_fee, fee, next_nonce)
+        return Estimate(self._account.address, coin, available, asset, fee_each, fee, next_nonce)
 
     # --- deciding about a key, under the lock
 
