@@ -62,15 +62,18 @@ class Claims(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is new in each claim. Only to be used where it is `alone`: of a run, and nobody else has a say in it."""
+    """What is new in each claim of a run. It is right where it is `alone`."""
 
-    alone: Flags
+    sole: Flags  # nobody else has a say in it: no other claim of the batch, no other session of the network
+    alone: Flags  # and what is credited stays a run
     start: Ints  # what is new is the run [start, end), when that is not empty
     end: Ints
     rows: Ints  # of the sessions; -1 when there is none yet
 
     def where(self, chosen: Flags) -> "Plan":
-        return Plan(self.alone[chosen], self.start[chosen], self.end[chosen], self.rows[chosen])
+        return Plan(
+            self.sole[chosen], self.alone[chosen], self.start[chosen], self.end[chosen], self.rows[chosen]
+        )
 
 
 class CreditColumns:
@@ -118,10 +121,10 @@ class CreditColumns:
         past = np.where(known, held["end"], claims.start)
         later = (first <= claims.start) & (claims.start <= past)  # it begins in the run, or right behind it
         earlier = (claims.start < first) & (first <= claims.end) & (claims.end <= past)
-        alone = (later | earlier) & _once(claims.session_of) & self._sole(claims, rows)
+        sole = _once(claims.session_of) & self._sole(claims, rows)
         start = np.where(later, past, claims.start)
         end = np.where(later, np.maximum(claims.end, past), first)
-        return Plan(alone, start, end, rows)
+        return Plan(sole, sole & (later | earlier), start, end, rows)
 
     def credit_alone(self, claims: Claims, plan: Plan) -> None:
         """Credit what `plan` found of these claims. All must be `alone`; nothing may have changed in between."""

@@ -2,12 +2,13 @@
 
 Invariant: `judge` gives what `ledger.judge.judge_signed` gives for the receipts one after the other, each crediting
 what it is paid for before the next is judged, byte for byte. Rules that look at one receipt and the log before it are
-decided in arrays; so are credits that only one receipt of the batch can touch (`CreditColumns.plan`). The rest goes
-through `judge_signed` itself, in order.
+decided in arrays; so are credits that only one receipt of the batch can touch (`CreditColumns.plan`), bitmap by bitmap
+where they are no run. The rest goes through `judge_signed` itself, in order.
 
 Pure, like `ledger.judge`: an audit may use it, as it uses that, with columns it made itself.
 """
 
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -15,6 +16,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
+from ledger.credit import Units, count
 from ledger.credit_columns import Claims, CreditColumns, Flags, Ints, Plan
 from ledger.judge import Manifest, NodeFacts, SessionFacts, judge_signed
 from ledger.judged import CAP_CODES, SIZE_BYTES, UNITS_BYTES, VERDICT_CODES
@@ -56,6 +58,7 @@ TICKET: Final = np.dtype(  # a ticket's body as ledger.ticket writes it
 )
 assert (RECEIPT.itemsize, TICKET.itemsize) == (SIGNED_BYTES, BODY_BYTES)
 
+_CLAIMED: Final = struct.Struct(">37xQ64s")  # base sequence and bitmap of a receipt
 _UNDECIDED: Final = 255
 _CODE: Final = {verdict: VERDICT_CODES[verdict.value] for verdict in VERDICTS}
 _CAP: Final = {cap: CAP_CODES[cap.value] for cap in CAPS}
@@ -94,6 +97,13 @@ class Receipts(NamedTuple):
         base = rows["base_sequence"].astype(np.uint64)
         lowest, highest = np.where(every, base + low_bit, 0), np.where(every, base + high_bit, 0)
         return cls(rows, ~every, lowest, highest, units == highest - lowest + np.uint64(1))
+
+
+def units_at(receipts: bytes, index: int, first: int) -> Units:
+    """What one of the receipts claims, relative to `first`; no bit of it may stand for a sequence before."""
+    claimed: tuple[int, bytes] = _CLAIMED.unpack_from(receipts, index * SIGNED_BYTES)
+    base, bits = claimed[0], int.from_bytes(claimed[1], "little")
+    return bits << (base - first) if base >= first else bits >> (first - base)
 
 
 def well_formed(rows: NDArray[Any]) -> Flags:
@@ -135,8 +145,8 @@ class Verdicts(NamedTuple):
     caps: NDArray[np.uint8]
     units: Ints
     credited_bytes: Ints
-    claims: Claims  # of those that were not refused before it came to credits
-    plan: Plan  # what of them can be credited at once
+    claims: Claims  # right where it came to credits
+    plan: Plan
 
     def columns(self) -> dict[str, bytes]:
         return {
@@ -209,16 +219,26 @@ def judge(
         manifest.first,
     )
     plan = credits.plan(claims)
-    alone = plan.alone & receipts.run & ~_budgeted(tickets, manifest)
-    left = np.flatnonzero(out.open & ~alone)
-    out.refuse(alone & (plan.start >= plan.end), Verdict.DUPLICATE)
+    sole = plan.sole & ~_budgeted(tickets, manifest)
+    alone = sole & plan.alone & receipts.run
+    left = np.flatnonzero(out.open & ~sole)
+    gaps = {  # what is new of a claim, where it or what is credited is no run
+        i: units_at(receipts.rows[i].tobytes(), 0, manifest.first)
+        & ~credits.credited(UUID(bytes=viewers.sessions[viewers.session_of[i]]))
+        for i in np.flatnonzero(out.open & sole & ~alone).tolist()
+    }
+    new = np.where(alone, np.maximum(plan.end - plan.start, 0), 0)
+    for i, units in gaps.items():
+        new[i] = count(units)
+    out.refuse(sole & (new == 0), Verdict.DUPLICATE)
     for cap, applies in _caps(tickets, viewers, node, settings):
-        out.refuse(alone & applies, Verdict.CAPPED, cap)
-    paid = out.open & alone
-    out.verdicts[paid] = ACCEPTED
-    out.units[paid] = (plan.end - plan.start)[paid]
-    sums = manifest.sums()
-    out.credited_bytes[paid] = sums[plan.end[paid]] - sums[plan.start[paid]]
+        out.refuse(sole & applies, Verdict.CAPPED, cap)
+    paid = out.open & sole
+    runs, sums = paid & alone, manifest.sums()
+    out.verdicts[paid], out.units[paid] = ACCEPTED, new[paid]
+    out.credited_bytes[runs] = sums[plan.end[runs]] - sums[plan.start[runs]]
+    for i in np.flatnonzero(paid & ~alone).tolist():
+        out.credited_bytes[i] = manifest.total_bytes(gaps[i])
     if len(left):
         _one_by_one(
             left.tolist(),
@@ -232,7 +252,9 @@ def judge(
             settings=settings,
             now_s=now_s,
         )
-    return Verdicts(out.verdicts, out.caps, out.units, out.credited_bytes, claims, plan._replace(alone=alone))
+    return Verdicts(
+        out.verdicts, out.caps, out.units, out.credited_bytes, claims, plan._replace(sole=sole, alone=alone)
+    )
 
 
 class _Out:

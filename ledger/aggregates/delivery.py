@@ -18,7 +18,7 @@ from ledger.batch import batch_hash
 from ledger.credit_columns import Claims, CreditColumns, Flags, Plan
 from ledger.events import Event, SegmentsServed
 from ledger.ids import delivery_id
-from ledger.judge import Manifest, NodeFacts, SessionFacts, units_of
+from ledger.judge import Manifest, NodeFacts, SessionFacts
 from ledger.judge_columns import (
     ACCEPTED,
     TICKET,
@@ -28,9 +28,10 @@ from ledger.judge_columns import (
     Viewers,
     digests_by,
     judge,
+    units_at,
 )
 from ledger.judged import SESSION_BYTES
-from ledger.receipt import BODY_BYTES, SIGNED_BYTES, SignedReceipt
+from ledger.receipt import BODY_BYTES
 from ledger.settings import Settings
 
 REMEMBERED_BATCHES: Final = 4096  # a batch sent again after so many others is judged again: all duplicates
@@ -156,18 +157,17 @@ class Delivery(Aggregate):
         alone = accepted & plan.alone
         self.credits.credit_alone(claims.where(alone), plan.where(alone))
         for i in np.flatnonzero(accepted & ~plan.alone).tolist():
-            self._credit_one(event, i)
+            self._credit_one(event, i, sole=bool(plan.sole[i]))
 
-    def _credit_one(self, event: SegmentsServed, i: int) -> None:
+    def _credit_one(self, event: SegmentsServed, i: int, *, sole: bool) -> None:
         at = SESSION_BYTES * event.session_of[i]
         session_id = UUID(bytes=event.sessions[at : at + SESSION_BYTES])
         network = event.networks[event.network_of[i]]
-        signed = SignedReceipt.decode(event.receipts[i * SIGNED_BYTES : (i + 1) * SIGNED_BYTES])
-        before = self.credits.copy_of([session_id], [network])
-        fresh = before.missing(session_id, units_of(signed.receipt, event.first_sequence))
-        self.credits.credit(
-            session_id, network, before.within_network_limit(network, fresh, event.network_limit)
-        )
+        fresh = units_at(event.receipts, i, event.first_sequence) & ~self.credits.credited(session_id)
+        if not sole:
+            levels = self.credits.copy_of((), [network])
+            fresh = levels.within_network_limit(network, fresh, event.network_limit)
+        self.credits.credit(session_id, network, fresh)
 
 
 def _name(receipt: bytes) -> bytes:

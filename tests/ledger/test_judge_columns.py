@@ -139,7 +139,7 @@ class World:
         return unpack(**verdicts.columns())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_in_arrays_the_verdicts_are_those_of_one_receipt_after_the_other(data: st.DataObject) -> None:
     origin = data.draw(st.sampled_from([0, 10, 2**40]))
