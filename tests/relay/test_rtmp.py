@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from relay_helpers import cut
 
 from relay.rtmp import Audio, Metadata, PublishRequested, ServerConnection, Unpublished, Video, Violation, amf
-from relay.rtmp.chunks import MAX_CHUNK_BYTES, MAX_HELD_BYTES, ChunkReader, Message, write_message
+from relay.rtmp.chunks import (
+    MAX_CHUNK_BYTES,
+    MAX_HELD_BYTES,
+    ChunkReader,
+    Message,
+    RtmpError,
+    write_message,
+)
 
 NONCE = bytes(1528)
 
@@ -288,6 +295,56 @@ def test_events_and_answers_do_not_depend_on_how_the_bytes_are_cut(sent, sizes, 
     assert run(cut(data, sizes)) == whole
     media_events = [e for e in whole[0] if isinstance(e, (Audio, Video))]
     assert len(media_events) >= len(sent)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(4, 5),
+            st.integers(0, 3),
+            st.integers(0, 0xFFFFFF),
+            st.binary(max_size=300),
+            st.booleans(),
+        ),
+        max_size=12,
+    ),
+    st.sampled_from([1, 64, 128, 4096]),
+    st.integers(1, 50),
+)
+def test_every_header_format_is_read_the_same_however_it_is_cut(planned, chunk_bytes, step):
+    """What is read in one step and what is put together chunk by chunk are one language."""
+    data, lengths, expected = b"", {}, 0
+    for channel, header, stamp, body, resized in planned:
+        header = min(header, 3 if lengths.get(channel) == len(body) else 1) if channel in lengths else 0
+        if header < 2 and resized:
+            body = body[:128]
+        tail = struct.pack(">I", stamp) if stamp == 0xFFFFFF and header < 3 else b""
+        head = bytes((header << 6 | channel,))
+        if header < 3:
+            head += stamp.to_bytes(3, "big")
+        if header < 2:
+            head += len(body).to_bytes(3, "big") + b"\x09"
+            lengths[channel] = len(body)
+        if header == 0:
+            head += b"\1\0\0\0"
+        pieces = [body[at : at + chunk_bytes] for at in range(0, len(body), chunk_bytes)] or [b""]
+        data += head + tail + bytes((0xC0 | channel,)).join(pieces)
+        expected += 1
+
+    def run(pieces):
+        reader, found = ChunkReader(), []
+        reader.set_chunk_bytes(chunk_bytes)
+        for piece in pieces:
+            reader.feed(piece)
+            with contextlib.suppress(RtmpError):
+                found += iter(reader.next, None)
+        return found, reader.consumed
+
+    whole = run([data])
+    assert run([data[at : at + step] for at in range(0, len(data), step)]) == whole
+    if all(stamp < 0xFFFFFF for _, _, stamp, _, _ in planned):
+        assert len(whole[0]) == expected
+        assert whole[1] == len(data)
 
 
 def test_byte_by_byte_is_the_same_as_all_at_once():
