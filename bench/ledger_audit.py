@@ -1,10 +1,15 @@
-"""The audit, against the library's own read-and-fold and against the verifier library alone; in turns, in one run."""
+"""The audit, against the library's own read-and-fold and against the verifier library alone, in turns, in one run; and
+the memory of the audit with all its helpers, on a log of many viewers."""
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,13 +18,14 @@ from typing import Final
 from eventsourcing.persistence import StoredEvent
 from nacl.bindings import crypto_sign_open
 
-from bench import Row
+from bench import Row, long_log
 from bench.evening import evening, publish
 from bench.library import Book, LibraryLedger, books, library, postgres, side_by_side, timed
 from ledger.audit import audit
 from ledger.keys import KeyPair
 
-RECEIPTS: Final = 48_000
+RECEIPTS: Final = 192_000
+MEMORY_EVENTS: Final = 60_000
 LIBRARY_EVENTS: Final = 20_000
 PAGE: Final = 5_000
 CORES: Final = min(2, os.cpu_count() or 1)
@@ -51,10 +57,50 @@ def rows() -> Iterator[Row]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     yield Row(
-        "audit, signatures left out, against the library's read and fold", plain, fold, "receipts/s", 20.0
+        "audit, signatures and the roots of batches left out, against the library's read and fold",
+        plain,
+        fold,
+        "receipts/s",
+        20.0,
     )
     every = full * counts.signatures / counts.receipts
     yield Row("audit with every signature against the verifier alone", every, verified, "signatures/s", 0.85)
+    if Path("/proc/self/smaps_rollup").exists():
+        name = f"peak memory of an audit of {MEMORY_EVENTS:,} events with its helpers"
+        yield Row(name, peak_mib(MEMORY_EVENTS), 256, "MiB", 1.0, less_is_better=True)
+
+
+def peak_mib(events: int) -> float:
+    """Proportional set size of the audit and its helpers at most, looked at every 50 ms, every signature verified."""
+    with tempfile.TemporaryDirectory(prefix="streamrp2p-bench-") as folder:
+        long_log.write(Path(folder), events)
+        script = (
+            "from pathlib import Path; from ledger.audit import audit;"
+            f"assert audit({folder!r}, jobs={CORES}, state=Path({folder!r}, 'state')).ok"
+        )
+        most = 0
+        with subprocess.Popen([sys.executable, "-c", script]) as process:
+            while process.poll() is None:
+                most = max(most, sum(_pss_kib(pid) for pid in _family(process.pid)))
+                time.sleep(0.05)
+        assert process.returncode == 0
+        return most / 1_024
+
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in children.read_text().split():
+                yield from _family(int(child))
+
+
+def _pss_kib(pid: int) -> int:
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1])
+    return 0
 
 
 def audit_rate(folder: Path, *, signatures: bool) -> float:

@@ -52,6 +52,11 @@ class AuditFailure(Exception):
         self.file = file
         self.before_rules = before_rules
 
+    def comes_before(self, other: "AuditFailure") -> bool:
+        """Whether this, found behind the replay, is to be told in place of what stopped the replay."""
+        at, of = other.position, self.position or 0
+        return at is None or of < at or (of == at and self.before_rules)
+
 
 # --- bundles
 

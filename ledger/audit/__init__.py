@@ -132,17 +132,18 @@ class _Run:
         log = Log(self.files, self.checkpoint, self.kept, self.helpers, edge)
         due_s = time.monotonic() + self.save_every_s
         size = self.checkpoint.size
-        for start, entries, strange in log:
-            for i, data in enumerate(entries):
-                replay.apply(start + i, data, one_encoding=i < strange)
-            replay.trim()
-            end = start + len(entries)
-            last = size - end < WIDTH  # from here the next audit goes on, when the log has grown
-            if saved is not None and len(entries) == WIDTH and (last or time.monotonic() >= due_s):
-                saved.save(log.edge(), replay)
-                due_s = time.monotonic() + self.save_every_s
-            if self.progress is not None:
-                self.progress(end, size)
+        with closing(iter(log)) as bundles:
+            for start, entries, strange in bundles:
+                for i, data in enumerate(entries):
+                    replay.apply(start + i, data, one_encoding=i < strange)
+                replay.trim()
+                end = start + len(entries)
+                last = size - end < WIDTH  # from here the next audit goes on, when the log has grown
+                if saved is not None and len(entries) == WIDTH and (last or time.monotonic() >= due_s):
+                    saved.save(log.edge(), replay)
+                    due_s = time.monotonic() + self.save_every_s
+                if self.progress is not None:
+                    self.progress(end, size)
 
 
 def _fill(report: Report, replay: Replay, kept: Checkpoint | None) -> None:
@@ -216,8 +217,7 @@ def _earliest(replay: Replay, failure: AuditFailure) -> AuditFailure:
     try:
         replay.signatures.finish()
     except AuditFailure as earlier:
-        at, of = failure.position, earlier.position or 0
-        if at is None or of < at or (of == at and earlier.before_rules):
+        if earlier.comes_before(failure):
             return earlier
     return failure
 

@@ -1,4 +1,4 @@
-"""The verdicts of a whole event at once: the rules of `ledger.judge` on columns of numbers.
+"""The verdicts of an event, or of several of one broadcast, at once: the rules of `ledger.judge` on columns of numbers.
 
 Invariant: `judge` says yes only where `ledger.judge.judge_signed`, receipt by receipt, would give exactly the recorded
 verdicts, and then has credited the same units. It says no, and has changed nothing, to everything else, right or wrong:
@@ -8,7 +8,7 @@ Receipts of one group (a viewer network, or a session without one) see each othe
 do not: the first of each group are judged in columns, what follows in a group is judged one by one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from ledger.audit.credits import CELL_BITS, CELL_WORDS, Credits, Words
 from ledger.audit.facts import Broadcast, Ints
 from ledger.events import SegmentsServed
 from ledger.judge import NodeFacts
-from ledger.judged import CAP_CODES, VERDICT_CODES
+from ledger.judged import CAP_CODES, SESSION_BYTES, VERDICT_CODES
 from ledger.receipt import BITMAP_BITS, MAX_BASE_SEQUENCE, SIGNED_BYTES, VERSION
 from ledger.settings import Settings
 from ledger.verdict import Verdict
@@ -49,18 +49,27 @@ _MARGIN: Final = BITMAP_BITS // 64
 _WIDTH: Final = 2 * CELL_WORDS
 _SPREAD: Final = _MARGIN + _WIDTH + _MARGIN + 1
 _NEXT: Final = np.arange(_MARGIN + 1)
-_ROWS: Final = np.arange(256)
+TOGETHER: Final = 2_048  # receipts that are judged at once
+_ROWS: Final = np.arange(TOGETHER + 256)
 _SMEAR: Final = tuple(np.uint64(by) for by in (1, 2, 4, 8, 16, 32))
 _ONE: Final = np.uint64(1)
 _LIMIT: Final = 1 << 62
 
 Bools = npt.NDArray[np.bool_]
-JudgeRest = Callable[[list[int]], bool]
-"""Judges these receipts of the event one by one, in order. Credits them when all verdicts are the recorded ones."""
+
+
+class Served(NamedTuple):
+    position: int
+    event: SegmentsServed
+    node: NodeFacts
+
+
+JudgeRest = Callable[[list[list[int]]], bool]
+"""Judges these receipts of each event one by one, in order. Credits them when all verdicts are the recorded ones."""
 
 
 class Columns(NamedTuple):
-    """What the dues and the signatures need of an event whose verdicts hold: one value a receipt."""
+    """What the dues and the signatures need of events whose verdicts hold: one value a receipt."""
 
     tickets: npt.NDArray[np.int64]  # ledger.audit.credits
     viewer_keys: npt.NDArray[np.uint8]
@@ -71,16 +80,19 @@ class Columns(NamedTuple):
 def judge(
     credits: Credits,
     broadcast: Broadcast,
-    event: SegmentsServed,
-    node: NodeFacts,
+    served: Sequence[Served],
     settings: Settings,
     judge_rest: JudgeRest,
 ) -> Columns | None:
-    """The event's columns when every verdict is the recorded one; None, and nothing changed, when that is not known."""
+    """The columns of all events when every verdict is the recorded one; None, and nothing changed, when that is not
+    known. `settings` are in force for all, and no node changed in between."""
     first, published = broadcast.manifest.first, len(broadcast.sums) - 1
-    if event.first_sequence != first or not 0 <= first < _LIMIT or broadcast.sums[-1] >= _LIMIT:
+    events = [s.event for s in served]
+    if any(e.first_sequence != first for e in events):
         return None
-    data = np.frombuffer(event.receipts, RECEIPT)
+    if not 0 <= first < _LIMIT or broadcast.sums[-1] >= _LIMIT:
+        return None
+    data = np.frombuffer(_joined(events, "receipts"), RECEIPT)
     base = data["base"].astype(np.uint64)
     if (data["version"] != VERSION).any() or base.max() > MAX_BASE_SEQUENCE:
         return None
@@ -89,9 +101,16 @@ def judge(
     if places is None:
         return None
     tickets = credits.tickets.take(places, axis=1)
-    if not tickets[c.IN_COLUMNS].all() or not _of_this_event(credits, broadcast, event, places, tickets):
+    counts = [len(e.indices) for e in events]
+    of = np.repeat(np.arange(len(events)), counts)  # which event each receipt is of
+    if (
+        not tickets[c.IN_COLUMNS].all()
+        or (tickets[c.ISSUED] >= np.array([s.position for s in served])[of]).any()
+    ):
         return None
-    recorded = np.frombuffer(event.verdicts, np.uint8)
+    if not _of_these_events(credits, broadcast, events, of, places, tickets):
+        return None
+    recorded = np.frombuffer(_joined(events, "verdicts"), np.uint8)
     start = tickets[c.CHUNK] * CELL_BITS  # of the ticket's first cell, in segments of the broadcast
 
     claimed, reaches = _claimed(data, base.astype(np.int64) - first - start)
@@ -127,22 +146,29 @@ def judge(
         single |= later
 
     verdicts = np.full(count, _ACCEPTED, np.uint8)
-    capped = _caps(credits, node, settings, tickets, units)
+    capped = np.concatenate(
+        [
+            _caps(credits, s.node, settings, tickets[:, end - n : end], units[end - n : end])
+            for s, n, end in zip(served, counts, np.cumsum(counts).tolist(), strict=True)
+        ]
+    )
+    now_s = np.array([e.at_us // 1_000_000 for e in events])[of]
+    nodes = np.array([credits.numbers.get(b"k" + s.node.public_key, -1) for s in served])[of]
     for code, where in (  # the last that applies
         (_CAPPED, capped > 0),
         (_DUPLICATE, ~fresh.any(axis=1)),
         (_OUT_OF_RANGE, outside),
-        (_LATE, event.at_us // 1_000_000 > tickets[c.SETTLE_S]),
+        (_LATE, now_s > tickets[c.SETTLE_S]),
         (_BAD_SIGNATURE, recorded == _BAD_SIGNATURE),  # verified to be one, with all other signatures
-        (_WRONG_NODE, tickets[c.NODE] != credits.numbers.get(b"k" + node.public_key, -1)),
+        (_WRONG_NODE, tickets[c.NODE] != nodes),
     ):
         verdicts[where] = code
     accepted = verdicts == _ACCEPTED
     same = (
         (verdicts == recorded)
-        & (np.where(verdicts == _CAPPED, capped, 0) == np.frombuffer(event.caps, np.uint8))
-        & (units * accepted == np.frombuffer(event.units, ">u2"))
-        & ((sizes * accepted).astype(np.uint64) == np.frombuffer(event.credited_bytes, ">u8"))
+        & (np.where(verdicts == _CAPPED, capped, 0) == np.frombuffer(_joined(events, "caps"), np.uint8))
+        & (units * accepted == np.frombuffer(_joined(events, "units"), ">u2"))
+        & ((sizes * accepted).astype(np.uint64) == np.frombuffer(_joined(events, "credited_bytes"), ">u8"))
     )
     rest = bool(single.any())
     if not (same | single if rest else same).all():
@@ -161,7 +187,7 @@ def judge(
             which = slice(None) if not rest else ~single  # others of a group have the same cells
             credits.sessions.put(at[half][which], (have[half] | payable[:, words])[which])
             credits.networks.put(at[2 + half][which], (network[half] | both)[which])
-    if rest and not judge_rest(np.flatnonzero(single).tolist()):
+    if rest and not judge_rest(_by_event(single, of, counts)):
         for half in (0, 1):
             credits.sessions.put(at[half], have[half])
             credits.networks.put(at[2 + half], network[half])
@@ -181,21 +207,38 @@ def _ends(words: Words) -> tuple[Bools, Ints, Ints]:
     return high == 0, lowest, last * 64 + np.bitwise_count(high)
 
 
-def _of_this_event(
-    credits: Credits, broadcast: Broadcast, event: SegmentsServed, places: Ints, tickets: Ints
+def _joined(events: Sequence[SegmentsServed], column: str) -> bytes:
+    return b"".join([getattr(e, column) for e in events]) if len(events) > 1 else getattr(events[0], column)
+
+
+def _by_event(which: Bools, of: Ints, counts: list[int]) -> list[list[int]]:
+    """For each event which of its receipts."""
+    starts = np.cumsum([0, *counts])
+    return [(np.flatnonzero(which & (of == n)) - starts[n]).tolist() for n in range(len(counts))]
+
+
+def _of_these_events(
+    credits: Credits,
+    broadcast: Broadcast,
+    events: Sequence[SegmentsServed],
+    of: Ints,
+    places: Ints,
+    tickets: Ints,
 ) -> bool:
     """Whether the tickets are of the broadcast, and sessions and networks are theirs."""
     if (tickets[c.BROADCAST] != credits.numbers.get(b"b" + broadcast.key, -1)).any():
         return False
-    sessions = np.frombuffer(event.sessions, np.uint64).reshape(-1, c.ID_WORDS)
-    if (sessions[_index(event.session_of)] != credits.session_ids[places]).any():
+    known = np.frombuffer(_joined(events, "sessions"), np.uint64).reshape(-1, c.ID_WORDS)
+    before = np.cumsum([0] + [len(e.sessions) // SESSION_BYTES for e in events])
+    if (known[_index(_joined(events, "session_of")) + before[of]] != credits.session_ids[places]).any():
         return False
-    joined = b"".join(event.networks)
-    if all(len(network) == c.NETWORK_BYTES for network in event.networks) and tickets[c.NETWORK_WHOLE].all():
-        networks = np.frombuffer(joined, np.uint64).reshape(-1, c.ID_WORDS)
-        return bool((networks[_index(event.network_of)] == credits.network_ids[places]).all())
-    numbers = [credits.numbers.get(b"w" + network, -1) for network in event.networks]
-    return bool((tickets[c.NETWORK] == np.array(numbers)[_index(event.network_of)]).all())
+    networks = [network for e in events for network in e.networks]
+    which = _index(_joined(events, "network_of")) + np.cumsum([0] + [len(e.networks) for e in events])[of]
+    if all(len(n) == c.NETWORK_BYTES for n in networks) and tickets[c.NETWORK_WHOLE].all():
+        known = np.frombuffer(b"".join(networks), np.uint64).reshape(-1, c.ID_WORDS)
+        return bool((known[which] == credits.network_ids[places]).all())
+    numbers = [credits.numbers.get(b"w" + network, -1) for network in networks]
+    return bool((tickets[c.NETWORK] == np.array(numbers)[which]).all())
 
 
 def _index(column: bytes) -> npt.NDArray[np.uint8]:

@@ -11,7 +11,7 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 
-from ledger.audit.facts import Broadcast, Facts, Ints
+from ledger.audit.facts import Broadcast, Facts, Ints, ticket_fields
 from ledger.audit.store import Store
 from ledger.credit import CreditSet, Units
 from ledger.keys import PUBLIC_KEY_BYTES
@@ -162,8 +162,8 @@ class Credits:
         known = self._facts.tickets.get(hash_)
         if known is None:
             return None
-        ticket = Ticket.decode_body(known.body)
-        session = self._facts.sessions.get(ticket.session_id.bytes)
+        ticket = ticket_fields(known.body)
+        session = self._facts.sessions.get(ticket.session)
         broadcast = self._facts.broadcast(known.broadcast)
         assert session is not None
         assert broadcast is not None
@@ -173,17 +173,17 @@ class Credits:
             self._hashes, self.session_ids = _doubled(self._hashes), _doubled(self.session_ids)
             self.network_ids, self.viewer_keys = _doubled(self.network_ids), _doubled(self.viewer_keys)
         first = broadcast.manifest.first
-        low, high = max(ticket.first_sequence - first, 0), max(ticket.last_sequence + 1 - first, 0)
+        low, high = max(ticket.first - first, 0), max(ticket.last + 1 - first, 0)
         chunk = low // CELL_BITS
         start = chunk * CELL_BITS
         session_number, network_number = (
-            self.number(b"s" + ticket.session_id.bytes),
+            self.number(b"s" + ticket.session),
             self.number(b"w" + session.network),
         )
         cells = [0, 0, 0, 0]
         for n in range(chunk, (high - 1) // CELL_BITS + 1) if high > low else ():
             at = known.broadcast + n.to_bytes(8)
-            cells[n - chunk] = self.sessions.place(at + ticket.session_id.bytes)
+            cells[n - chunk] = self.sessions.place(at + ticket.session)
             if session.network:
                 cells[2 + n - chunk] = self.networks.place(at + session.network)
         numbers = [
@@ -198,16 +198,16 @@ class Credits:
             int(len(session.network) == NETWORK_BYTES),
             network_number if session.network else session_number,
             self.number(b"f" + session.account_id) if session.account_id else -1,
-            int(ticket.viewer_class is ViewerClass.PLAIN),
+            int(ticket.viewer_class == ViewerClass.PLAIN),
             known.pool,
             known.position,
             *cells,
         ]
-        fit = first >= 0 and max(numbers) < _LIMIT and max(first, ticket.last_sequence) < _LIMIT
+        fit = first >= 0 and max(numbers) < _LIMIT and max(first, ticket.last) < _LIMIT
         self.tickets[:, slot] = [*numbers, 1] if fit else [0] * _FIELDS
         self._hashes[slot] = np.frombuffer(hash_, np.uint64)
         self._heads[int(self._hashes[slot, 0]) & (_HEADS - 1)] = slot
-        self.session_ids[slot] = np.frombuffer(ticket.session_id.bytes, np.uint64)
+        self.session_ids[slot] = np.frombuffer(ticket.session, np.uint64)
         if len(session.network) == NETWORK_BYTES:
             self.network_ids[slot] = np.frombuffer(session.network, np.uint64)
         self.viewer_keys[slot] = np.frombuffer(ticket.viewer_key, np.uint8)

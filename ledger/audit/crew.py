@@ -6,12 +6,14 @@ an event's time is as good as the present one.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, Generic, TypeVar
 from uuid import UUID
 
 import msgspec
 
+from ledger.aggregates.base import DomainError
 from ledger.audit.report import AuditFailure
 from ledger.events import (
     CrewFounded,
@@ -36,7 +38,22 @@ from ledger.settings import Settings
 
 RACE_US: Final = 60_000_000
 
+# What malformed facts make the rules raise. Anything else is a defect of this program and is not hidden.
+_BROKEN: Final = (ValueError, KeyError, IndexError, TypeError, OverflowError, DomainError)
+
 V = TypeVar("V")
+
+
+@contextmanager
+def failing_at(position: int) -> Iterator[None]:
+    """Whatever the rules raise, as an AuditFailure that names the position."""
+    try:
+        yield
+    except AuditFailure as e:
+        at = position if e.position is None else e.position
+        raise AuditFailure(e.reason, position=at, file=e.file, before_rules=e.before_rules) from e
+    except _BROKEN as e:
+        raise AuditFailure(f"the event cannot be replayed: {e!r}", position=position) from e
 
 
 def require(holds: bool, reason: str) -> None:

@@ -12,13 +12,14 @@ from uuid import UUID
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from ledger.audit import columns
 from ledger.audit import credits as c
 from ledger.audit.credits import Credits
-from ledger.audit.crew import Crew, present, require
+from ledger.audit.crew import Crew, failing_at, present, require
 from ledger.audit.dues import Due, Dues
-from ledger.audit.facts import Broadcast, Facts, struct_table
+from ledger.audit.facts import Broadcast, Facts, TicketFields, struct_table, ticket_fields
 from ledger.audit.facts import Session as KnownSession
 from ledger.audit.facts import Ticket as KnownTicket
 from ledger.audit.report import AuditFailure, Counts
@@ -27,7 +28,7 @@ from ledger.audit.store import Store
 from ledger.batch import BODY_BYTES as BATCH_BODY_BYTES
 from ledger.batch import DOMAIN as BATCH_DOMAIN
 from ledger.batch import HEADER_BYTES
-from ledger.checks import Receipts, Root, Signed
+from ledger.checks import Check, Receipts, Root, Signed
 from ledger.credit import CreditSet, Units
 from ledger.events import (
     BroadcastStarted,
@@ -46,7 +47,7 @@ from ledger.receipt import VERSION as RECEIPT_VERSION
 from ledger.settings import Settings
 from ledger.ticket import BODY_BYTES as TICKET_BODY_BYTES
 from ledger.ticket import DOMAIN as TICKET_DOMAIN
-from ledger.ticket import SignedTicket, Ticket, ViewerClass
+from ledger.ticket import Ticket, ViewerClass
 from ledger.verdict import Verdict
 
 IN_COLUMNS: Final = 12  # receipts in an event from which on columns are faster
@@ -105,6 +106,9 @@ class Deliveries:
             b"k", bytes, bytes, 65_536
         )  # bodies' hashes of batches that are all there
         self._in_columns = in_columns
+        self._waiting: list[columns.Served] = []  # deliveries of one broadcast that are judged together
+        self._of: Broadcast | None = None  # that broadcast
+        self._held: list[tuple[int, str, Check]] = []  # signatures that were met meanwhile
 
     def finish(self) -> None:
         """Every receipt that a node signed for in a batch has its verdict."""
@@ -154,46 +158,47 @@ class Deliveries:
         self._dues.observed(position, event)
 
     def ticket_issued(self, position: int, event: TicketIssued) -> None:
-        signed = SignedTicket.decode(event.ticket)
-        ticket = signed.ticket
-        body = event.ticket[:TICKET_BODY_BYTES]
+        data = event.ticket
+        fields = ticket_fields(data)
+        body, signature = data[:TICKET_BODY_BYTES], data[TICKET_BODY_BYTES:]
         hash_ = hashlib.sha256(TICKET_DOMAIN + body).digest()
         require(event.originator_id == ticket_record_id(hash_), "the record's id is not its ticket's")
         require(hash_ not in self._facts.tickets, "the ticket was issued before")
         broadcast = self._broadcast(event.broadcast_id)
         session = present(
-            self._facts.sessions.get(ticket.session_id.bytes), "a ticket for a session that was never opened"
+            self._facts.sessions.get(fields.session), "a ticket for a session that was never opened"
         )
-        require(ticket.session_id == event.session_id, "the ticket is for another session")
+        require(fields.session == event.session_id.bytes, "the ticket is for another session")
+        stream = broadcast.stream_id
         require(
-            ticket.stream_id.bytes == session.stream_id and ticket.stream_id == broadcast.stream_id,
+            fields.stream == session.stream_id and fields.stream == stream.bytes,
             "the ticket is for another stream",
         )
-        require(ticket.rendition_id == broadcast.rendition_id, "the ticket is for another rendition")
-        require(ticket.viewer_class == session.viewer_class, "the ticket is for another class of viewer")
+        require(fields.rendition == broadcast.rendition_id.bytes, "the ticket is for another rendition")
+        require(fields.viewer_class == session.viewer_class, "the ticket is for another class of viewer")
         node = self._crew.node(event.node_id)
-        require(ticket.node_key == node.now.public_key, "the ticket is for another node")
-        plain = ticket.viewer_class is ViewerClass.PLAIN
-        viewer_key = ticket.node_key if plain else session.viewer_key
-        require(ticket.viewer_key == viewer_key, "the ticket is for another viewer")
-        within = any(_within(ticket, s, event.at_us) for s in self._crew.settings.in_force(event.at_us))
+        require(fields.node_key == node.now.public_key, "the ticket is for another node")
+        plain = fields.viewer_class == ViewerClass.PLAIN
+        viewer_key = fields.node_key if plain else session.viewer_key
+        require(fields.viewer_key == viewer_key, "the ticket is for another viewer")
+        within = any(_within(fields, s, event.at_us) for s in self._crew.settings.in_force(event.at_us))
         require(within, "the ticket promises more than the settings in force allow")
-        key = self._crew.ticket_key(ticket.hub_key_id, event.at_us)
-        self._signatures.add(position, "the ticket", Signed(key, TICKET_DOMAIN, body, signed.signature))
+        key = self._crew.ticket_key(fields.hub_key_id, event.at_us)
+        self._sign(position, "the ticket", Signed(key, TICKET_DOMAIN, body, signature))
         self._counts.tickets += 1
         pool = self._dues.issued(
-            stream_id=ticket.stream_id,
+            stream_id=stream,
             node_id=event.node_id,
             friend_id=node.now.friend_id,
             at_us=event.at_us,
-            settle_by_s=ticket.settle_by_s,
+            settle_by_s=fields.settle_by_s,
         )
         if plain:
             self._dues.issued_plain(
-                ticket.session_id.bytes,
-                first=ticket.first_sequence,
-                last=ticket.last_sequence,
-                settle_by_s=ticket.settle_by_s,
+                fields.session,
+                first=fields.first,
+                last=fields.last,
+                settle_by_s=fields.settle_by_s,
                 pool=pool,
                 position=position,
             )
@@ -226,45 +231,116 @@ class Deliveries:
             "a delivery of a broadcast that never started",
         )
         broadcast = present(self._facts.broadcast(key), "a delivery of a broadcast that never started")
+        node, settings = self._crew.node(event.node_id).now, self._crew.settings.now
+        count, limit = len(event.indices), event.network_limit
+        together = count >= self._in_columns and settings.prefix_sessions_max == limit
+        full = sum(len(s.event.indices) for s in self._waiting) >= columns.TOGETHER
+        if not together or full or broadcast is not self._of:
+            self.settle()
+        if together:
+            self._of = broadcast
         self._collect(position, event, event.node_id)
-        if not self._judged_in_columns(position, event, broadcast):
+        if together:
+            self._waiting.append(columns.Served(position, event, node))
+        if not together:
             self._judged_one_by_one(position, event, broadcast)
 
     # --- in columns
 
-    def _judged_in_columns(self, position: int, event: SegmentsServed, broadcast: Broadcast) -> bool:
-        node, settings = self._crew.node(event.node_id).now, self._crew.settings.now
-        if len(event.indices) < self._in_columns or settings.prefix_sessions_max != event.network_limit:
-            return False
-
-        def judge_rest(which: list[int]) -> bool:
-            judged = event.judged
+    def settle(self) -> None:
+        """Judge the deliveries that wait. Raises AuditFailure with the position of the first that fails."""
+        waiting, broadcast, held = self._waiting, self._of, self._held
+        if broadcast is None:
+            return
+        self._waiting, self._of, self._held = [], None, []
+        checks: list[tuple[int, str, Check]] = []
+        failure = None
+        try:
+            if waiting and not self._judged_in_columns(waiting, broadcast, checks):
+                for one in waiting:
+                    with failing_at(one.position):
+                        if not self._judged_in_columns([one], broadcast, checks):
+                            self._judged_one_by_one(one.position, one.event, broadcast, checks)
+        except AuditFailure as e:
+            failure = e
+        for check in sorted(held + checks, key=lambda check: check[0]):
             try:
-                claims = [self._claim(_nth(event.receipts, i), judged[i], broadcast) for i in which]
-                scratch = self._scratch(broadcast, claims)
-                indices = bytes([event.indices[i] for i in which])
-                units = _judge_all(indices, event.at_us, scratch, claims, node, settings, broadcast.manifest)
+                self._signatures.add(*check)
+            except AuditFailure as e:
+                if failure is None or e.comes_before(failure):
+                    raise
+        if failure is not None:
+            raise failure
+
+    def _judged_in_columns(
+        self, served: list[columns.Served], broadcast: Broadcast, checks: list[tuple[int, str, Check]]
+    ) -> bool:
+        settings = self._crew.settings.now
+
+        def judge_rest(which: list[list[int]]) -> bool:
+            try:
+                claims = [
+                    [
+                        self._claim(s.position, _nth(s.event.receipts, i), s.event.judged[i], broadcast)
+                        for i in some
+                    ]
+                    for s, some in zip(served, which, strict=True)
+                ]
+                scratch = self._scratch(broadcast, [x for some in claims for x in some])
+                units = [
+                    _judge_all(
+                        bytes([s.event.indices[i] for i in at]),
+                        s.event.at_us,
+                        scratch,
+                        some,
+                        s.node,
+                        settings,
+                        broadcast.manifest,
+                    )
+                    for s, at, some in zip(served, which, claims, strict=True)
+                ]
             except AuditFailure:
                 return False
-            self._credit(broadcast, claims, units)
+            for some, fresh in zip(claims, units, strict=True):
+                self._credit(broadcast, some, fresh)
             return True
 
-        found = columns.judge(self._credits, broadcast, event, node, settings, judge_rest)
+        found = columns.judge(self._credits, broadcast, served, settings, judge_rest)
         if found is None:
             return False
+        start = 0
+        for position, event, _ in served:
+            end = start + len(event.indices)
+            part, start = slice(start, end), end
+            tickets, keys, verdicts, newest = found
+            mine = columns.Columns(tickets[:, part], keys[part], verdicts[part], newest[part])
+            self._take(position, event, broadcast, mine, checks)
+        return True
+
+    def _take(
+        self,
+        position: int,
+        event: SegmentsServed,
+        broadcast: Broadcast,
+        found: columns.Columns,
+        checks: list[tuple[int, str, Check]],
+    ) -> None:
+        """What follows from an event whose verdicts hold."""
         accepted = found.verdicts == VERDICT_CODES[_ACCEPTED]
+        sizes = np.frombuffer(event.credited_bytes, ">u8")
         self._counts.accepted += int(accepted.sum())
-        self._counts.credited_bytes += sum(np.frombuffer(event.credited_bytes, ">u8").tolist())
+        self._counts.credited_bytes += sum(sizes.tolist())
         if accepted.any():
+            which: slice | npt.NDArray[np.bool_] = slice(None) if accepted.all() else accepted
             self._dues.served_columns(
                 position,
                 event.at_us,
                 broadcast,
                 receipts=np.flatnonzero(accepted),
-                tickets=found.tickets[:, accepted],
-                newest=found.newest[accepted],
-                units=np.frombuffer(event.units, ">u2")[accepted].astype(np.int64),
-                sizes=np.frombuffer(event.credited_bytes, ">u8")[accepted],
+                tickets=found.tickets[:, which],
+                newest=found.newest[which],
+                units=np.frombuffer(event.units, ">u2")[which].astype(np.int64),
+                sizes=sizes[which],
             )
         keys, receipts = found.viewer_keys, event.receipts
         refused_ = (found.verdicts == VERDICT_CODES[_BAD_SIGNATURE]).astype(np.uint8)
@@ -272,14 +348,20 @@ class Deliveries:
         if wrong.any():
             keys, refused_ = keys[~wrong], refused_[~wrong]
             receipts = np.frombuffer(receipts, columns.RECEIPT)[~wrong].tobytes()
-        self._verify(position, keys.tobytes(), receipts, refused_.tobytes())
-        return True
+        if len(refused_):
+            checks.append((position, "a receipt", Receipts(keys.tobytes(), receipts, refused_.tobytes())))
 
     # --- one by one
 
-    def _judged_one_by_one(self, position: int, event: SegmentsServed, broadcast: Broadcast) -> None:
+    def _judged_one_by_one(
+        self,
+        position: int,
+        event: SegmentsServed,
+        broadcast: Broadcast,
+        checks: list[tuple[int, str, Check]] | None = None,
+    ) -> None:
         claims = [
-            self._claim(data, judged, broadcast)
+            self._claim(position, data, judged, broadcast)
             for data, judged in zip(_split(event.receipts), event.judged, strict=True)
         ]
         sessions = [x.ticket.session_id.int for x in claims]  # comparing UUIDs is slow
@@ -309,17 +391,22 @@ class Deliveries:
                 )
         self._dues.served(position, event.at_us, broadcast.rendition_id.bytes, dues)
         signed = [x for x in claims if x.judged.verdict != _WRONG_NODE]
-        self._verify(
-            position,
+        if not signed:
+            return
+        check = Receipts(
             b"".join([x.ticket.viewer_key for x in signed]),
             b"".join([x.receipt.data for x in signed]),
             bytes([x.judged.verdict == _BAD_SIGNATURE for x in signed]),
         )
+        if checks is None:
+            self._signatures.add(position, "a receipt", check)
+        else:
+            checks.append((position, "a receipt", check))
 
-    def _claim(self, data: bytes, judged: Judged, broadcast: Broadcast) -> _Claim:
+    def _claim(self, position: int, data: bytes, judged: Judged, broadcast: Broadcast) -> _Claim:
         receipt = _parsed(data)
         known = self._facts.tickets.get(receipt.ticket_hash)
-        if known is None:
+        if known is None or known.position >= position:
             raise AuditFailure("a receipt for a ticket that was never issued")
         if known.broadcast != broadcast.key:
             raise AuditFailure("a receipt for a ticket of another broadcast")
@@ -359,9 +446,12 @@ class Deliveries:
 
     # --- batches
 
-    def _verify(self, position: int, keys: bytes, receipts: bytes, refused_: bytes) -> None:
-        if refused_:
-            self._signatures.add(position, "a receipt", Receipts(keys, receipts, refused_))
+    def _sign(self, position: int, what: str, check: Check) -> None:
+        """Checks are made in the order of positions: while deliveries wait, so do these."""
+        if self._of is not None:
+            self._held.append((position, what, check))
+        else:
+            self._signatures.add(position, what, check)
 
     def _collect(self, position: int, event: SegmentsServed | ReceiptsRefused, nid: UUID) -> None:
         """Hold the event's receipts against the header of the batch they came in.
@@ -395,11 +485,11 @@ class Deliveries:
             if len(known) == count:
                 receipts = b"".join([data for _, data in sorted(known.items())])
         if receipts is not None:
-            self._signatures.add(position, "the batch", Root(root, receipts))
+            self._sign(position, "the batch", Root(root, receipts))
         if batch is None:
             self._counts.batches += 1
             check = Signed(node_key, BATCH_DOMAIN, body, signature)
-            self._signatures.add(position, "the batch", check)
+            self._sign(position, "the batch", check)
         if receipts is not None:
             self._complete.put(name, b"")
             if batch is not None:
@@ -468,9 +558,9 @@ def _wrong_digest(nonce: bytes, sequence: int) -> bytes | None:  # noqa: ARG001 
     return bytes(32)
 
 
-def _within(ticket: Ticket, settings: Settings, at_us: int) -> bool:
+def _within(ticket: TicketFields, settings: Settings, at_us: int) -> bool:
     return (
-        ticket.last_sequence - ticket.first_sequence < settings.ticket_segments
+        ticket.last - ticket.first < settings.ticket_segments
         and ticket.settle_by_s <= at_us // 1_000_000 + settings.settle_by_s
         and ticket.byte_budget <= settings.ticket_bytes_max
     )

@@ -4,9 +4,10 @@ Invariant: what was put is found again under its key, whatever came in between; 
 nor with the length of a broadcast.
 """
 
+import struct
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from ledger.audit.crew import RACE_US
 from ledger.audit.store import Store, Table
 from ledger.judge import Manifest, SessionFacts
+from ledger.ticket import BODY_BYTES, MAX_SEGMENTS, SIGNED_BYTES, VERSION, SignedTicket, WireError
 
 Ints = npt.NDArray[np.int64]
 TAIL: Final = 4_096  # values of a column in memory, at most
@@ -25,6 +27,8 @@ BROADCASTS: Final = 64  # in memory; up to 100 kB each
 
 T = TypeVar("T")
 _encoder: Final = msgspec.msgpack.Encoder()
+_TICKET: Final = struct.Struct(">BB8s16s16s16s16s32s32sQQQIQ16s")  # ledger.ticket
+assert _TICKET.size == BODY_BYTES
 
 
 def struct_table(store: Store, name: bytes, kind: type[T], bound: int = SMALL) -> Table[T]:
@@ -151,6 +155,40 @@ class Ticket(msgspec.Struct, array_like=True, frozen=True, gc=False):
     broadcast: bytes  # id
     position: int
     pool: int  # what its credits are added up in (ledger.audit.dues)
+
+
+class TicketFields(NamedTuple):
+    """Of a ledger.ticket.Ticket; made without objects for its ids, of which there are many."""
+
+    version: int
+    viewer_class: int
+    hub_key_id: bytes
+    ticket_id: bytes
+    session: bytes
+    stream: bytes
+    rendition: bytes
+    viewer_key: bytes
+    node_key: bytes
+    first: int
+    last: int
+    settle_by_s: int
+    tariff_version: int
+    byte_budget: int
+    nonce: bytes
+
+
+def ticket_fields(data: bytes) -> TicketFields:
+    """Of a signed ticket, or of its body alone. Raises WireError, as ledger.ticket does."""
+    fields = TicketFields(*_TICKET.unpack_from(data)) if len(data) in (BODY_BYTES, SIGNED_BYTES) else None
+    if (
+        fields is None
+        or fields.version != VERSION
+        or fields.viewer_class not in (1, 2)
+        or not fields.first <= fields.last < fields.first + MAX_SEGMENTS
+    ):
+        SignedTicket.decode(data)  # says what is wrong with it
+        raise WireError("this is not a ticket")
+    return fields
 
 
 class Facts:

@@ -10,10 +10,9 @@ from typing import Any, Final
 
 import msgspec
 
-from ledger.aggregates.base import DomainError
 from ledger.audit.books import Books
 from ledger.audit.books import State as BooksState
-from ledger.audit.crew import Crew, require
+from ledger.audit.crew import Crew, failing_at, require
 from ledger.audit.crew import State as CrewState
 from ledger.audit.delivery import IN_COLUMNS, Deliveries
 from ledger.audit.dues import Dues
@@ -85,8 +84,8 @@ class _State(msgspec.Struct):
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(_State)
 _FIXED: Final = {"crew": CREW_ID, "book": BOOK_ID, "tree": TREE_ID}
-# What malformed facts make the rules raise. Anything else is a defect of this program and is not hidden.
-_BROKEN: Final = (ValueError, KeyError, IndexError, TypeError, OverflowError, DomainError)
+# Deliveries may wait for others while these are met: nothing that a verdict rests on changes.
+_TOGETHER: Final = frozenset((SegmentsServed, SessionOpened, TicketIssued))
 
 
 class Replay:
@@ -122,28 +121,31 @@ class Replay:
         `one_encoding` says that the bytes were found to be the one encoding of a known event.
         """
         try:
-            stored = decode_stored(data)
-            known = one_encoding or encode(stored) == data
-            require(known, "the bytes are not the one encoding of their event")
-            event = upcast(stored)
-            self._follow(event)
-            rule = self._rules.get(type(event))
-            if rule is not None:
-                rule(position, event)
-            self._dues.passed(position, event.at_us)
-        except AuditFailure as e:
-            at = position if e.position is None else e.position
-            raise AuditFailure(e.reason, position=at, file=e.file, before_rules=e.before_rules) from e
-        except _BROKEN as e:
-            raise AuditFailure(f"the event cannot be replayed: {e!r}", position=position) from e
+            with failing_at(position):
+                stored = decode_stored(data)
+                known = one_encoding or encode(stored) == data
+                require(known, "the bytes are not the one encoding of their event")
+                event = upcast(stored)
+                self._follow(event)
+                if type(event) not in _TOGETHER:
+                    self._deliveries.settle()
+                rule = self._rules.get(type(event))
+                if rule is not None:
+                    rule(position, event)
+                self._dues.passed(position, event.at_us)
+        except AuditFailure:
+            self._deliveries.settle()  # what fails there comes before
+            raise
         self.counts.events += 1
 
     def trim(self) -> None:
-        """Bound the memory."""
+        """Bound the memory. Raises AuditFailure for deliveries that were waiting."""
+        self._deliveries.settle()
         self._store.trim()
 
     def saved(self) -> bytes:
-        """All that is not in the store. Raises AuditFailure for a signature that does not hold."""
+        """All that is not in the store. Raises AuditFailure, also for a signature that does not hold."""
+        self._deliveries.settle()
         self.signatures.finish()
         self.counts.signatures = self.signatures.count
         state = _State(
@@ -153,6 +155,7 @@ class Replay:
 
     def finish(self) -> None:
         """Raises AuditFailure for what is incomplete, or a signature that does not hold."""
+        self._deliveries.settle()
         self.signatures.finish()
         self._deliveries.finish()
         self._payouts.finish()

@@ -9,7 +9,7 @@ import mmap
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
@@ -84,15 +84,13 @@ class Log:
         """Of the entries that were given so far, when these are whole bundles."""
         return Edge(self._size, self._full.peaks(), [list(level) for level in self._levels])
 
-    def __iter__(self) -> Iterator[Entries]:
+    def __iter__(self) -> Generator[Entries, None, None]:
         if self._since is not None and self._since.size <= self._began:
             self._continues(self._since)
         for start, data, bundle in self._bundles(self._began // WIDTH, -(-self._checkpoint.size // WIDTH)):
             entries = entry_views(data, min(WIDTH, self._checkpoint.size - start))
             self._add(data, bundle, len(entries))
             yield Entries(start, entries, bundle.strange)
-            for entry in entries:  # views of memory that the next bundle is going to have
-                entry.release()
         self._finish()
 
     # --- bundles
@@ -115,8 +113,7 @@ class Log:
                     continue
                 slot, future = ahead.popleft()
                 bundle = _answer(*future.result())
-                with memoryview(slot.memory) as view, view[: bundle.length] as shared:
-                    yield n * WIDTH, shared, bundle
+                yield n * WIDTH, memoryview(slot.memory)[: bundle.length], bundle
                 slots.append(slot)
 
     # --- the tree
@@ -226,8 +223,9 @@ class _Slots:
     """Memory that helpers write to and the replay reads from: files that are never meant for the disk."""
 
     def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-        self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamrp2p-audit-")))
+        # Windows keeps a file that is still mapped: views of it may outlive this, in the traceback of a failure.
+        folder = tempfile.TemporaryDirectory(prefix="streamrp2p-audit-", ignore_cleanup_errors=True)
+        self._folder = Path(stack.enter_context(folder))
 
     def take(self, count: int) -> Iterator[_Slot]:
         for n in range(count):
@@ -241,7 +239,6 @@ class _Slots:
                     f.write(bytes(MAX_BUNDLE_BYTES))
                     f.flush()
                 memory = mmap.mmap(f.fileno(), 0)
-            self._stack.callback(memory.close)
             yield _Slot(str(path), memory)
 
 

@@ -92,7 +92,7 @@ class Crowd:
         node, viewer = dice.choice(["anna", "ben"]), dice.choice(["vera", "walt", None])
         if again is None:
             session_id = make_id(f"session {life.serial}")
-            network = dice.choice([b"", b"one" * 5, b"two" * 5, dice.randbytes(16)])
+            network = dice.choice([b"", b"one!" * 4, b"two!" * 4, dice.randbytes(16)])
             own = life.nodes["anna"][1]
             life.desk.open_session(
                 session_id=session_id,

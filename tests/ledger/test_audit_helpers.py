@@ -1,0 +1,68 @@
+"""Helpers: the same answers as here, from another process; and many bundles in memory that is shared."""
+
+import random
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from forged_log import altered, find, publish_entries
+from test_audit_columns import crowd
+
+from ledger.audit import audit, stream
+from ledger.audit.helpers import HelperDied, Helpers
+from ledger.checks import Signed, Verify, first_failure
+from ledger.events import SegmentsServed, TicketIssued, decode
+from ledger.keys import KeyPair
+from ledger.tlog.files import remove_tree
+
+DOMAIN = b"test\n"
+KEY = KeyPair(b"k" * 32)
+
+
+def check(n: int, *, good: bool = True) -> Signed:
+    body = b"body %d" % n
+    return Signed(KEY.public_key, DOMAIN, body, KEY.sign(DOMAIN, body if good else b"other"))
+
+
+def test_a_helper_answers_as_this_process_would() -> None:
+    with closing(Helpers(2)) as helpers:
+        bad = [check(n, good=n != 7) for n in range(20)]
+        answers = [helpers.verify(Verify(checks)) for checks in ([check(1)], bad, [])]
+        assert [a.result(30) for a in answers] == [first_failure([check(1)]), (7, 0), (-1, 0)]
+
+
+def test_a_helper_that_dies_is_an_error_and_no_answer() -> None:
+    with closing(Helpers(1)) as helpers:
+        assert helpers.verify(Verify([check(1)])).result(30) == (-1, 0)
+        helpers._processes[0].kill()
+        with pytest.raises(HelperDied):
+            helpers.verify(Verify([check(1)])).result(30)
+
+
+def test_a_log_of_many_bundles_is_read_by_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is wrong in any of them is found where this process finds it."""
+    entries = crowd(3)
+    events = [decode(e) for e in entries]
+    dice = random.Random(1)
+    monkeypatch.setattr(stream, "HERE", 0)
+    assert len(entries) < 256
+    logs = {"honest": entries}
+    for kind, changes in ((TicketIssued, {"ticket": bytes(254)}), (SegmentsServed, {"network_limit": 99})):
+        at = find(events, kind, -1)
+        logs[kind.__name__] = [*entries[:at], altered(events[at], **changes), *entries[at + 1 :]]
+    at = dice.randrange(len(entries))
+    logs["garbage"] = [*entries[:at], b"\xc1", *entries[at + 1 :]]
+    for name, changed in logs.items():
+        folder = tmp_path / name
+        publish_entries(folder, changed)
+        helped = audit(folder, jobs=2)
+        monkeypatch.setattr(stream, "HERE", 3)
+        alone = audit(folder)
+        monkeypatch.setattr(stream, "HERE", 0)
+        assert (helped.problem, helped.root) == (alone.problem, alone.root)
+        assert (helped.problem is None) == (name == "honest")
+    tile = tmp_path / "honest" / "tile" / "entries"
+    remove_tree(tile)
+    lost = audit(tmp_path / "honest", jobs=1).problem
+    assert lost is not None
+    assert lost.reason == "the file is missing"
