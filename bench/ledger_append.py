@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from typing import Any, Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 
@@ -110,9 +110,9 @@ def probes(count: int, aggregates: int) -> list[Anything]:
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-def deposits(count: int, aggregates: int) -> list[Anything]:
+def deposits(count: int, aggregates: int, new_id: Callable[[], UUID] = uuid4) -> list[Anything]:
     """`count` pending events in all, of `aggregates` new aggregates."""
-    made = [Anything(uuid4()) for _ in range(aggregates)]
+    made = [Anything(new_id()) for _ in range(aggregates)]
     stream_id = uuid4()
     for n in range(count):
         transfer = e.Transfer("deposit", (e.Posting("external", -1_000), e.Posting("budget:1", 1_000)))

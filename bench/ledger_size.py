@@ -5,17 +5,19 @@ large log is set against that of the small one, measured in turns. N is bounded 
 """
 
 import argparse
+import secrets
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from typing import Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from bench import Row
 from bench.__main__ import line
@@ -24,7 +26,7 @@ from bench.library import postgres, side_by_side, timed
 from hub.logs import configure_logging
 from ledger.aggregates.book import Book
 from ledger.application import Ledger
-from ledger.ids import BOOK_ID, NAMESPACE
+from ledger.ids import BOOK_ID, NAMESPACE, ordered_id
 from ledger.keys import KeyPair
 from ledger.services.settle import catch_up, keep_index, recall_index
 from ledger.store.migrate import migrate
@@ -69,9 +71,9 @@ class Crew:
 
     # --- what is measured
 
-    def append(self) -> float:
-        """us of an append of one event and of a thousand, together."""
-        one, thousand = deposits(1, 1), deposits(1_000, 50)
+    def append(self, new_id: Callable[[], UUID]) -> float:
+        """us of an append of one event and of a thousand, together, all of new aggregates."""
+        one, thousand = deposits(1, 1, new_id), deposits(1_000, 50, new_id)
         return 1e6 * (timed(lambda: self.ledger.save(*one)) + timed(lambda: self.ledger.save(*thousand)))
 
     def publish(self) -> float:
@@ -87,6 +89,11 @@ class Crew:
         """(s until a new process has the log, its book, its unsettled credits and its tree, MiB at most)."""
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             return pool.submit(start, self.url, self.schema, self.folder).result()
+
+
+def by_time() -> UUID:
+    """As the hub names sessions and broadcasts; tickets are named by their hash, which is as good as random."""
+    return ordered_id(time.time_ns() // 1_000, secrets.token_bytes(10))
 
 
 def publisher_of(ledger: Ledger, folder: Path) -> Publisher:
@@ -125,7 +132,9 @@ def rows_of(crews: list[Crew]) -> Iterator[Row]:
                 True,
             )
 
-    yield from against_small("append of 1 and of 1,000", "us", APPEND_REACH, ROUNDS, Crew.append)
+    for how, new_id in (("by time", by_time), ("at random", uuid4)):
+        name = f"append of 1 and of 1,000, named {how},"
+        yield from against_small(name, "us", APPEND_REACH, ROUNDS, partial(Crew.append, new_id=new_id))
     yield from against_small("publication of 1,000 more", "ms", FLAT, ROUNDS // 2, Crew.publish)
     yield from against_small("all balances", "us", FLAT, ROUNDS, Crew.balances)
     memory: dict[int, float] = {}
