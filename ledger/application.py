@@ -124,7 +124,9 @@ class Ledger:
 
     def load_each(self, *wanted: tuple[type[Aggregate], UUID]) -> list[Aggregate | None]:
         """As `load`, of different aggregates together: those in memory cost one query. None for one without events."""
-        warm = {i: a for i, (cls, a_id) in enumerate(wanted) if (a := self._cache.take(cls, a_id)) is not None}
+        warm = {
+            i: a for i, (cls, a_id) in enumerate(wanted) if (a := self._cache.take(cls, a_id)) is not None
+        }
         if warm:
             by_id = {aggregate.id: aggregate for aggregate in warm.values()}
             to_domain_event = self._store.mapper.to_domain_event

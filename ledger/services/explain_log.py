@@ -82,6 +82,10 @@ def explain_recorded(ledger: Ledger, position: int, line: int) -> Explanation:
         for x in page.lines
         if x.stream_id == recorded.stream_id and x.reason != FLOOR_SHARE
     ]
+    # Then no receipt is paid in full (CreditIndex.sources).
+    over_rate = any(
+        x.node_id == recorded.node_id and x.reason == OVER_RATE for page in pages for x in page.lines
+    )
     means = Means()
     for event in ledger.history(BOOK_ID, up_to=first.originator_version - first.page):
         means.apply(event)
@@ -98,7 +102,9 @@ def explain_recorded(ledger: Ledger, position: int, line: int) -> Explanation:
         position,
         line,
         tariff_at=ledger.position_of(BOOK_ID, setter.originator_version) if setter else None,
-        receipts=_receipts(ledger, log, first, line),
+        receipts=None
+        if over_rate and recorded.reason != FLOOR_SHARE
+        else _receipts(ledger, log, first, line),
     )
 
 
