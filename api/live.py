@@ -22,8 +22,8 @@ CLIENTS_MAX: Final = 200
 CLIENTS_OF_ONE_MAX: Final = 6  # tabs of a friend, people behind one address
 LIFE_S: Final = 600.0  # then the client comes again, and its token is looked at again
 EVERY_S: Final = 1.0  # at most so often
-REFRESH_S: Final = 2.0  # viewers come and go without an event
-_LEVEL_S: Final = 2.0  # wait so long for the read models to take in what is new
+REFRESH_S: Final = 1.0  # viewers come and go without an event
+_LEVEL_S: Final = 1.0  # wait so long for the read models to take in what is new
 _RETRY_AFTER_S: Final = "30"
 
 
@@ -36,6 +36,12 @@ class Live:
         self._made: dict[Hashable, asyncio.Future[Any]] = {}  # since the last tick
         self._tick = asyncio.Event()
         self._ticking: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """The process ends: so do all the streams, at once."""
+        self._closed = True
+        self._tick.set()
 
     @contextmanager
     def place(self, who: str) -> Iterator[None]:
@@ -60,7 +66,7 @@ class Live:
         makes is compared; None is no state."""
         ends_s = time.monotonic() + life_s
         last: T | None = None
-        while (left_s := ends_s - time.monotonic()) > 0:
+        while not self._closed and (left_s := ends_s - time.monotonic()) > 0:
             if self._ticking is None or self._ticking.done():
                 self._ticking = asyncio.create_task(self._run())
             tick = self._tick
@@ -85,19 +91,18 @@ class Live:
     async def _run(self) -> None:
         """Ticks while anybody is there."""
         size = 0
-        while self._clients.total():
-            size = await asyncio.to_thread(self._news, size)
+        while self._clients.total() and not self._closed:
+            try:
+                size = await asyncio.to_thread(self._news, size)
+            except (Unavailable, ReadModelUnavailable):
+                await asyncio.sleep(REFRESH_S)
             self._made.clear()
             self._tick.set()
             self._tick = asyncio.Event()
             await asyncio.sleep(EVERY_S)
 
     def _news(self, size: int) -> int:
-        try:
-            grown = self._at.ledger.wait(size, REFRESH_S)
-            if grown > size:
-                self._at.reads.wait(grown - 1, _LEVEL_S)
-        except (Unavailable, ReadModelUnavailable):
-            time.sleep(REFRESH_S)
-            return size
+        grown = self._at.ledger.wait(size, REFRESH_S)
+        if grown > size:
+            self._at.reads.wait(grown - 1, _LEVEL_S)
         return grown

@@ -192,6 +192,7 @@ class OriginProcess:
         waiting = loop.create_task(stop.wait())
         done, _ = await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
+        self._api.state.live.close()
         await self._origin.close()
         with suppress(Exception):  # said in the log by the loop that failed before
             async with asyncio.timeout(STOP_PATIENCE_S):

@@ -196,6 +196,14 @@ def test_all_places_together_are_bounded() -> None:
             pass
 
 
+def test_a_process_that_ends_ends_its_streams_at_once(base: str, world: World, stream_id: UUID) -> None:
+    with following(f"{base}/api/streams/main/events") as events:
+        events.next()
+        world.app.state.live.close()
+        with pytest.raises(EOFError):
+            events.next()
+
+
 def test_who_follows_the_same_is_served_by_one_query(world: World) -> None:
     live, made = Live(world.services), []
 
