@@ -61,10 +61,11 @@ def audit(
     auditor trusts; without it the key published beside the log is taken, which proves only that the log agrees with
     itself. Each of `witnesses` (verifier keys) must have cosigned the checkpoint. `jobs` processes help; a log of a few
     hundred events needs none. With `state`, a file of the auditor's own, what was replayed is saved there from time to
-    time, and the next audit with that file goes on from there, unless it is to be `fresh`; nobody is accused on the
-    strength of it: what fails is replayed from the beginning. `verify_signatures` is False only to measure what the
-    rest costs: such a report says nothing of who signed, nor that batches have the receipts that their nodes signed
-    for, and nothing of it is saved.
+    time, and an audit that was interrupted goes on from there with the next call; with `since`, also one that came to
+    its end, so that only what is new is read. Not when it is to be `fresh`; and nobody is accused on the strength of
+    it: what fails is replayed from the beginning. `verify_signatures` is False only to measure what the rest costs:
+    such a report says nothing of who signed, nor that batches have the receipts that their nodes signed for, and
+    nothing of it is saved.
     Raises NothingThere, SourceUnavailable, StoreBusy, and NoteError when `since` or `vkey` or a witness's key
     themselves cannot be read.
     """
@@ -81,7 +82,10 @@ def audit(
             return report
         run = _Run(files, helpers, checkpoint, key, since, kept, save_every_s, progress)
         keep = state if verify_signatures else None
-        saved = Resume(keep, checkpoint.origin, checkpoint.size) if keep is not None else None
+        only_new = since is not None
+        saved = (
+            Resume(keep, checkpoint.origin, checkpoint.size, only_new=only_new) if keep is not None else None
+        )
         for anew in dict.fromkeys((fresh, True)):
             with closing(saved.open(fresh=anew) if saved is not None else Store()) as store:
                 begun = saved.begun if saved is not None else None
@@ -93,6 +97,8 @@ def audit(
                 )
                 report.resumed_from = begun.edge.size if begun is not None else 0
                 broken = run.replay(replay, saved)
+                if saved is not None:
+                    saved.finish()
             if broken is None or begun is None:
                 break
     _fill(report, replay, kept if broken is None else None)

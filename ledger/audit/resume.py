@@ -25,6 +25,7 @@ class Begun(msgspec.Struct):
     origin: str
     edge: Edge
     replay: bytes
+    finished: bool = False  # that audit came to its end
 
 
 @cache
@@ -39,10 +40,13 @@ def program() -> str:
 
 
 class Resume:
-    def __init__(self, path: Path, origin: str, size: int) -> None:
+    def __init__(self, path: Path, origin: str, size: int, *, only_new: bool) -> None:
+        """`only_new`: to go on also from an audit that came to its end; otherwise from one that was interrupted."""
         self.begun: Begun | None = None  # where to go on from
         self._path, self._origin, self._size = path, origin, size
+        self._only_new = only_new
         self._store: Store | None = None
+        self._last: Begun | None = None  # what was saved last
 
     def open(self, *, fresh: bool) -> Store:
         """The store to go on with, empty when `fresh`. Raises StoreBusy."""
@@ -54,7 +58,7 @@ class Resume:
             if self.begun is None:
                 store.close()
                 store, _ = Store.opened(self._path, fresh=True)
-        self._store = store
+        self._store, self._last = store, self.begun
         return store
 
     def save(self, edge: Edge, replay: Replay) -> None:
@@ -63,6 +67,13 @@ class Resume:
         with suppress(OverflowError):  # a balance of more than 64 bits: such a log is audited in one go
             begun = Begun(program(), self._origin, edge, replay.saved())
             self._store.save(msgspec.msgpack.encode(begun))
+            self._last = begun
+
+    def finish(self) -> None:
+        """The audit came to its end: nothing is left of it to go on with, but for one that wants only what is new."""
+        if self._store is not None and self._last is not None:
+            self._last.finished = True
+            self._store.amend(msgspec.msgpack.encode(self._last))
 
     def _fitting(self, note: bytes) -> Begun | None:
         try:
@@ -70,4 +81,5 @@ class Resume:
         except msgspec.MsgspecError:
             return None
         mine = begun.program == program() and begun.origin == self._origin
-        return begun if mine and begun.edge.size <= self._size else None
+        wanted = self._only_new or not begun.finished
+        return begun if mine and wanted and begun.edge.size <= self._size else None

@@ -56,6 +56,7 @@ class Store:
         self._parts: list[Part] = []
         self._kept = path is not None
         self._count = self._total = 0
+        self._saved = (0, 0)
         self._filled = False  # whether any row was ever written: until then nobody need look
         self._connection = sqlite3.connect(
             path or "", isolation_level=None, check_same_thread=False, timeout=0
@@ -125,6 +126,17 @@ class Store:
         """Make everything durable, together with `note`."""
         for part in self._parts:
             part.flush()
+        self._saved = (self._count, self._total)
+        self._commit(note)
+
+    def amend(self, note: bytes) -> None:
+        """Exchange the note of the last `save`. What came after it is gone, as is what the tables hold."""
+        self._connection.execute("ROLLBACK")
+        self._connection.execute("BEGIN IMMEDIATE")
+        self._count, self._total = self._saved
+        self._commit(note)
+
+    def _commit(self, note: bytes) -> None:
         head = msgspec.msgpack.encode(_Head(self._count, self._total.to_bytes(16), note))
         value = hashlib.sha256(head).digest() + head
         self._connection.execute("INSERT OR REPLACE INTO head VALUES (0, ?)", (value,))
@@ -178,6 +190,7 @@ class Store:
         if (self._count, self._total.to_bytes(16)) != (known.count, known.total):
             raise StoreDamaged("the rows are not those that were saved")
         self._filled = self._count > 0
+        self._saved = (self._count, self._total)
         return known.note
 
 

@@ -67,7 +67,10 @@ def test_whatever_is_altered_is_found_where_a_whole_audit_finds_it(
     """Before the point that was saved, and after it; the state stays good for the honest log."""
     state = tmp_path / "state"
     publish_entries(tmp_path / "honest", entries[:600])
+    publish_entries(tmp_path / "first", entries[:1])
+    kept = (tmp_path / "first" / "checkpoint").read_text()
     assert audit(tmp_path / "honest", state=state).problem is None
+    assert audit(tmp_path / "honest", state=state, since=kept).resumed_from == 512
     events = [decode(e) for e in entries]
     for kind, changes in (
         (SessionOpened, {"viewer_key": bytes(32)}),
@@ -80,7 +83,7 @@ def test_whatever_is_altered_is_found_where_a_whole_audit_finds_it(
             folder = tmp_path / f"{kind.__name__} {nth}"
             publish_entries(folder, forged)
             copy = Path(shutil.copy(state, tmp_path / "copy"))
-            report, whole = audit(folder, state=copy), audit(folder)
+            report, whole = audit(folder, state=copy, since=kept), audit(folder, since=kept)
             assert whole.problem is not None
             assert report.problem == whole.problem
             assert report.resumed_from == 0  # nobody is accused on the strength of the state
@@ -156,12 +159,32 @@ def test_a_state_of_another_log_or_another_program_is_put_aside(
 ) -> None:
     state = tmp_path / "state"
     publish_entries(tmp_path / "log", entries)
-    assert audit(tmp_path / "log", state=state).problem is None
-    assert audit(tmp_path / "log", state=state).resumed_from == 512
+    kept = audit(tmp_path / "log", state=state).checkpoint
+    assert audit(tmp_path / "log", state=state, since=kept).resumed_from == 512
     publish_entries(tmp_path / "short", entries[:300])
-    assert audit(tmp_path / "short", state=Path(shutil.copy(state, tmp_path / "copy"))).resumed_from == 0
+    first = audit(tmp_path / "short").checkpoint
+    copy = Path(shutil.copy(state, tmp_path / "copy"))
+    assert audit(tmp_path / "short", state=copy, since=first).resumed_from == 0
     monkeypatch.setattr("ledger.audit.resume.program", lambda: "other")
-    assert audit(tmp_path / "log", state=state).resumed_from == 0
+    assert audit(tmp_path / "log", state=state, since=kept).resumed_from == 0
+
+
+def test_without_a_kept_checkpoint_a_whole_audit_is_a_whole_audit(
+    entries: list[bytes], tmp_path: Path
+) -> None:
+    """Once it came to its end, every file is read again, and a byte that changed since is found."""
+    state, log = tmp_path / "state", tmp_path / "log"
+    publish_entries(log, entries)
+    kept = audit(log, state=state).checkpoint
+    bundle = log / "tile" / "entries" / "000"
+    data = bytearray(bundle.read_bytes())
+    data[1_000] ^= 1
+    bundle.write_bytes(data)
+    assert audit(log, state=state, since=kept).problem is None  # reads only what is new, as it says
+    report = audit(log, state=state)
+    assert report.resumed_from == 0
+    assert report.problem is not None
+    assert report.problem.file == "tile/entries/000"
 
 
 def test_two_audits_do_not_share_a_state(tmp_path: Path) -> None:
