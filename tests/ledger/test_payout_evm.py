@@ -472,6 +472,56 @@ def test_one_wrong_answer_makes_no_final_answer_wrong(tmp_path: Path, fails: boo
     assert at > 20
 
 
+def test_no_wrong_answer_in_a_look_up_makes_a_final_answer_wrong(tmp_path: Path) -> None:
+    """Each lie at each call, about a payment that is made, one that is reverted and one whose nonce went elsewhere."""
+    world = World(tmp_path)
+    token = world.asset.token
+    assert token is not None
+    world.rail().submit(payment(0))
+    world.chain.mine()
+    for n in (1, 2):
+        world.rail().submit(payment(n))
+    waiting = dict(world.chain.pool)
+    world.chain.pool.clear()
+    world.chain.pause(token)
+    world.chain.mine()
+    world.chain.pool |= waiting
+    world.chain.spend_nonce(3)
+    world.chain.mine(CONFIRMATIONS)
+    for n, truth in enumerate(("confirmed", "failed", "failed")):
+        assert asked(world.rail(), n) == truth
+        for name, lie in LIES.items():
+            at, left = 0, 0
+            while left <= 0:
+                at += 1
+                liar = Liar(world.chain.ask, at, lie)
+                with suppress(WrongChain):
+                    assert asked(world.rail(liar), n) in (truth, "unknown"), (name, at)
+                left = liar.left
+
+
+def test_a_receipt_of_a_block_that_is_gone_is_no_proof(world: World) -> None:
+    world.rail().submit(payment(0))
+    world.chain.mine(2)
+    receipts: list[object] = []
+
+    def stale(method: str, params: Sequence[object]) -> object:
+        answer = world.chain.ask(method, params)
+        if method != "eth_getTransactionReceipt":
+            return answer
+        receipts.append(answer)
+        return receipts[0]
+
+    assert asked(world.rail(stale), 0) == "unknown"
+    world.chain.reorganise(2, keep=False)
+    world.chain.mine(2 * CONFIRMATIONS)
+    assert asked(world.rail(stale), 0) == "unknown"
+    world.rail(stale).prepare([])
+    world.chain.mine(CONFIRMATIONS)
+    assert asked(world.rail(stale), 0) == "unknown"
+    assert asked(world.rail(), 0) == "confirmed"
+
+
 # --- with the books
 
 
