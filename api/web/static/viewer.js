@@ -18,10 +18,12 @@ const RETRY_MS_MIN = 1_000;
 const RETRY_MS_MAX = 10_000;
 const LOOK_TIMEOUT_MS = 5_000;
 const PARTS_BUFFER_S = 0.4; // two parts: less stalls
+const CATCH_UP_RATE = 1.05;
 
 const HLS_CONFIG = {
-  lowLatencyMode: true, // where the hub offers parts; elsewhere it changes nothing
-  maxLiveSyncPlaybackRate: 1.05,
+  lowLatencyMode: true, // where the hub offers parts
+  maxLiveSyncPlaybackRate: 1, // hls.js stops catching up a second from the end of the buffer: see #follow
+  liveSyncOnStallIncrease: 0.3, // s further behind after each stall; 1 would double the delay with parts
   backBufferLength: 30,
   manifestLoadPolicy: policy(4_000, 8_000),
   playlistLoadPolicy: policy(4_000, 8_000),
@@ -66,6 +68,7 @@ export class Viewer extends EventTarget {
     this.#stopped = false;
     this.#key ??= Hls.isSupported() ? await makeViewerKey() : null;
     this.#video.addEventListener("playing", this.#onPlaying);
+    this.#video.addEventListener("timeupdate", this.#follow);
     this.#video.addEventListener("ended", this.#onGone);
     addEventListener("pagehide", this.#onHide);
     document.addEventListener("visibilitychange", this.#onHide);
@@ -78,6 +81,7 @@ export class Viewer extends EventTarget {
     clearTimeout(this.#retry);
     this.#close();
     this.#video.removeEventListener("playing", this.#onPlaying);
+    this.#video.removeEventListener("timeupdate", this.#follow);
     this.#video.removeEventListener("ended", this.#onGone);
     this.#video.removeEventListener("error", this.#onGone);
     removeEventListener("pagehide", this.#onHide);
@@ -205,6 +209,18 @@ export class Viewer extends EventTarget {
     const live = Math.min(hls.liveSyncPosition ?? 0, buffered.end(buffered.length - 1) - PARTS_BUFFER_S);
     if (live > currentTime + 0.1) this.#video.currentTime = live;
   }
+
+  /** What a stall, or a start that took its time, has cost is made good a little at a time. */
+  #follow = () => {
+    const hls = this.#hls;
+    const { buffered, currentTime, playbackRate, paused } = this.#video;
+    if (!hls?.latestLevelDetails?.partList?.length || !buffered.length || paused) return;
+    const behind = hls.latency - hls.targetLatency;
+    const spare = buffered.end(buffered.length - 1) - currentTime - PARTS_BUFFER_S;
+    const catching = playbackRate > 1;
+    const rate = behind > (catching ? 0.02 : 0.15) && spare > (catching ? 0 : 0.1) ? CATCH_UP_RATE : 1;
+    if (rate !== playbackRate) this.#video.playbackRate = rate;
+  };
 
   #onPlaying = () => {
     this.#retryMs = RETRY_MS_MIN;
