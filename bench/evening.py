@@ -12,12 +12,13 @@ from uuid import UUID, uuid5
 from ledger.aggregates.base import Aggregate
 from ledger.application import NotFound, Recorded
 from ledger.batch import MAX_RECEIPTS, Batch
-from ledger.events import Event, Segment, encode
+from ledger.events import Event, Segment, encode, tag_of
 from ledger.ids import NAMESPACE
 from ledger.keys import KeyPair
 from ledger.receipt import Receipt, to_bitmap
 from ledger.services import broadcasts, budgets, crew, nodes, settle, streams
 from ledger.services.delivery import DeliveryDesk
+from ledger.store.recorder import Row
 from ledger.ticket import ViewerClass
 from ledger.tlog.publisher import Publisher
 
@@ -64,6 +65,9 @@ class MemoryLedger:
 
     def read(self, start: int, limit: int) -> list[Recorded]:
         return self.log[start : start + limit]
+
+    def read_rows(self, start: int, limit: int) -> list[Row]:
+        return [Row(r.position, tag_of(r.event), r.data) for r in self.read(start, limit)]
 
     def size(self) -> int:
         return len(self.log)
