@@ -78,7 +78,8 @@ class StepsOut(BaseModel):
     weight: int = Field(description="of this line; 0 for a floor share")
     quota_micro: int = Field(description="this line's share, rounded down")
     remainder_micro: int = Field(
-        description="1 when its remainder was among the largest (ties by node), else 0"
+        description="1 when its remainder was among the largest (ties by node), else 0; of a floor share also what "
+        "its bound took (negative), or the bounds of others left for it"
     )
     uncapped_micro: int
     plain_most_micro: int | None = Field(description="the most the node's plain lines may bring together")

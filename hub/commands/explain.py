@@ -119,7 +119,12 @@ def _arithmetic(made: Earned, s: Steps, t: TariffUsed) -> Iterator[str]:
         rows.append(
             (f"this line: {made.units:,} segments, {made.credited_bytes:,} bytes", s.quota_micro, note)
         )
-    rows.append(("largest remainder", s.remainder_micro, "one micro-unit, or none; ties by node"))
+    if s.remainder_micro in (0, 1):
+        rows.append(("largest remainder", s.remainder_micro, "one micro-unit, or none; ties by node"))
+    else:  # of a floor share only
+        rows.append(
+            ("bounds of floor shares", s.remainder_micro, "nobody more than floor_most_bp of their weight")
+        )
     if s.plain_most_micro is not None:
         rows.append(
             ("the node's plain lines together at most", s.plain_most_micro, _percent(t.plain_income_cap_bp))
