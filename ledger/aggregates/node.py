@@ -9,8 +9,6 @@ from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
-from msgspec.structs import replace
-
 from ledger.aggregates.base import Aggregate, DomainError
 from ledger.batch import batch_hash
 from ledger.events import (
@@ -55,7 +53,7 @@ class Node(Aggregate):
         self.status = NodeStatus.ACTIVE
         self.online = False
         self._moved_us: int | None = None
-        self._refused: dict[bytes, ReceiptsRefused] = {}  # by batch hash, oldest first
+        self._refused: dict[bytes, int] = {}  # batch hash -> version of its event, oldest first
         self._refused_on = (0, 0)  # day, receipts refused on it
 
     @property
@@ -122,8 +120,8 @@ class Node(Aggregate):
         if self.status is not NodeStatus.RETIRED:
             self.trigger(NodeRetired, at_us=at_us, reason=reason)
 
-    def refused_before(self, known_hash: bytes) -> ReceiptsRefused | None:
-        """The refusals in a batch that was sent before: sending it again must change nothing."""
+    def refused_before(self, known_hash: bytes) -> int | None:
+        """The version of the event about a batch that was sent before: sending it again must change nothing."""
         return self._refused.get(known_hash)
 
     def refuse_receipts(
@@ -176,7 +174,7 @@ class Node(Aggregate):
                 day, count = self._refused_on
                 today = event.at_us // _DAY_US
                 self._refused_on = (today, len(event.judged) + (count if day == today else 0))
-                self._refused[batch_hash(event.batch_header)] = replace(event, receipts=b"")
+                self._refused[batch_hash(event.batch_header)] = event.originator_version
                 if len(self._refused) > REMEMBERED_REFUSALS:
                     del self._refused[next(iter(self._refused))]
             case _:

@@ -278,11 +278,11 @@ class DeliveryDesk:
             else:
                 fresh.append((delivery, judged))
         if refused:
-            refusal = node.refused_before(known_hash)
-            if refusal is None:
+            version = node.refused_before(known_hash)
+            if version is None:
                 fresh.append((node, _refuse(node, refused, batch_header, at_us)))
             else:
-                before.append((refusal.originator_id, refusal.originator_version))
+                before.append((node.id, version))
         answers = self._answers_at(before)
         if fresh:
             positions = self._ledger.save(*(aggregate for aggregate, _ in fresh))
