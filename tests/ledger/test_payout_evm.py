@@ -341,6 +341,9 @@ def test_the_older_version_may_be_the_one_that_is_mined(world: World) -> None:
     world.chain.pool |= kept
     world.chain.mine(CONFIRMATIONS)
     assert world.rail().look_up("batch:0") == Answer(Outcome.CONFIRMED, first)
+    for at in range(1, 12):  # a node that does not know its receipt yet
+        said = asked(world.rail(Liar(world.chain.ask, at, LIES["says None"])), 0)
+        assert said in ("confirmed", "unknown")
     world.rail().prepare([])
     world.chain.mine(CONFIRMATIONS)
     assert world.amounts_paid[FRIENDS[0]] == 1_500_000
