@@ -16,7 +16,7 @@ import structlog
 from relay.media.errors import BadMedia, UnsupportedMedia
 from relay.origin.live import Catalogue, Live
 from relay.origin.settings import OriginSettings
-from relay.ports import PublishAuthority, Unavailable
+from relay.ports import PublishAuthority
 from relay.rtmp import (
     Audio,
     Event,
@@ -27,9 +27,9 @@ from relay.rtmp import (
     Video,
     Violation,
 )
+from relay.stream_key import granted
 
 log = structlog.get_logger()
-MAX_KEY_CHARS: Final = 200
 _NONCE_BYTES: Final = 1528
 _TICK_S: Final = 0.5
 _LINGER_S: Final = 1.0
@@ -123,11 +123,7 @@ class _Encoder(asyncio.Protocol):
 
     async def _decide(self, stream_key: str) -> None:
         """Accept or refuse. Runs while reading is paused."""
-        refused: str | None
-        if not stream_key or len(stream_key) > MAX_KEY_CHARS:
-            refused = "the stream key is missing" if not stream_key else "the stream key is wrong"
-        else:
-            refused = await self._check(stream_key)
+        refused = await self._take(stream_key)
         if self._transport is None or self._transport.is_closing():
             self._leave(clean=False, reason="the connection was lost")
             return
@@ -141,16 +137,11 @@ class _Encoder(asyncio.Protocol):
         self._transport.resume_reading()
         self._handle(self._rtmp.receive(b""))
 
-    async def _check(self, stream_key: str) -> str | None:
-        try:
-            grant = await self._server.authority.check_key(stream_key)
-        except Unavailable:
-            return "the hub cannot check the stream key at the moment; try again"
-        except Exception:  # an encoder must get an answer whatever went wrong behind the port
-            log.exception("check_key_failed")
-            return "the hub cannot check the stream key at the moment; try again"
-        if grant is None:
-            return "the stream key is wrong"
+    async def _take(self, stream_key: str) -> str | None:
+        """Take the stream that the key is for; or the reason why not."""
+        grant = await granted(self._server.authority, stream_key)
+        if isinstance(grant, str):
+            return grant
         if self._transport is None:
             return "the connection was lost"
         taken = self._server.catalogue.publish(grant, self)

@@ -12,6 +12,7 @@ from relay.origin.asgi import MediaApp
 from relay.origin.live import Catalogue
 from relay.origin.settings import OriginSettings
 from relay.ports import PublishAuthority, Steering
+from relay.srt.server import SrtServer
 
 
 def wall_clock_us() -> int:
@@ -36,7 +37,8 @@ class OriginStats:
 
 
 class Origin:
-    """Use inside one running event loop. `now_us`: wall clock in Unix microseconds."""
+    """Use inside one running event loop. `now_us`: wall clock in Unix microseconds. `child_setup` runs in programs
+    that read what strangers send, before they do (a `preexec_fn`)."""
 
     def __init__(
         self,
@@ -44,10 +46,12 @@ class Origin:
         steering: Steering,
         settings: OriginSettings | None = None,
         now_us: Callable[[], int] = wall_clock_us,
+        child_setup: Callable[[], None] | None = None,
     ) -> None:
         chosen = settings if settings is not None else OriginSettings()
         self._catalogue = Catalogue(authority, chosen, now_us)
         self._ingest = IngestServer(authority, self._catalogue, chosen)
+        self._srt = SrtServer(authority, self._catalogue, chosen, child_setup)
         self.asgi = MediaApp(self._catalogue, steering, chosen, now_us)
 
     async def start_rtmp(self, host: str, port: int) -> int:
@@ -61,11 +65,17 @@ class Origin:
         for listener in listeners:
             await self._ingest.start_on(listener, tls)
 
+    async def start_srt(self, host: str, ports: Sequence[int]) -> bool:
+        """One encoder a port. False, with the reason in the log, when this machine has no ffmpeg that can."""
+        return await self._srt.start(host, ports)
+
     async def close(self, timeout_s: float = 10.0) -> None:
         """End every broadcast, give the ledger `timeout_s` to record it, close all connections."""
         self._ingest.stop_listening()
+        self._srt.stop_listening()
         await self._catalogue.close(timeout_s)
         await self._ingest.close()
+        await self._srt.close()
         await self.asgi.close()
 
     def sweep_recordings(self) -> None:

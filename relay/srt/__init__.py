@@ -1,0 +1,1 @@
+"""SRT from encoders: an ffmpeg listens on each port and hands on what it hears as FLV."""
