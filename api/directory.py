@@ -111,6 +111,12 @@ class Directory:
         rows = self._run("SELECT display_name FROM people WHERE person_id = %s", (person_id,))
         return rows[0][0] if rows else None
 
+    def people_named(self, display_name: str) -> list[UUID]:
+        rows = self._run(
+            "SELECT person_id FROM people WHERE display_name = %s ORDER BY person_id", (display_name,)
+        )
+        return [row[0] for row in rows]
+
     def destination_commitments(self) -> dict[UUID, bytes]:
         """What the log will know of where each friend is paid; friends who did not say are missing."""
         try:

@@ -12,6 +12,7 @@ import secrets
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -53,6 +54,13 @@ BATCH = typer.Argument(help="The payout's number or id.")
 OPERATOR = typer.Option("operator", help="Who does it. Stays in the public log: no real names.")
 DRY_RUN = typer.Option(False, "--dry-run", help="Show what would happen; change nothing.")
 JSON = typer.Option(False, "--json", help="Print JSON.")
+# Why an amount waits, and what ends that. {threshold} and {friend} are filled in.
+WAITING = {
+    "below_threshold": "less than {threshold}, see payout_threshold_micro in: streamrp2p crew show",
+    "no_destination": "say where to pay: streamrp2p payout destination {friend} WHERE",
+    "in_open_payout": "in a payout that is not over: streamrp2p payout show",
+    "batch_limit": "more than one payout may be, see payout_batch_max_micro in: streamrp2p crew show",
+}
 
 
 @app.callback()
@@ -92,8 +100,9 @@ def plan(
         for p in plans:
             _table(at, "To be paid", p["lines"], ("line",))
         _table(at, "Waiting", waiting, ("reason",))
-        for batch_id in (p["batch_id"] for p in plans if not dry_run):
-            typer.echo(f"\npayout {batch_id} is planned; next: streamrp2p payout approve {batch_id}")
+        _explain_waiting(at, made.waiting)
+        for number in (_number(UUID(p["batch_id"])) for p in plans if not dry_run):
+            typer.echo(f"\npayout {number} is planned; next: streamrp2p payout approve {number}")
         if dry_run or not plans:
             typer.echo("\ndry run: nothing was planned" if plans else "\nnobody to pay")
 
@@ -108,7 +117,7 @@ def approve(
     """Allow a planned payout to be run."""
     with console() as at:
         payout = payouts.approve(
-            at.ledger, _batch_id(batch), operator=operator, at_us=now_us(), dry_run=dry_run
+            at.ledger, _payout(at, batch).id, operator=operator, at_us=now_us(), dry_run=dry_run
         )
         _print_state(payout, dry_run=dry_run, as_json=as_json)
 
@@ -122,7 +131,9 @@ def cancel(
 ) -> None:
     """Drop a payout that has not begun. Its money is available as before."""
     with console() as at:
-        payout = payouts.cancel(at.ledger, _batch_id(batch), reason=reason, at_us=now_us(), dry_run=dry_run)
+        payout = payouts.cancel(
+            at.ledger, _payout(at, batch).id, reason=reason, at_us=now_us(), dry_run=dry_run
+        )
         _print_state(payout, dry_run=dry_run, as_json=as_json)
 
 
@@ -140,7 +151,7 @@ def run(
 ) -> None:
     """Pay an approved payout. Run it again after a crash: it goes on where it was, and pays nobody twice."""
     with console() as at:
-        payout = at.ledger.load(Payout, _batch_id(batch))
+        payout = _payout(at, batch)
         destinations = _destinations(at.settings)
         debtor = _bank_account(from_account) if from_account else None
         with open_rail(at.settings, payout, debtor=debtor, from_nonce=from_nonce) as rail:
@@ -165,7 +176,7 @@ def reconcile(
 ) -> None:
     """Ask the rail what became of each line that is not confirmed. Pays nothing."""
     with console() as at:
-        payout = at.ledger.load(Payout, _batch_id(batch))
+        payout = _payout(at, batch)
         with open_rail(at.settings, payout) as rail:
             if status is not None or paid or refused:
                 if not isinstance(rail, Pain001Rail):
@@ -185,9 +196,9 @@ def show(
     """One payout with its lines, or the list of all."""
     with console() as at:
         if batch is None:
-            _show_all(payouts.batches(at.ledger), as_json)
+            _show_all(at, payouts.batches(at.ledger), as_json)
             return
-        payout = at.ledger.load(Payout, _batch_id(batch))
+        payout = _payout(at, batch)
         lines = [
             {
                 "line": number,
@@ -202,7 +213,12 @@ def show(
         if as_json:
             _print_json({**_summary(payout), "lines": lines})
             return
-        _table(at, f"Payout {payout.id}: {payout.state}", lines, ("line", "state", "attempts", "reference"))
+        _table(
+            at,
+            f"Payout {_number(payout.id)}: {payout.state}",
+            lines,
+            ("line", "state", "attempts", "reference"),
+        )
 
 
 @app.command()
@@ -215,7 +231,7 @@ def export(
 ) -> None:
     """Print a payout's lines as CSV, for a spreadsheet."""
     with console() as at:
-        payout = at.ledger.load(Payout, _batch_id(batch))
+        payout = _payout(at, batch)
         where = _destinations(at.settings) if destinations else {}
         rows = []
         for number, line in sorted(payout.lines.items()):
@@ -244,16 +260,15 @@ def export(
 
 @app.command()
 def destination(
-    friend_id: UUID,
+    friend: str = typer.Argument(metavar="FRIEND", help="The name you invited them by, or their id."),
     text: str = typer.Argument(
-        help="Where to pay, as the rail understands it: an account number, an address."
+        metavar="WHERE", help="Where to pay, as the rail understands it: an account number, an address."
     ),
 ) -> None:
     """Set where a friend is paid. The log will know only a salted hash of it."""
     check_destination(text)
     with console() as at:
-        if at.directory.person_name(friend_id) is None:
-            raise NotFound(f"there is no friend {friend_id}")
+        friend_id = _friend_id(at, friend)
         with connect(at.settings.resolved_database_url()) as connection:
             set_destination(connection, friend_id, text, salt=secrets.token_bytes(SALT_BYTES))
         typer.echo(f"{at.directory.person_name(friend_id)}: destination set")
@@ -286,6 +301,39 @@ def _batch_id(text: str) -> UUID:
         return UUID(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is neither a payout's number nor its id") from None
+
+
+def _payout(at: Console, text: str) -> Payout:
+    try:
+        return at.ledger.load(Payout, _batch_id(text))
+    except NotFound:
+        raise NotFound(f"there is no payout {text}; all of them: streamrp2p payout show") from None
+
+
+def _number(batch_id: UUID) -> int:
+    """Of a payout that exists."""
+    return next(number for number in count(1) if payout_id(number) == batch_id)
+
+
+def _friend_id(at: Console, text: str) -> UUID:
+    """By id, or by a name that only one friend has."""
+    try:
+        found = [UUID(text)]
+    except ValueError:
+        found = at.directory.people_named(text)
+    if len(found) > 1:
+        raise typer.BadParameter(f"{len(found)} friends have that name: {', '.join(map(str, found))}")
+    if not found or at.directory.person_name(found[0]) is None:
+        raise NotFound(f"there is no friend {text!r}")
+    return found[0]
+
+
+def _explain_waiting(at: Console, waiting: Iterable[payouts.Waiting]) -> None:
+    reasons = {w.reason: w.friend_id for w in waiting}
+    for reason, friend_id in reasons.items():
+        threshold = micro_to_text(crew.settings(at.ledger).payout_threshold_micro)
+        told = WAITING[reason].format(threshold=threshold, friend=friend_id)
+        typer.echo(f"{reason}: {told}")
 
 
 def _planned(plan: payouts.Plan) -> dict[str, Any]:
@@ -342,10 +390,12 @@ def _print_results(
         more = {} if estimate is None else {"estimate": estimate}
         _print_json({"batch_id": str(payout.id), "dry_run": dry_run, "file": file, "lines": lines} | more)
     else:
-        _table(at, f"Payout {payout.id}", lines, ("line", "state", "action", "reference"))
+        _table(at, f"Payout {_number(payout.id)}", lines, ("line", "state", "action", "reference"))
         for name, value in (estimate or {}).items():
             typer.echo(f"{name}: {value}")
         typer.echo(f"\n{'dry run: nothing was changed' if dry_run else f'file: {file}'}")
+        if payout.rail == "csv" and not dry_run:
+            typer.echo("Now pay its lines by hand: the books have them as paid.")
     states = {r.state for r in results}
     if dry_run:
         return
@@ -361,18 +411,23 @@ def _print_state(payout: Payout, *, dry_run: bool, as_json: bool) -> None:
     if as_json:
         _print_json({"batch_id": str(payout.id), "state": payout.state, "dry_run": dry_run})
     else:
-        typer.echo(f"payout {payout.id}: {'would be ' if dry_run else ''}{payout.state}")
+        number = _number(payout.id)
+        typer.echo(f"payout {number}: {'would be ' if dry_run else ''}{payout.state}")
+        if payout.state == "approved" and not dry_run:
+            typer.echo(f"next: streamrp2p payout run {number}")
 
 
-def _show_all(found: Iterable[Payout], as_json: bool) -> None:
+def _show_all(at: Console, found: Iterable[Payout], as_json: bool) -> None:
     summaries = [{"number": n, **_summary(payout)} for n, payout in enumerate(found, 1)]
     if as_json:
         _print_json({"payouts": summaries})
         return
-    table = Table("number", "id", "rail", "state", "lines", "amount")
+    table = Table("number", "rail", "state", "lines")
+    table.add_column(crew.crew(at.ledger).unit, justify="right")
+    table.add_column("id", overflow="fold")
     for s in summaries:
         amount = micro_to_text(int(s["total_micro"]))
-        table.add_row(str(s["number"]), s["batch_id"], s["rail"], s["state"], str(s["line_count"]), amount)
+        table.add_row(str(s["number"]), s["rail"], s["state"], str(s["line_count"]), amount, s["batch_id"])
     Terminal().print(table)
 
 
@@ -392,7 +447,7 @@ def _table(at: Console, title: str, rows: list[dict[str, Any]], columns: tuple[s
         return
     table = Table(title=title, title_justify="left")
     for heading in ("friend", *columns):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")  # half a reference finds nothing
     table.add_column(crew.crew(at.ledger).unit, justify="right")
     for row in rows:
         name = at.directory.person_name(UUID(row["friend_id"])) or row["friend_id"]

@@ -122,8 +122,27 @@ def test_from_the_plan_to_the_file(earned: Ledger, shell: Shell) -> None:
 
 
 def test_mistakes_are_told_with_their_exit_code(earned: Ledger, shell: Shell) -> None:
-    assert "no payout" in shell("show", "7", code=4)
+    for command in ("show", "approve", "cancel", "run"):
+        assert "there is no payout 7" in shell(command, "7", code=4)
     assert "neither a payout's number nor its id" in shell("show", "x", code=2)
     assert "no rail 'gold'" in shell("plan", "--rail", "gold", code=2)
     assert "no friend" in shell("destination", str(UUID(int=99)), "x", code=4)
+    assert "no friend 'Berta'" in shell("destination", "Berta", "x", code=4)
     assert "must not begin with" in shell("destination", str(FRIEND), "=1+1", code=1)
+
+
+def test_what_is_printed_says_what_to_type_next(earned: Ledger, shell: Shell, database_url: str) -> None:
+    assert f"streamrp2p payout destination {FRIEND} WHERE" in shell("plan")
+    assert "Anna: destination set" in shell("destination", "Anna", DESTINATION)
+    assert "next: streamrp2p payout approve 1\n" in shell("plan")
+    assert "payout 1: approved\nnext: streamrp2p payout run 1\n" in shell("approve", "1")
+    assert "by hand" in shell("run", "1")
+    assert str(payout_id(1)) in shell("show")
+    other = UUID(int=21)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO crew_main.people (person_id, display_name) VALUES (%s, 'Anna')", (other,)
+        )
+    told = shell("destination", "Anna", DESTINATION, code=2)
+    assert str(FRIEND) in told
+    assert str(other) in told
