@@ -1,7 +1,8 @@
 """A file of keyed records that only grows, for rails that must remember what they were given.
 
-Invariant: a key stands in it at most once, and `add` returns only when the record is on disk (fsync). A line torn by a
-crash is cut off before anything else is written. Several processes may use one file: each works under a lock.
+Invariant: a key stands in it at most once, and what `add` has written or anybody has read is on disk (fsync), so that
+nothing follows from a record that a power cut could take back. A line torn by a crash is cut off before anything else
+is written. Several processes may use one file: each works under a lock.
 """
 
 import fcntl
@@ -41,10 +42,8 @@ class Journal:
                 file.seek(self._read)
                 file.truncate()
                 file.write(line)
-            # Also for a key found: who wrote it may have died before its fsync.
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(self._path.parent)
+                file.flush()
+                self._sync(file)
         return new
 
     def get(self, key: str) -> Record | None:
@@ -76,10 +75,16 @@ class Journal:
         file.seek(self._read)
         new = file.read()
         whole = new[: new.rfind(b"\n") + 1]
+        if whole:
+            self._sync(file)  # who wrote it may have died before that
         for line in whole.splitlines():
             record = json.loads(line)
             self._records[record.pop("key")] = record
         self._read += len(whole)
+
+    def _sync(self, file: BinaryIO) -> None:
+        os.fsync(file.fileno())
+        sync_folder(self._path.parent)
 
 
 def write_once(path: Path, data: bytes) -> None:

@@ -1,5 +1,6 @@
 """A journal of keyed records: whoever writes and wherever they die, a key has one record, which never changes."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,21 @@ def test_another_file_under_the_same_name_is_read_anew(tmp_path: Path) -> None:
     assert Journal(path).get("a") is None
     Journal(path).add("b", lambda _: {})
     assert list(kept.all()) == ["b"]
+
+
+def test_what_is_read_of_a_writer_that_died_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "j"
+    synced: list[int] = []
+
+    def dies(_descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", dies)
+        with pytest.raises(KeyboardInterrupt):
+            Journal(path).add("a", lambda _: {})
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    assert Journal(path).get("a") == {}
+    assert synced == [path.stat().st_ino, tmp_path.stat().st_ino]
