@@ -168,7 +168,11 @@ class LocalChain:
         return hex(self.height)
 
     def eth_getTransactionCount(self, address: str, which: str) -> str:
-        return hex(self.state(which).get_nonce(to_canonical_address(address)))
+        sender = to_canonical_address(address)
+        count = int(self.state("latest" if which == "pending" else which).get_nonce(sender))
+        while which == "pending" and (sender, count) in self.pool:
+            count += 1
+        return hex(count)
 
     def eth_getBalance(self, address: str, which: str) -> str:
         return hex(self.state(which).get_balance(to_canonical_address(address)))

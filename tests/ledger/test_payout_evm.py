@@ -292,6 +292,20 @@ def test_a_journal_that_does_not_know_what_the_chain_knows_signs_nothing(world: 
     assert asked(world.rail(), 1) == "confirmed"
 
 
+def test_an_older_journal_signs_nothing_while_what_it_does_not_know_waits_for_a_block(world: World) -> None:
+    world.rail().submit(payment(0))
+    older = world.journal.read_bytes()
+    world.rail().submit(payment(1))
+    world.journal.write_bytes(older)
+    assert asked(world.rail(), 1) == "absent"
+    with pytest.raises(UnknownTransactions, match="--from-nonce 3"):
+        world.rail().submit(payment(2))  # would take the nonce of 1, and 1 be signed again with another
+    world.chain.mine(CONFIRMATIONS)
+    with pytest.raises(UnknownTransactions, match="--from-nonce 3"):
+        world.rail().submit(payment(1))
+    assert world.got(FRIENDS[1]) == 3 * ETHER // 2
+
+
 # --- dropped, replaced, reorganised
 
 

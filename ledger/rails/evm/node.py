@@ -143,6 +143,10 @@ class Node:
         """How many transactions of `address` the chain holds, up to and with block `at`."""
         return quantity(self._ask("eth_getTransactionCount", [address, _at(at)]))
 
+    def nonce_with_waiting(self, address: str) -> int:
+        """How many it will hold with those that this node knows to wait for a block."""
+        return quantity(self._ask("eth_getTransactionCount", [address, "pending"]))
+
     def balance(self, address: str, at: int | None = None) -> int:
         return quantity(self._ask("eth_getBalance", [address, _at(at)]))
 

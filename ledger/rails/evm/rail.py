@@ -10,8 +10,8 @@ Invariants, however often and wherever the process dies, and whatever a node say
 - The chain's id is asked for before each question, and stands in what is signed: no other chain is paid on or believed.
 
 So the journal must live as long as the account is used, and the account must be used by nothing else. When the chain
-holds transactions of the account that the journal does not know (a lost or older journal, another program), nothing is
-signed until the operator says from which nonce on.
+holds transactions of the account that the journal does not know (a lost or older journal, another program), or the node
+knows that such wait for a block, nothing is signed until the operator says from which nonce on.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,7 +51,7 @@ class InsufficientFunds(Exception):
 
 
 class UnknownTransactions(Exception):
-    """The chain holds transactions of the account that the journal does not."""
+    """The account has sent transactions that the journal does not know."""
 
     exit_code = 1
 
@@ -227,20 +227,22 @@ class EvmRail:
         return max(gas + gas // 4, USUAL_GAS[self.asset.token is not None]) if gas <= MAX_GAS else None
 
     def _next_nonce(self, known: Mapping[str, dict[str, Any]]) -> int:
-        """After all that the journal knows, and all that the chain does. Raises UnknownTransactions, NodeError."""
+        """After all that the journal knows, and all that the node does. Raises UnknownTransactions, NodeError."""
         nonces = [
             record["nonce"]
             for record in known.values()
             if record.get("sender") == self._sender and record["chain_id"] == self.asset.chain_id
         ]
-        expected, on_chain = max(nonces, default=-1) + 1, self._node.nonce(self._sender)
-        if on_chain > expected and self._from_nonce != on_chain:
+        expected = max(nonces, default=-1) + 1
+        # Also what waits: it may be mined after its line was signed again.
+        sent = max(self._node.nonce(self._sender), self._node.nonce_with_waiting(self._sender))
+        if sent > expected and self._from_nonce != sent:
             raise UnknownTransactions(
-                f"the account {self._account.address} has sent {on_chain} transactions, and the journal knows of "
+                f"the account {self._account.address} has sent {sent} transactions, and the journal knows of "
                 f"{expected}. Was the journal lost, or restored from a backup? Then find out first what those paid. "
-                f"If they paid none of these friends: --from-nonce {on_chain}"
+                f"If they paid none of these friends: --from-nonce {sent}"
             )
-        return max(expected, on_chain)
+        return max(expected, sent)
 
     # --- what is signed
 
