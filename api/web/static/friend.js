@@ -24,9 +24,9 @@ const shown = new Set(); // lines, by their place in the log: one may be told tw
 
 function row(line) {
   const why = cell("td", WHY[line.reason] ?? line.reason);
-  why.append(cell("time", WHEN.format(line.at_us / 1000)));
+  // The place in the log, as `streamrp2p explain` takes it.
+  why.append(cell("time", `${WHEN.format(line.at_us / 1000)} · ${line.position}:${line.line}`));
   const tr = document.createElement("tr");
-  tr.title = `log position ${line.position}`;
   tr.append(why, cell("td", bytes(line.credited_bytes), "number"), cell("td", money(line.amount_micro), "number"));
   return tr;
 }

@@ -38,7 +38,7 @@ async function load(token) {
     }),
   );
   table("node", nodes, (node) =>
-    row([node.name, node.state_reason ? `${node.state}: ${node.state_reason}` : node.state], node.health, node.viewers, bytes(node.credited_bytes) || "–"));
+    row([node.name, node.state_reason ? `${node.state}: ${node.state_reason}` : node.state], `${Math.floor(node.health / 10)} %`, node.viewers, bytes(node.credited_bytes) || "–"));
   table("payout", payouts, (payout) => {
     const by = [payout.planned_by && `planned by ${payout.planned_by}`, payout.decided_by && `approved by ${payout.decided_by}`];
     const what = [`${payout.state}, ${payout.rail}, ${payout.line_count} ${payout.line_count === 1 ? "line" : "lines"}`, ...by];
