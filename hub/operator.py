@@ -53,7 +53,9 @@ def micro_from_text(text: str) -> int:
     whole, _, fraction = text.partition(".")
     if not whole.isdecimal() or not whole.isascii() or len(whole) > 12:
         raise typer.BadParameter("an amount is a number such as 25 or 12.5")
-    if fraction and (not fraction.isdecimal() or not fraction.isascii() or len(fraction) > 6):
+    if fraction and not (fraction.isdecimal() and fraction.isascii()):
+        raise typer.BadParameter("an amount is a number such as 25 or 12.5")
+    if len(fraction) > 6:
         raise typer.BadParameter("an amount has at most six decimals")
     return int(whole) * 1_000_000 + int(fraction.ljust(6, "0") or "0")
 

@@ -17,6 +17,7 @@ def invite(
     with console() as at:
         friend_id, code = new_invite(at.ledger, at.directory, name, at_us=now_us())
         token = at.directory.create_token(Role.FRIEND, friend_id, name, at_us=now_us())
+        page = f"{at.settings.base_url}/friend#{token}"
         command = f"streamrp2p node run {at.settings.base_url} {code}"
     if as_json:
         shown = {"friend_id": str(friend_id), "code": code, "friend_token": token, "command": command}
@@ -24,5 +25,5 @@ def invite(
         return
     typer.echo(
         f"{name} joins with (valid for {INVITE_VALID_S // 86_400} days, for one node):\n  {command}\n"
-        f"and reads their balance with this token (shown once):\n  {token}"
+        f"and reads their balance here (shown once):\n  {page}"
     )

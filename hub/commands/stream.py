@@ -1,6 +1,6 @@
-"""`streamrp2p stream`: create streams, rotate keys, fund budgets, set tariffs.
+"""`streamrp2p stream`: create streams, rotate keys and creators' tokens, fund budgets, set tariffs.
 
-Invariant: a stream key is shown once, when it is made; the hub keeps only its hash.
+Invariant: a stream key or a creator's token is shown once, when it is made; the hub keeps only its hash.
 """
 
 import json
@@ -8,8 +8,9 @@ from uuid import uuid4
 
 import typer
 
+from api.directory import Role
 from hub.bootstrap import new_stream_key, now_us
-from hub.operator import console, micro_from_text, micro_to_text
+from hub.operator import Console, console, micro_from_text, micro_to_text
 from ledger.services import budgets, streams
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -17,14 +18,22 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 @app.command()
 def create(slug: str, as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
-    """Register a stream and show its key once."""
+    """Register a stream; show its key and its creator's page once."""
     with console() as at:
-        key = new_stream_key(slug)
+        key, owner_id = new_stream_key(slug), uuid4()
         stream_id = streams.register_stream(
-            at.ledger, slug=slug, owner_id=uuid4(), stream_key=key, at_us=now_us()
+            at.ledger, slug=slug, owner_id=owner_id, stream_key=key, at_us=now_us()
         )
         budgets.set_tariff(at.ledger, stream_id, at_us=now_us())
-        _show_key(at.settings.rtmp_server, slug, key, as_json)
+        creator_token = at.directory.create_token(Role.CREATOR, owner_id, slug, at_us=now_us())
+        watch_url, creator_url = f"{at.settings.base_url}/watch/{slug}", _creator_url(at, creator_token)
+        server = at.settings.rtmp_server
+    if as_json:
+        shown = {"stream": slug, "rtmp_server": server, "stream_key": key}
+        typer.echo(json.dumps(shown | {"creator_token": creator_token, "watch_url": watch_url}))
+        return
+    _show_key(server, slug, key, as_json=False)
+    typer.echo(f"Watch       {watch_url}\nCreator     {creator_url}   (shown once: keep it)")
 
 
 @app.command()
@@ -34,6 +43,16 @@ def key(slug: str, as_json: bool = typer.Option(False, "--json", help="Print JSO
         new = new_stream_key(slug)
         streams.rotate_key(at.ledger, at.stream(slug).id, stream_key=new, at_us=now_us())
         _show_key(at.settings.rtmp_server, slug, new, as_json)
+
+
+@app.command()
+def token(slug: str) -> None:
+    """Make a new link to the creator's page; the old one stops working at once."""
+    with console() as at:
+        owner_id = at.stream(slug).owner_id
+        at.directory.revoke_tokens(Role.CREATOR, owner_id, at_us=now_us())
+        made = at.directory.create_token(Role.CREATOR, owner_id, slug, at_us=now_us())
+        typer.echo(f"{_creator_url(at, made)}   (shown once: keep it)")
 
 
 @app.command()
@@ -76,6 +95,10 @@ def archive(slug: str, reason: str = typer.Option("closed by the operator")) -> 
     with console() as at:
         streams.archive_stream(at.ledger, at.stream(slug).id, reason=reason, at_us=now_us())
         typer.echo(f"{slug}: archived")
+
+
+def _creator_url(at: Console, creator_token: str) -> str:
+    return f"{at.settings.base_url}/creator#{creator_token}"
 
 
 def _show_key(server: str, slug: str, stream_key: str, as_json: bool) -> None:

@@ -1,0 +1,70 @@
+"""`streamrp2p stream` and `invite`: what an operator hands on opens what it says, and the old one no longer."""
+
+import json
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from api.directory import Directory, Role
+from hub.cli import app
+from hub.operator import micro_from_text
+from ledger.application import Ledger
+from ledger.services import crew
+from ledger.services.streams import load_stream
+from ledger.store.database import connect_pool
+
+
+@pytest.fixture
+def founded(ledger: Ledger, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    crew.found_crew(ledger, name="crew", unit="EUR", epoch_length_s=3_600, at_us=1)
+    monkeypatch.setenv("STREAMRP2P_DATABASE_URL", database_url)
+    monkeypatch.setenv("STREAMRP2P_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("STREAMRP2P_PUBLIC_URL", "https://live.example.org")
+    return ledger
+
+
+def typed(*arguments: str, code: int = 0) -> str:
+    done = CliRunner().invoke(app, list(arguments))
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def token_in(text: str, page: str) -> str:
+    (link,) = (
+        urlsplit(word) for word in text.split() if word.startswith(f"https://live.example.org/{page}#")
+    )
+    return link.fragment
+
+
+def test_a_creators_page_comes_with_the_stream_and_can_be_made_anew(
+    founded: Ledger, database_url: str
+) -> None:
+    made = json.loads(typed("stream", "create", "second", "--json"))
+    assert made["watch_url"] == "https://live.example.org/watch/second"
+    again = token_in(typed("stream", "token", "second"), "creator")
+    stream = load_stream(founded, "second")
+    assert stream is not None
+    with connect_pool(database_url) as pool:
+        directory = Directory(pool)
+        assert directory.token(made["creator_token"], now_us=2) is None
+        found = directory.token(again, now_us=2)
+    assert found is not None
+    assert (found.role, found.subject_id) == (Role.CREATOR, stream.owner_id)
+    told = typed("stream", "create", "third")
+    assert "Stream Key  third_" in told
+    assert token_in(told, "creator")
+
+
+def test_an_invite_names_the_friends_page(founded: Ledger) -> None:
+    assert token_in(typed("invite", "berta"), "friend").startswith("sp2p_friend_")
+
+
+@pytest.mark.parametrize(
+    ("amount", "said"), [("2.5e3", "such as 25"), ("1,5", "such as 25"), ("0.0000001", "six decimals")]
+)
+def test_an_amount_that_is_none_is_told_why(amount: str, said: str) -> None:
+    with pytest.raises(typer.BadParameter, match=said):
+        micro_from_text(amount)
