@@ -14,7 +14,6 @@ from pathlib import Path
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from ledger.audit import Report
 from ledger.audit import audit as run_audit
@@ -111,9 +110,6 @@ def _read_kept(path: Path) -> str:
 
 def _show(report: Report) -> None:
     console = Console()
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column()
-    table.add_column(overflow="fold")  # a key that is cut off cannot be compared
     counts = report.counts
     rows = {
         "log": report.origin,
@@ -136,10 +132,10 @@ def _show(report: Report) -> None:
         "state leaves": f"{counts.state_leaves:,}",
         "paid out": f"{decimal_text(report.paid_micro)} in {counts.payout_lines:,} payments",
     }
+    width = max(map(len, rows)) + 2
     for name, value in rows.items():
-        if value:
-            table.add_row(name, value)
-    console.print(table)
+        if value:  # in one line, however long: a key in pieces cannot be copied or compared
+            typer.echo(f"{name:<{width}}{value}")
     problem = report.problem
     if problem is None:
         console.print("[bold green]Everything holds.[/]")

@@ -164,7 +164,9 @@ def _head(files: Source, pinned: VerifierKey | None, report: Report) -> tuple[Ch
     """The signed checkpoint and the key that it is held against."""
     note = files.read("checkpoint", MAX_NOTE_BYTES)
     if note is None:
-        raise NothingThere(f"there is no checkpoint at {files.name}")
+        raise NothingThere(
+            f"there is no checkpoint at {files.name}; a hub publishes at its address with /log"
+        )
     published = files.read("vkey", _MAX_VKEY_BYTES)
     try:
         beside = VerifierKey.parse(published.decode().removesuffix("\n")) if published is not None else None

@@ -74,7 +74,7 @@ class HttpSource:
                 if response.status_code in (404, 410):
                     return None
                 if response.status_code != 200:
-                    raise SourceUnavailable(f"{path}: the server answered {response.status_code}")
+                    raise SourceUnavailable(f"{self.name}/{path}: the server answered {response.status_code}")
                 data = bytearray()
                 for chunk in response.iter_bytes():
                     data += chunk
@@ -82,7 +82,7 @@ class HttpSource:
                         break
                 return bytes(data[: max_bytes + 1])
         except httpx2.HTTPError as e:
-            raise SourceUnavailable(f"{path}: {e or type(e).__name__}") from e
+            raise SourceUnavailable(f"{self.name}/{path}: {str(e) or type(e).__name__}") from e
 
     def widths(self, tile: str) -> list[int]:  # noqa: ARG002 - a web server lists nothing
         return []

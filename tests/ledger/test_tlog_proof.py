@@ -128,6 +128,7 @@ def test_the_audit_command_says_that_everything_holds_and_keeps_the_checkpoint(
     first = run(app, ["audit", str(folder), "--vkey", str(VKEY), "--keep", str(kept)])
     assert first.exit_code == 0, first.output
     assert "Everything holds." in first.stdout
+    assert str(VKEY) in first.stdout.split(), "in one piece, to be copied"
     assert kept.read_bytes() == (folder / "checkpoint").read_bytes()
     again = run(app, ["audit", str(folder), "--since", str(kept), "--json", "--jobs", "2"])
     assert again.exit_code == 0, again.output
