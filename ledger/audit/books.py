@@ -221,9 +221,12 @@ class Books:
         require(event.epoch < self._crew.epoch_of(event.at_us), f"epoch {event.epoch} is not over")
         require(event.log_from == self.state.settled_to, f"the log must be read from {self.state.settled_to}")
         require(event.log_from <= event.log_to <= position, "the log range is not before the settlement")
-        due = self._dues.due(position, event.at_us)
-        cut = due is not None and (due[0] != event.epoch or event.log_to <= due[1])
-        require(cut, "the settlement takes in credits of a later epoch")
+        cut = self._dues.cut(event.epoch, position, event.at_us)
+        require(event.log_to <= cut, "the settlement takes in credits of a later epoch")
+        due, _ = present(self._dues.due(position, event.at_us), "no epoch is due")
+        # With nothing in it, it may be that of another epoch: the hub had not read yet what came just before it.
+        its_own = due == event.epoch or not self._dues.any_before(event.log_to)
+        require(its_own, f"credits are settled in epoch {event.epoch} that are due in epoch {due}")
         credits = self._dues.credits(event.epoch, event.log_to)
         streams = {c.stream_id for c in credits}
         tariffs = {s: t for s in streams if (t := self._tariff(s, event.epoch)) is not None}

@@ -312,12 +312,21 @@ class Dues:
         oldest = next((int(rows["epoch"][0]) for rows in self._facts()), None)
         if oldest is not None:
             epoch = min(max(oldest, state.next_epoch), epoch)
+        return epoch, self.cut(epoch, position, at_us)
+
+    def cut(self, epoch: int, position: int, at_us: int) -> int:
+        """Where the events of later epochs begin that a settlement of `epoch` before `position` may not take in."""
+        state, now = self.state, self.epoch_of(at_us)
         starts = [start for start, _ in state.runs[1:]] + [position]
         for (start, of), end in zip(state.runs, starts, strict=True):
             first = max(start, state.settled_to)
             if first < end and epoch < of <= now:
-                return epoch, first
-        return epoch, position
+                return first
+        return position
+
+    def any_before(self, log_to: int) -> bool:
+        """Whether a settlement of the log up to there settles anything."""
+        return next(self._facts(log_to), None) is not None
 
     def credits(self, epoch: int, log_to: int) -> list[Credit]:
         """What a settlement of `epoch` that reads the log up to `log_to` has to pay."""
