@@ -20,6 +20,15 @@ _SCHEMA: Final = """
     CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS head (id INTEGER PRIMARY KEY CHECK (id = 0), value BLOB NOT NULL);
 """
+# https://www.sqlite.org/rescode.html. Not SQLITE_ERROR: that is said of a schema of no known format.
+_NOT_THE_FILE: Final = (
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+)
 
 V = TypeVar("V")
 
@@ -267,11 +276,13 @@ def _digest(key: bytes, value: bytes) -> int:
 
 
 def _told(error: sqlite3.DatabaseError, path: Path | None) -> Exception:
-    if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+    """Whether the file is damaged, or something else keeps this program from it: then it stays as it is."""
+    if path is None:
+        return error
+    code = error.sqlite_errorcode & 0xFF  # above are the kinds of it
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreBusy(f"another audit is using {path}")
-    if path is None or isinstance(error, sqlite3.OperationalError):
-        return StoreBusy(f"{path}: {error}") if path is not None else error
-    return StoreDamaged(str(error))
+    return StoreBusy(f"{path}: {error}") if code in _NOT_THE_FILE else StoreDamaged(str(error))
 
 
 def number_key(number: int) -> bytes:

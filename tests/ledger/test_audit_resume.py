@@ -154,6 +154,21 @@ def test_a_damaged_state_is_never_taken_up(dice: random.Random) -> None:
         assert (note, found) in ((b"note", {b"x" + k: v for k, v in rows.items()}), (None, {}))
 
 
+@pytest.mark.parametrize("field", range(0, 100, 2))
+def test_a_state_with_another_header_is_never_taken_up_for_a_busy_one(tmp_path: Path, field: int) -> None:
+    """https://www.sqlite.org/fileformat.html, 1.3"""
+    path = tmp_path / "state"
+    store, _ = Store.opened(path)
+    store.save(b"note")
+    store.close()
+    data = bytearray(path.read_bytes())
+    data[field : field + 2] = b"\x77\x77"
+    path.write_bytes(data)
+    store, note = Store.opened(path)
+    assert note in (None, b"note")
+    store.close()
+
+
 def test_a_state_of_another_log_or_another_program_is_put_aside(
     entries: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
