@@ -26,6 +26,7 @@ _FOREVER: Final = "public, max-age=31536000, immutable"
 _ANEW: Final = "no-cache"
 
 
+@router.head("/{path:path}", include_in_schema=False)  # `curl -I`, mirrors
 @router.get("/{path:path}", responses=responses(), response_class=Response)
 def published(path: str, at: ServicesDep, if_none_match: Annotated[str | None, Header()] = None) -> Response:
     """`checkpoint`, `vkey`, `tile/<level>/<index>[.p/<width>]`, `tile/entries/<index>[.p/<width>]`."""

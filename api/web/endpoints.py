@@ -4,6 +4,7 @@ Invariant: no script, style or frame but our own can run in a page (Content-Secu
 is escaped by the template engine.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -15,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from api.deps import ServicesDep
+from api.problems import not_found
 
 HERE: Final = Path(__file__).parent
 # Nodes are anywhere: segments may come from any http(s) address. The player's media are blobs, its worker is ours.
@@ -46,6 +48,11 @@ _templates: Final = Environment(
 )
 
 
+def _at(path: str) -> Callable[[Callable[..., Response]], Callable[..., Response]]:
+    """HEAD too: it is what `curl -I` and monitors ask with."""
+    return router.api_route(path, methods=["GET", "HEAD"])
+
+
 def _page(template: str, status: int = 200, **values: Any) -> HTMLResponse:
     html = _templates.get_template(template).render(here=template.removesuffix(".html"), **values)
     return HTMLResponse(html, status, headers={"Content-Security-Policy": CSP, "Cache-Control": "no-cache"})
@@ -58,7 +65,7 @@ def _size(count: int) -> str:
     return f"{tenths // 10:,}.{tenths % 10} {name}"
 
 
-@router.get("/")
+@_at("/")
 def home(at: ServicesDep) -> Response:
     shown = []
     for stream in at.reads.streams():
@@ -76,11 +83,11 @@ def home(at: ServicesDep) -> Response:
     return _page("home.html", crew_name=at.settings.crew_name, streams=shown)
 
 
-@router.get("/watch/{slug}")
+@_at("/watch/{slug}")
 def watch(slug: str, at: ServicesDep) -> Response:
     stream = at.reads.stream(slug) if slug.isascii() and slug.isprintable() else None
     if stream is None:
-        return _page("missing.html", 404, crew_name=at.settings.crew_name)
+        return _page("missing.html", 404, crew_name=at.settings.crew_name, missing="There is no such stream")
     return _page(
         "watch.html",
         crew_name=at.settings.crew_name,
@@ -90,7 +97,7 @@ def watch(slug: str, at: ServicesDep) -> Response:
     )
 
 
-@router.get("/audit")
+@_at("/audit")
 def audit(at: ServicesDep) -> Response:
     checkpoint, vkey = _published(at.log_folder / "checkpoint"), _published(at.log_folder / "vkey")
     lines = checkpoint.splitlines()
@@ -111,22 +118,22 @@ def _published(path: Path) -> str:
         return ""
 
 
-@router.get("/friend")
+@_at("/friend")
 def friend(at: ServicesDep) -> Response:
     return _page("friend.html", crew_name=at.settings.crew_name)
 
 
-@router.get("/creator")
+@_at("/creator")
 def creator(at: ServicesDep) -> Response:
     return _page("creator.html", crew_name=at.settings.crew_name, rtmp_url=at.settings.rtmp_url)
 
 
-@router.get("/operator")
+@_at("/operator")
 def operator(at: ServicesDep) -> Response:
     return _page("operator.html", crew_name=at.settings.crew_name)
 
 
-@router.get("/thanks")
+@_at("/thanks")
 def thanks(at: ServicesDep) -> Response:
     """Who carried how much, by the names that the friends gave their nodes; a friend's nodes count together."""
     carried: dict[UUID, int] = {}
@@ -146,6 +153,16 @@ def thanks(at: ServicesDep) -> Response:
     ]
     return _page(
         "thanks.html", crew_name=at.settings.crew_name, rows=rows, total=_size(sum(carried.values()))
+    )
+
+
+@_at("/{name}")  # the last one: every other page comes before it
+def mistyped(name: str, request: Request, at: ServicesDep) -> Response:
+    """People get a page with a way on, programs a problem."""
+    if "text/html" not in request.headers.get("accept", ""):
+        raise not_found("there is no such page")
+    return _page(
+        "missing.html", 404, crew_name=at.settings.crew_name, missing="There is nothing at this address"
     )
 
 

@@ -84,3 +84,19 @@ def test_scripts_may_be_used_by_other_sites(still_client: TestClient) -> None:
     assert response.headers["access-control-allow-origin"] == "*"
     for path in ("/static/../app.py", "/static/%2e%2e/endpoints.py", "/static/viewer.js.gz"):
         assert still_client.get(path).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/audit", "/friend", "/log/checkpoint"])
+def test_pages_and_the_log_answer_to_head_as_to_get(
+    still_client: TestClient, still_world: World, path: str
+) -> None:
+    (still_world.log_folder / "checkpoint").write_text("crew\n3\nroot\n")
+    asked, told = still_client.get(path), still_client.head(path)
+    assert told.status_code == asked.status_code == 200
+    assert told.headers["content-length"] == asked.headers["content-length"]
+
+
+def test_a_mistyped_address_is_a_page_for_people_and_a_problem_for_programs(still_client: TestClient) -> None:
+    page = still_client.get("/mian", headers={"Accept": "text/html,*/*;q=0.8"})
+    assert (page.status_code, page.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert still_client.get("/mian").json()["status"] == 404
