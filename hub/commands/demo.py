@@ -29,7 +29,7 @@ def demo(
     began = time.monotonic()
 
     def say(line: str) -> None:
-        out.print(f"[dim]{time.monotonic() - began:5.1f} s[/]  {line}", highlight=False)
+        out.print(f"[dim]{time.monotonic() - began:5.1f} s[/]  {line}", highlight=False, soft_wrap=True)
 
     failed = True
     try:
@@ -89,8 +89,11 @@ def _show(out: Console, outcome: Outcome) -> None:
     for table in (watched, friends, tricks):
         out.print()
         out.print(table)
+    out.print("What Mallory's node really delivered is paid as everybody's is, and none of her tricks.")
     out.print(f"\nPaid out: {micro_to_text(sum(paid.values()))} {outcome.unit} to {len(paid)} friends")
-    out.print(f"Audit:    {'holds' if outcome.audit.get('ok') else 'FAILED'}: {_audited(outcome)}")
+    out.print(
+        f"Audit:    {'holds' if outcome.audit.get('ok') else 'FAILED'}: {_audited(outcome)}", soft_wrap=True
+    )
 
 
 def _audited(outcome: Outcome) -> str:
