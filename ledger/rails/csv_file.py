@@ -1,8 +1,8 @@
 """The file rail: one CSV file, which the operator pays by hand or imports at the bank.
 
-Invariant: a key stands in the file at most once, and `submit` answers CONFIRMED only after the whole line is on disk
-(fsync). A line torn by a crash was never confirmed and is cut off before anything else is written. Several processes
-may use one file: each works under an exclusive lock.
+Invariant: a key stands in the file at most once, and nobody is told CONFIRMED before the whole line is on disk (fsync).
+A line torn by a crash was never confirmed and is cut off before anything else is written. Several processes may use one
+file: each works under an exclusive lock.
 """
 
 import csv
@@ -16,6 +16,7 @@ from typing import BinaryIO, Final
 
 from ledger.money import decimal_text
 from ledger.rails import Answer, Outcome, Payment, destination_fault
+from ledger.rails.journal import sync_folder
 
 COLUMNS: Final = ("key", "friend_id", "amount_micro", "amount", "unit", "destination")
 HEADER: Final = (",".join(COLUMNS) + "\n").encode()
@@ -47,13 +48,16 @@ class CsvRail:
             # Also for a key found: who wrote it may have died before its fsync.
             file.flush()
             os.fsync(file.fileno())
-        _sync_folder(self._path.parent)
+        sync_folder(self._path.parent)
         return Answer(Outcome.CONFIRMED, self._path.name)
 
     def look_up(self, key: str) -> Answer:
         try:
             with self._locked(os.O_RDONLY) as file:
                 known = key in _keys(_whole_lines(file))
+                if known:  # who wrote it may have died before that
+                    os.fsync(file.fileno())
+                    sync_folder(self._path.parent)
         except FileNotFoundError:
             known = False
         return Answer(Outcome.CONFIRMED, self._path.name) if known else Answer(Outcome.ABSENT)
@@ -91,12 +95,3 @@ def _line(payment: Payment) -> bytes:
         )
     )
     return out.getvalue().encode()
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new file is durable only once its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,5 +1,6 @@
 import csv
 import multiprocessing
+import os
 import stat
 from pathlib import Path
 from uuid import UUID
@@ -36,6 +37,23 @@ def test_a_key_is_written_once(tmp_path: Path) -> None:
     assert CsvRail(path).look_up("batch:11").outcome is Outcome.ABSENT
     assert keys(path) == ["batch:1"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_what_a_writer_that_died_left_is_on_disk_before_it_is_confirmed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rail, synced = CsvRail(tmp_path / "p.csv"), list[int]()
+
+    def dies(_descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", dies)
+        with pytest.raises(KeyboardInterrupt):
+            rail.submit(payment(1))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    assert rail.look_up("batch:1").outcome is Outcome.CONFIRMED
+    assert synced == [(tmp_path / "p.csv").stat().st_ino, tmp_path.stat().st_ino]
 
 
 def test_a_line_torn_at_any_byte_is_repaired(tmp_path: Path) -> None:
