@@ -109,7 +109,7 @@ def open_evm(settings: Settings, *, from_nonce: int | None = None) -> Iterator["
 def evm_asset(settings: Settings) -> "Asset":
     """Raises SettingsError that names what is missing."""
     from ledger.rails.evm.address import AddressError, check_address
-    from ledger.rails.evm.asset import Asset
+    from ledger.rails.evm.asset import COIN_DECIMALS, Asset
 
     if settings.evm_chain_id is None:
         raise _missing("EVM_CHAIN_ID")
@@ -119,6 +119,11 @@ def evm_asset(settings: Settings) -> "Asset":
         token = None if settings.evm_token is None else check_address(settings.evm_token)
     except AddressError as error:
         raise SettingsError(f"{PREFIX}EVM_TOKEN: {error}") from error
+    if token is None and settings.evm_decimals != COIN_DECIMALS:
+        raise SettingsError(
+            f"{PREFIX}EVM_DECIMALS={settings.evm_decimals} is a token's, and {PREFIX}EVM_TOKEN is not set: "
+            f"a chain's own coin has {COIN_DECIMALS} decimals"
+        )
     return Asset(settings.evm_chain_id, token, settings.evm_decimals, settings.evm_unit)
 
 

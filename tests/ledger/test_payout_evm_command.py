@@ -163,8 +163,10 @@ def test_mistakes_are_told_before_anything_is_reserved(
     assert "EVM_UNIT=USD" in wrongly("UNIT", "USD", *plan, code=2)
     assert "EVM_CHAIN_ID is not set" in wrongly("CHAIN_ID", "", *plan, code=2)
     assert "EVM_TOKEN" in wrongly("TOKEN", ADDRESS.lower(), *plan, code=2)
+    assert "EVM_TOKEN is not set" in wrongly("DECIMALS", "6", *plan, code=2)
     shell(*plan)
     shell("approve", "1")
+    assert "EVM_TOKEN is not set" in wrongly("DECIMALS", "6", *run, code=2)
     told = wrongly("RPC_URL", "wss://node.example/v3/a-providers-key", *run, code=2)
     assert "a-providers-key" not in told
     assert "EVM_RPC_URL=***" in told
