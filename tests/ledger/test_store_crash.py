@@ -106,9 +106,7 @@ def test_while_postgres_is_away_calls_end_within_seconds_and_the_same_ledger_com
     counter.add("before")
     ledger.save(counter)
     ledger.wait(0, 1)
-    assert durable.process is not None
-    durable.process.kill()
-    durable.process.wait()
+    _kill_with_its_backends(durable)
 
     counter.add("away")
     elsewhere = Ledger(f"postgresql://nobody@/nothing?host={tmp_path}")
@@ -151,3 +149,25 @@ def _one(aggregate_id: UUID) -> Counter:
     counter = Counter(aggregate_id)
     counter.add("x")
     return counter
+
+
+def _kill_with_its_backends(postgres: EmbeddedPostgres) -> None:
+    """A backend may answer a last query before it sees that the postmaster is gone."""
+    assert postgres.process is not None
+    pid = postgres.process.pid
+    backends = [
+        Path("/proc", child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ]
+    postgres.process.kill()
+    postgres.process.wait()
+    deadline = time.monotonic() + 20
+    while any(_runs(backend) for backend in backends):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _runs(process: Path) -> bool:
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
