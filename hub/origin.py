@@ -1,4 +1,4 @@
-"""The origin process: RTMP in, HLS and HTTP-FLV out, and the API, on one event loop.
+"""The origin process: RTMP (and SRT) in, HLS and HTTP-FLV out, and the API, on one event loop.
 
 Invariant: the event loop never waits for the database; media paths are a bare ASGI app, everything else is FastAPI.
 When the process dies, its publishers reconnect and go on with the same broadcast; its viewers keep their sessions.
@@ -31,11 +31,12 @@ from api.valkey import connect
 from hub.authority import InPool, LedgerAuthority
 from hub.bootstrap import now_us
 from hub.digests import SegmentDigests
+from hub.embedded.account import among_strangers
 from hub.heartbeats import HEARTBEATS_FOLDER, Heartbeats
 from hub.keystore import KeyStore
 from hub.logs import configure_logging
 from hub.pings import Pings
-from hub.settings import Settings, load_settings
+from hub.settings import Settings, load_settings, ports_of
 from hub.steering import NEW_HEALTH, OBSERVE_AFTER_S, LedgerSteering, LiveNode
 from hub.troubles import TROUBLES_FOLDER, Troubles
 from ledger.aggregates.broadcast import Broadcast
@@ -116,7 +117,8 @@ class OriginProcess:
             recordings=settings.data_dir / RECORDINGS if recorded else None,
             recording_keep_s=settings.record_days * 86_400.0,
         )
-        self._origin = Origin(authority, self._steering, media, now_us)
+        strangers = among_strangers(signal.SIGKILL)
+        self._origin = Origin(authority, self._steering, media, now_us, child_setup=strangers)
         self._network_salt = keys.network_salt
         valkey = connect(settings.resolved_redis_url())
         self._liveness = Liveness(valkey)
@@ -168,6 +170,8 @@ class OriginProcess:
             loop.add_signal_handler(number, stop.set)
         await self._origin.start_rtmp_on(rtmp)
         await self._origin.start_rtmp_on(rtmps, self._settings.rtmps_context())
+        if self._settings.srt_ports is not None:
+            await self._origin.start_srt(self._settings.rtmp_host, ports_of(self._settings.srt_ports))
         self._rtmp_ready = True
         server = uvicorn.Server(
             uvicorn.Config(

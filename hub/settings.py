@@ -67,6 +67,28 @@ def _witnesses(value: str) -> str:
     return value
 
 
+MAX_SRT_PORTS = 16  # each is a program that listens
+
+
+def ports_of(value: str) -> range:
+    """`9000`, or `9000-9003` with both ends. Raises ValueError."""
+    found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", value, re.ASCII)
+    if found is None:
+        raise ValueError("must be a port or a range of ports")
+    first = int(found[1])
+    ports = range(first, int(found[2] or first) + 1)
+    if not 1024 <= first <= ports.stop - 1 <= 65535:
+        raise ValueError("must be ports from 1024 to 65535, the smaller one first")
+    if len(ports) > MAX_SRT_PORTS:
+        raise ValueError(f"must be at most {MAX_SRT_PORTS} ports")
+    return ports
+
+
+def _ports(value: str) -> str:
+    ports_of(value)
+    return value
+
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -93,6 +115,9 @@ class Settings(BaseSettings):
     rtmps_port: Port | None = Field(None, description="port for OBS over TLS, 1 to 65535; not set: none")
     rtmps_cert: Path | None = Field(None, description="certificate chain of the RTMPS port, a PEM file")
     rtmps_key: Path | None = Field(None, description="private key of that certificate, a PEM file")
+    srt_ports: Annotated[str, AfterValidator(_ports)] | None = Field(
+        None, description="UDP ports for OBS over SRT, one encoder each: 9000 or 9000-9003; not set: none"
+    )
     http_host: str = Field("0.0.0.0", min_length=1, description="address HTTP listens on")  # noqa: S104
     http_port: Port = Field(8000, description="port for pages, API and media, 1 to 65535")
     public_url: Annotated[str, _scheme("http", "https")] | None = Field(

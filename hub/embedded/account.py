@@ -89,6 +89,21 @@ def die_with_parent(death_signal: signal.Signals) -> Callable[[], None] | None:
     return preexec
 
 
+def among_strangers(death_signal: signal.Signals) -> Callable[[], None]:
+    """A `preexec_fn` for a program that reads what strangers send: it dies with us, and is never root."""
+    die = die_with_parent(death_signal)
+
+    def preexec() -> None:
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        if die is not None:
+            die()
+
+    return preexec
+
+
 def account_for(existing_data: Path) -> Account:
     """The account that may open `existing_data`, which need not exist yet."""
     if os.geteuid() != 0:

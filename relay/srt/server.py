@@ -61,6 +61,11 @@ class _Encoder:
         self._expelled = reason
         kill(self._process)
 
+    @property
+    def complaints(self) -> str:
+        """What ffmpeg said; for the log alone, strangers have a part in it."""
+        return self._said.complaints
+
     # --- the way of a push -------------------------------------------------------------------------------------------
 
     async def run(self) -> str:
@@ -99,7 +104,7 @@ class _Encoder:
         await asyncio.wait([following], timeout=LAST_WORDS_S)
         if not self._announced and (unsupported := self._said.unsupported) is not None:
             raise UnsupportedMedia(unsupported)
-        return f"the encoder stopped or its connection was lost ({self._said.complaints or 'no complaints'})"
+        return "the encoder stopped or its connection was lost"
 
     async def _stream_key(self, first: asyncio.Task[bytes]) -> str:
         """Waits as long as nobody comes. Raises OSError when ffmpeg does not."""
@@ -111,7 +116,7 @@ class _Encoder:
             raise _Refused(f"no stream key within {KEY_TIMEOUT_S:g} s")
         key = stream_id.result()
         if key is None:
-            raise OSError(f"ffmpeg ended before an encoder came ({self._said.complaints or 'no complaints'})")
+            raise OSError(f"ffmpeg ended before an encoder came: {self.complaints or 'it did not say why'}")
         return key
 
     async def _accept(self, stream_key: str) -> None:
@@ -195,7 +200,8 @@ class SrtServer:
                 encoder = _Encoder(self, await listen(ffmpeg, host, port, self._prepare))
                 reason = await encoder.run()
                 accepted = encoder.accepted
-                log.info("srt_closed" if accepted else "srt_refused", port=port, reason=reason)
+                event = "srt_closed" if accepted else "srt_refused"
+                log.info(event, port=port, reason=reason, ffmpeg=encoder.complaints)
             except (OSError, SubprocessError) as e:
                 log.warning("srt_not_listening", port=port, reason=str(e))
             except Exception:  # a port does not stay closed for what went wrong with one encoder

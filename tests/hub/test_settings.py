@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hub.settings import PREFIX, HubNotRunning, Settings, SettingsError, load_settings, unknown_variables
+from hub.settings import (
+    PREFIX,
+    HubNotRunning,
+    Settings,
+    SettingsError,
+    load_settings,
+    ports_of,
+    unknown_variables,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +89,21 @@ def test_rtmps_is_set_as_a_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, 
         load_settings().rtmps_context()
     monkeypatch.setenv("STREAMRP2P_RTMPS_PORT", "8000")
     with pytest.raises(SettingsError, match="a port of its own"):
+        load_settings()
+
+
+@pytest.mark.parametrize(("given", "ports"), [("9000", [9000]), ("9000-9002", [9000, 9001, 9002])])
+def test_srt_ports_are_a_port_or_a_range(
+    monkeypatch: pytest.MonkeyPatch, given: str, ports: list[int]
+) -> None:
+    monkeypatch.setenv("STREAMRP2P_SRT_PORTS", given)
+    assert list(ports_of(load_settings().srt_ports or "")) == ports
+
+
+@pytest.mark.parametrize("given", ["80", "9000-", "9001-9000", "9000,9001", "70000", "9000-9016", "٩٠٠٠"])
+def test_other_srt_ports_are_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("STREAMRP2P_SRT_PORTS", given)
+    with pytest.raises(SettingsError, match=r"STREAMRP2P_SRT_PORTS=.* must be"):
         load_settings()
 
 

@@ -173,7 +173,7 @@ class TestRealEncoders:
         async def scenario():
             async with (
                 srt_rig(2) as (r, (port, other), lines),
-                pushing(source_flv, port, KEY),
+                pushing(source_flv, port, KEY) as encoder,
             ):
                 await r.until(lambda: len(r.authority.published) >= 2, 15)
                 assert r.authority.calls[:2] == [
@@ -194,6 +194,9 @@ class TestRealEncoders:
                             break
                 assert {tag[0] for tag in read_flv(got)} >= {flv.AUDIO, flv.VIDEO}
                 assert not reasons(lines, "srt_closed")
+                signal_group(encoder, signal.SIGTERM)
+                await r.until(lambda: r.authority.ended == ["the publisher did not come back"], 10)
+                assert reasons(lines, "srt_closed") == ["the encoder stopped or its connection was lost"]
 
         asyncio.run(scenario())
 
@@ -211,21 +214,6 @@ class TestRealEncoders:
 
         asyncio.run(scenario())
 
-    def test_an_encoder_that_stops_or_is_lost_comes_back_into_the_same_broadcast(self, source_flv):
-        async def scenario():
-            async with srt_rig(publish_grace_s=60.0) as (r, (port,), lines):
-                for number, count in ((signal.SIGTERM, 1), (signal.SIGKILL, 2)):
-                    async with pushing(source_flv, port, KEY) as encoder:
-                        await r.until(lambda n=count: len(r.authority.grants) == n, 20)
-                        signal_group(encoder, number)
-                        await r.until(lambda n=count: r.authority.calls.count("interrupt") == n, 15)
-                async with pushing(source_flv, port, KEY):
-                    await r.until(lambda: len(r.authority.grants) == 3, 20)
-                assert len({grant.broadcast_id for grant in r.authority.grants}) == 1
-                assert all("stopped or its connection" in reason for reason in reasons(lines, "srt_closed"))
-
-        asyncio.run(scenario())
-
     def test_sound_that_is_not_aac_is_refused_with_words(self, source_flv):
         async def scenario():
             async with srt_rig() as (r, (port,), lines):
@@ -236,7 +224,7 @@ class TestRealEncoders:
 
         asyncio.run(scenario())
 
-    def test_an_ffmpeg_that_hangs_or_dies_is_replaced_and_none_outlives_the_hub(self, source_flv):
+    def test_a_lost_encoder_comes_back_into_its_broadcast_and_a_hanging_ffmpeg_is_replaced(self, source_flv):
         async def scenario():
             async with srt_rig(idle_timeout_s=2.0, publish_grace_s=60.0) as (r, (port,), lines):
                 await r.until(lambda: children(port))
@@ -244,12 +232,18 @@ class TestRealEncoders:
                 os.kill(idle, signal.SIGKILL)
                 await r.until(lambda: children(port) not in ([], [idle]))
                 assert "before an encoder came" in reasons(lines, "srt_not_listening")[0]
+                async with pushing(source_flv, port, KEY) as encoder:
+                    await r.until(lambda: r.authority.grants, 20)
+                    signal_group(encoder, signal.SIGKILL)
+                    await r.until(lambda: "interrupt" in r.authority.calls, 10)
                 async with pushing(source_flv, port, KEY):
-                    await r.until(lambda: r.authority.published, 20)
+                    await r.until(lambda: len(r.authority.grants) == 2, 20)
+                    assert r.authority.grants[0].broadcast_id == r.authority.grants[1].broadcast_id
                     (busy,) = children(port)
                     os.kill(busy, signal.SIGSTOP)
-                    await r.until(lambda: reasons(lines, "srt_closed") == ["no media for 2 s"], 10)
+                    await r.until(lambda: len(reasons(lines, "srt_closed")) == 2, 10)
                     await r.until(lambda: children(port) not in ([], [busy]))
+                assert set(reasons(lines, "srt_closed")) == {"no media for 2 s"}
             assert children(port) == []
 
         asyncio.run(scenario())
