@@ -30,6 +30,18 @@ class Answer:
     reference: str = ""
 
 
+class OtherPayment(Exception):
+    """The rail knows this key, and paid somebody else or something else under it: the ledger has lost what it paid."""
+
+    exit_code = 5
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"the payment {key} was given to the rail before, with another amount or recipient: the database is older "
+            f"than what was paid. Restore a newer backup"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Payment:
     key: str  # deterministic: the same payout line has the same key forever
@@ -49,7 +61,10 @@ class Rail(Protocol):
         cannot be paid now; the run ends there."""
 
     def submit(self, payment: Payment) -> Answer:
-        """Pay, unless this key was paid before. Never answers ABSENT. What it raises leaves the attempt open."""
+        """Pay, unless this key was paid before. Never answers ABSENT. What it raises leaves the attempt open.
+
+        Raises OtherPayment for a key that it knows with another amount or recipient.
+        """
 
     def look_up(self, key: str) -> Answer:
         """What became of a key. Pays nothing."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from ledger.money import decimal_text
-from ledger.rails import Answer, Outcome, Payment, destination_fault
+from ledger.rails import Answer, OtherPayment, Outcome, Payment, destination_fault
 from ledger.rails.journal import sync_folder
 
 COLUMNS: Final = ("key", "friend_id", "amount_micro", "amount", "unit", "destination")
@@ -35,16 +35,19 @@ class CsvRail:
         """Nothing: a line can always be written."""
 
     def submit(self, payment: Payment) -> Answer:
-        """Raises OSError when the disk does not take the line; nothing is confirmed then."""
+        """Raises OtherPayment, and OSError when the disk does not take the line; nothing is confirmed then."""
         if fault := destination_fault(payment.destination):
             return Answer(Outcome.FAILED, fault)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked(os.O_RDWR | os.O_CREAT) as file:
-            whole = _whole_lines(file)
-            if payment.key not in _keys(whole):
+            whole, line = _whole_lines(file), _line(payment)
+            if payment.key in _keys(whole):
+                if line not in whole.splitlines(keepends=True):
+                    raise OtherPayment(payment.key)
+            else:
                 file.seek(len(whole))
                 file.truncate()
-                file.write((b"" if whole else HEADER) + _line(payment))
+                file.write((b"" if whole else HEADER) + line)
             # Also for a key found: who wrote it may have died before its fsync.
             file.flush()
             os.fsync(file.fileno())

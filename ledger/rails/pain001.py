@@ -17,7 +17,7 @@ from typing import Any, Final
 from xml.sax.saxutils import escape
 
 from ledger.money import decimal_text
-from ledger.rails import Answer, Outcome, Payment
+from ledger.rails import Answer, OtherPayment, Outcome, Payment
 from ledger.rails.bank_account import BankAccount, BankAccountError
 from ledger.rails.journal import Journal, write_once
 
@@ -56,13 +56,13 @@ class Pain001Rail:
             self._from_account()
 
     def submit(self, payment: Payment) -> Answer:
-        """Collect it for the next file. Raises OSError, NoDebtorError."""
+        """Collect it for the next file. Raises OtherPayment, OSError, NoDebtorError."""
         fault = _fault(payment)
         if fault:
             return Answer(Outcome.FAILED, fault)
         debtor = self._from_account()
         account = BankAccount.parse(payment.destination)
-        self._collected.add(
+        new = self._collected.add(
             payment.key,
             lambda _: {
                 "file": len(self.files()) + 1,
@@ -74,6 +74,11 @@ class Pain001Rail:
                 "debtor": [debtor.iban, debtor.bic, debtor.name],
             },
         )
+        if not new:
+            known = self._collected.get(payment.key) or {}
+            same = {"amount_micro": payment.amount_micro, "unit": payment.unit, "iban": account.iban}
+            if known != known | same:
+                raise OtherPayment(payment.key)
         return self.look_up(payment.key)
 
     def look_up(self, key: str) -> Answer:

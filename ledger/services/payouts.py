@@ -214,16 +214,23 @@ def run(
 ) -> list[LineResult]:
     """Pay every line of an approved batch that is not paid yet; start again after a crash to resume.
 
-    Lines whose outcome is unknown are left alone: `reconcile` asks the rail about them. Raises DomainError, and what
-    the rail raises: in `prepare` nothing new is reserved, later the line stays as recorded.
+    Lines whose outcome is unknown are left alone: `reconcile` asks the rail about them. Payouts are numbered, so a
+    database from an older backup gives the numbers of lost ones again: what the rail knows already, and the ledger does
+    not, is shown to it before anything is recorded. Raises DomainError, and what the rail raises: OtherPayment, and in
+    `prepare`, before anything new is reserved; later the line stays as recorded.
     """
     payout = _load_for(ledger, rail, batch_id)
     if not payout.approved_by or payout.cancelled:
         raise DomainError(f"the payout is {payout.state}: only an approved one is run")
     if dry_run:
         return [_preview(line, destinations) for line in payout.lines.values()]
-    rail.prepare([line.planned.amount_micro for line in to_submit(payout, destinations)])
-    unit = crew.crew(ledger).unit
+    unit, new = crew.crew(ledger).unit, to_submit(payout, destinations)
+    for line in new:
+        key = payout.key(line.planned.line)
+        destination = _committed(line, destinations)
+        if destination is not None and rail.look_up(key).outcome is not Outcome.ABSENT:
+            rail.submit(_payment(key, line, unit, destination))
+    rail.prepare([line.planned.amount_micro for line in new])
     return [_run_line(ledger, rail, batch_id, n, destinations, unit, at_us) for n in sorted(payout.lines)]
 
 
@@ -252,16 +259,18 @@ def _run_line(
         destination = _committed(line, destinations)
         if destination is None:  # attempted by a run that died, erased since: it stays in flight
             return _result(number, line, action)
-        answer = rail.submit(
-            Payment(
-                key=key,
-                friend_id=line.planned.friend_id,
-                amount_micro=line.planned.amount_micro,
-                unit=unit,
-                destination=destination.text,
-            )
-        )
+        answer = rail.submit(_payment(key, line, unit, destination))
     return _record(ledger, batch_id, number, answer, action, at_us)
+
+
+def _payment(key: str, line: Line, unit: str, destination: Destination) -> Payment:
+    return Payment(
+        key=key,
+        friend_id=line.planned.friend_id,
+        amount_micro=line.planned.amount_micro,
+        unit=unit,
+        destination=destination.text,
+    )
 
 
 def _prepare(

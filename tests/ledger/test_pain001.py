@@ -18,7 +18,7 @@ from test_payout_command import Shell, earned
 from ledger.aggregates.base import DomainError
 from ledger.aggregates.payout import Payout
 from ledger.application import Ledger
-from ledger.rails import Answer, Outcome, Payment
+from ledger.rails import Answer, OtherPayment, Outcome, Payment
 from ledger.rails.bank_account import BankAccount, BankAccountError, check_bic, check_iban, sepa_text
 from ledger.rails.pain001 import NAMESPACE, NoDebtorError, Pain001Rail, end_to_end_id
 from ledger.rails.pain002 import StatusReportError, read_report
@@ -247,6 +247,9 @@ def test_a_written_file_never_changes_and_later_payments_get_their_own(tmp_path:
     assert first is not None
     content = first.read_bytes()
     rail.submit(payment(1))
+    for other in (payment(1, 1_240_000), payment(1, destination=f"{IBANS[0]};Friend 1")):
+        with pytest.raises(OtherPayment):
+            rail.submit(other)
     rail.submit(payment(2))
     second = make(tmp_path, None).seal()
     assert second is not None

@@ -15,7 +15,7 @@ from ledger.aggregates.book import Book
 from ledger.aggregates.payout import Payout, payout_id
 from ledger.application import Ledger, Unavailable
 from ledger.ids import BOOK_ID
-from ledger.rails import Answer, Outcome, Payment
+from ledger.rails import Answer, OtherPayment, Outcome, Payment
 from ledger.rails.csv_file import CsvRail
 from ledger.services import crew, payouts
 from ledger.services.destinations import Destination
@@ -192,7 +192,7 @@ def test_killed_at_any_instruction_everybody_is_still_paid_exactly_once(
             break
         earn(funded, at)
     assert survived
-    assert at == 3 * 6 + 1  # six dangerous instructions a line, all of them tried
+    assert at == 3 * 7 + 1  # seven dangerous instructions a line, all of them tried
 
 
 def test_two_runs_at_once_pay_once(funded: Ledger, file: Path, database_url: str) -> None:
@@ -225,6 +225,35 @@ def test_what_cannot_be_paid_is_said_before_anything_is_reserved(funded: Ledger,
 
 
 # --- rails that do not know, and rails that lie
+
+
+def lost_line(batch_id: UUID, amount_micro: int) -> Payment:
+    """The second line of a payout of the same number, paid before the database was restored from an older backup."""
+    return Payment(
+        key=f"{batch_id}:2",
+        friend_id=FRIENDS[1],
+        amount_micro=amount_micro,
+        unit="EUR",
+        destination=DESTINATIONS[FRIENDS[1]].text,
+    )
+
+
+def test_the_payment_of_a_lost_line_does_not_count_for_another(funded: Ledger, file: Path) -> None:
+    amounts, batch_id = balances(funded, "available"), planned(funded)
+    CsvRail(file).submit(lost_line(batch_id, amounts[1] + 1))
+    for _ in range(2):
+        with pytest.raises(OtherPayment, match="older than what was paid"):
+            run(funded, CsvRail(file), batch_id)
+    payouts.reconcile(funded, CsvRail(file), batch_id, at_us=AT)
+    assert balances(funded, "available") == amounts
+    assert len(rows(file)) == 1
+
+
+def test_a_line_that_was_paid_and_lost_is_not_paid_again(funded: Ledger, file: Path) -> None:
+    amounts, batch_id = balances(funded, "available"), planned(funded)
+    CsvRail(file).submit(lost_line(batch_id, amounts[1]))
+    run(funded, CsvRail(file), batch_id)
+    assert_each_paid_once(funded, file, batch_id, amounts)
 
 
 class Says:

@@ -22,7 +22,7 @@ from typing import Any, Final
 import structlog
 from eth_account.signers.local import LocalAccount
 
-from ledger.rails import Answer, Outcome, Payment
+from ledger.rails import Answer, OtherPayment, Outcome, Payment
 from ledger.rails.evm import erc20
 from ledger.rails.evm.address import AddressError, check_address
 from ledger.rails.evm.asset import AmountError, Asset
@@ -127,7 +127,7 @@ class EvmRail:
             return self._refused(payment.key)
         newest = versions[-1]
         if (newest.to, newest.amount) != (payment.destination.lower(), self._amount(payment)):
-            raise WrongChain("this payment is signed for another amount or recipient already")
+            raise OtherPayment(payment.key)
         self._send(newest)
         return Answer(Outcome.UNKNOWN, newest.hash)
 
