@@ -56,6 +56,9 @@ def list_(as_json: bool = JSON) -> None:
         if as_json:
             typer.echo(json.dumps({"disputes": msgspec.to_builtins(found)}))
             return
+        if not found:
+            typer.echo("there are none")
+            return
         table = Table("number", "line", "friend", "opened by", "reason", "state", "decision", "amount")
         for d in found:
             name = at.directory.person_name(d.friend_id) or str(d.friend_id)

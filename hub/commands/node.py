@@ -336,7 +336,7 @@ def _describe(health: dict[str, Any]) -> str:
         ", ".join(f"{count} {name}" for name, count in sorted(receipts["verdicts"].items())) or "none yet"
     )
     lines = [
-        f"{health['name']}: helping {health['viewers']} viewers now",
+        f"{health['name']}: helping {health['viewers']} viewer{'' if health['viewers'] == 1 else 's'} now",
         f"hub        {hub['url']}: {hub['node_status']}" + (f" ({hub['error']})" if hub["error"] else ""),
         f"uploaded   {traffic['uploaded_bytes'] / 1e9:.3f} GB in {traffic['segments']} segments since start",
         f"receipts   {receipts['waiting']} waiting; answered: {verdicts}",

@@ -422,6 +422,9 @@ def _show_all(at: Console, found: Iterable[Payout], as_json: bool) -> None:
     if as_json:
         _print_json({"payouts": summaries})
         return
+    if not summaries:
+        typer.echo("none was planned yet: streamrp2p payout plan")
+        return
     table = Table("number", "rail", "state", "lines")
     table.add_column(crew.crew(at.ledger).unit, justify="right")
     table.add_column("id", overflow="fold")

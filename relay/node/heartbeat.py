@@ -76,6 +76,7 @@ class Heartbeat:
         if answer.status != self.status:
             log.info("the hub says this node is", status=answer.status)
         if self.error:
+            log.info("the hub takes our heartbeat again")
             self._back()
         self.status, self.earned, self.error = answer.status, answer.earned, ""
         self._answered_at = self._clock()
