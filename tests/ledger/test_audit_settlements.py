@@ -6,6 +6,7 @@ import pytest
 from crew_life import HOUR_US, LOG, Life
 from forged_log import ORIGIN, VKEY
 
+from ledger.aggregates.base import Aggregate
 from ledger.aggregates.book import Book
 from ledger.application import Ledger
 from ledger.audit import Report, audit
@@ -76,3 +77,28 @@ def test_credits_are_not_settled_in_another_epoch(life: Life, tmp_path: Path, ep
     problem = audited(life, tmp_path / "log").problem
     assert problem is not None
     assert "epoch" in problem.reason
+
+
+@pytest.mark.parametrize("epoch", [6, 7, 8])
+def test_a_receipt_that_comes_while_the_hub_settles_accuses_nobody(
+    life: Life, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    """Judged in an earlier epoch or this one, it stands in the log before the settlement that has not read it."""
+    ticket, genesis_us = life.ticket("anna", "vera"), life.now_us - 7 * HOUR_US
+    life.settle()
+    life.now_us = genesis_us + 9 * HOUR_US
+    save = life.ledger.save
+
+    def late(*aggregates: Aggregate) -> list[int]:
+        if isinstance(aggregates[0], Book) and life.ledger.save is not save:
+            monkeypatch.setattr(life.ledger, "save", save)
+            life.now_us = genesis_us + epoch * HOUR_US + HOUR_US // 2
+            assert life.batch("anna", life.receipt(ticket, "vera", [3])) == ["accepted"]
+            life.now_us = genesis_us + 9 * HOUR_US
+        return save(*aggregates)
+
+    monkeypatch.setattr(life.ledger, "save", late)
+    assert life.settle() == [8]
+    life.now_us += HOUR_US
+    assert life.settle() == [9]
+    assert audited(life, tmp_path / "log").problem is None
