@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 LIMITS: Final = (
-    (resource.RLIMIT_AS, 2 << 30),  # it takes 0.5 GiB of addresses, of which 55 MiB are memory
+    (resource.RLIMIT_AS, 2 << 30),  # it takes 0.55 GiB of addresses, of which 64 MiB are memory
     (resource.RLIMIT_FSIZE, 0),
     (resource.RLIMIT_NOFILE, 64),
     (resource.RLIMIT_CORE, 0),
