@@ -1,10 +1,13 @@
 """The state file: what an audit replayed, so that the next one goes on from there.
 
-Invariant: it is taken up only when it was made by exactly this program, for a log of this name, and has not one wrong
-byte (ledger.audit.store). It proves nothing by itself: the tree that it stands for must lead to the signed root.
+Invariant: it is taken up only when it was made by exactly this program, for a log of this name, has not one wrong byte
+(ledger.audit.store), and nobody but the auditor can have written it: its sums find damage, not malice. It proves
+nothing by itself: the tree that it stands for must lead to the signed root.
 """
 
 import hashlib
+import os
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -52,7 +55,7 @@ class Resume:
         """The store to go on with, empty when `fresh`. Raises StoreBusy."""
         make_folder(self._path.parent)
         self.begun = None
-        store, note = Store.opened(self._path, fresh=fresh)
+        store, note = Store.opened(self._path, fresh=fresh or not _mine(self._path))
         if note is not None:
             self.begun = self._fitting(note)
             if self.begun is None:
@@ -83,3 +86,14 @@ class Resume:
         mine = begun.program == program() and begun.origin == self._origin
         wanted = self._only_new or not begun.finished
         return begun if mine and wanted and begun.edge.size <= self._size else None
+
+
+def _mine(path: Path) -> bool:
+    """Whether the file, if there is one, belongs to this account, which alone may write to it."""
+    account: Callable[[], int] | None = getattr(os, "geteuid", None)  # Windows has no such thing
+    for name in (path, Path(f"{path}-wal")):
+        with suppress(OSError):  # what is there and cannot be reached cannot be opened either
+            status = name.stat()
+            if account is not None and (status.st_uid != account() or status.st_mode & 0o022):
+                return False
+    return True

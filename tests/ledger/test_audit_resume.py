@@ -169,6 +169,16 @@ def test_a_state_with_another_header_is_never_taken_up_for_a_busy_one(tmp_path: 
     store.close()
 
 
+def test_a_state_that_others_may_write_to_is_put_aside(entries: list[bytes], tmp_path: Path) -> None:
+    """Whoever writes it can make the sums right, and the balances whatever they like."""
+    state = tmp_path / "state"
+    publish_entries(tmp_path / "log", entries)
+    kept = audit(tmp_path / "log", state=state).checkpoint
+    for mode, resumed_from in ((0o666, 0), (0o644, 512), (0o620, 0)):
+        state.chmod(mode)
+        assert audit(tmp_path / "log", state=state, since=kept).resumed_from == resumed_from
+
+
 def test_a_state_of_another_log_or_another_program_is_put_aside(
     entries: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
