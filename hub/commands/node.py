@@ -47,7 +47,9 @@ DataDir = Annotated[
 Name = Annotated[
     str | None, typer.Option(help="What the crew calls this node (default: this computer's name).")
 ]
-Port = Annotated[int, typer.Option(min=1, max=65_535, help="TCP port viewers reach this node on.")]
+Port = Annotated[
+    int | None, typer.Option(min=1, max=65_535, help="TCP port viewers reach this node on (default: 8100).")
+]
 PublicUrl = Annotated[
     str | None,
     typer.Option(
@@ -92,7 +94,7 @@ def join_command(
     hub_url: Annotated[str, typer.Argument(help="The hub, such as https://live.example.org")],
     code: Annotated[str, typer.Argument(help="The invite code you were given.")],
     name: Name = None,
-    port: Port = 8100,
+    port: Port = None,
     public_url: PublicUrl = None,
     data_dir: DataDir = None,
     run: Annotated[bool, typer.Option("--run", help="Start serving at once.")] = False,
@@ -130,9 +132,11 @@ def run_command(
     if hub_url is not None:
         if code is None:
             raise NodeError("joining needs the invite code too: streamrp2p node run HUB_URL CODE", 2)
-        _join(folder, hub_url, code, name, port or 8100, public_url)
-    elif public_url is not None:
-        _change_public_url(folder, public_url)
+        _join(folder, hub_url, code, name, port, public_url)
+    else:
+        profile = _joined(folder)
+        if public_url is not None:
+            save_profile(folder, msgspec.structs.replace(profile, public_url=_trimmed(public_url)))
     options = Options(
         host=host,
         port=port,
@@ -150,9 +154,7 @@ def run_command(
 def status_command(data_dir: DataDir = None, as_json: Json = False) -> None:
     """What the running node is doing, and what it has earned."""
     folder = _folder(data_dir)
-    profile = _guard(lambda: load_profile(folder))
-    if profile is None:
-        raise NodeError("this node has not joined a hub yet: run `streamrp2p node join HUB_URL CODE`", 4)
+    profile = _joined(folder)
     health = _guard(lambda: own_status(folder))
     if health is None:
         raise NodeError("the node is not running: start it with `streamrp2p node run`", 10)
@@ -177,11 +179,7 @@ def install_service_command(
 ) -> None:
     """Start the node with this computer from now on (Linux with systemd)."""
     folder = _folder(data_dir)
-    profile = _guard(lambda: load_profile(folder))
-    if profile is None:
-        raise NodeError(
-            "this node has not joined a hub yet: run `streamrp2p node join HUB_URL CODE` first", 4
-        )
+    profile = _joined(folder)
     tls = _tls(folder, tls_cert, tls_key)
     words = ["node", "run", "--data-dir", str(folder.parent.absolute()), "--cache-mib", str(cache_mib)]
     if port is not None:
@@ -217,25 +215,28 @@ def _folder(data_dir: Path | None) -> Path:
 
 
 def _join(
-    folder: Path, hub_url: str, code: str, name: str | None, port: int, public_url: str | None
+    folder: Path, hub_url: str, code: str, name: str | None, port: int | None, public_url: str | None
 ) -> Profile:
+    """The invite's line is typed again and again: what it does not say stays as it was."""
     if not hub_url.startswith(("http://", "https://")):
         raise NodeError(f"the hub's address starts with http:// or https://, not {hub_url!r}", 2)
-    called = (name or socket.gethostname() or "node")[:80]
+    known = _guard(lambda: load_profile(folder))
+    called = (name or (known.name if known else socket.gethostname()) or "node")[:80]
+    reached = _trimmed(public_url) or (known.public_url if known else None)
+    port = port or (known.port if known else 8100)
     try:
-        return asyncio.run(
-            join(folder, hub_url, code.strip(), name=called, port=port, public_url=_trimmed(public_url))
-        )
+        return asyncio.run(join(folder, hub_url, code.strip(), name=called, port=port, public_url=reached))
     except HubError as e:
         raise NodeError(_why_not_joined(e), 10 if e.transient else _EXIT_BY_STATUS.get(e.status, 1)) from e
     except (IdentityError, OSError) as e:
         raise NodeError(str(e), 1) from e
 
 
-def _change_public_url(folder: Path, public_url: str) -> None:
-    profile = _guard(lambda: load_profile(folder))
-    if profile is not None:  # `serve` tells who has not joined what to do
-        save_profile(folder, msgspec.structs.replace(profile, public_url=_trimmed(public_url)))
+def _joined(folder: Path) -> Profile:
+    profile: Profile | None = _guard(lambda: load_profile(folder))
+    if profile is None:
+        raise NodeError("this node has not joined a hub yet: run `streamrp2p node run HUB_URL CODE`", 4)
+    return profile
 
 
 def _tls(folder: Path, certificate: Path | None, key: Path | None) -> Tls | None:

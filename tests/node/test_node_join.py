@@ -31,6 +31,25 @@ def test_joining_twice_gives_the_same_answer_and_keeps_the_key(hub, tmp_path):
     assert json.loads(first.stdout)["node_id"] == str(node_id(next(iter(hub.nodes))))
 
 
+def test_joining_again_keeps_what_is_not_said_again(hub, tmp_path):
+    folder, join = tmp_path / "node", ("join", hub.url, CODE, "--data-dir", str(tmp_path))
+    said = ("--name", "attic", "--port", "8200", "--public-url", "https://me.example:8200")
+    assert run(*join, *said).exit_code == 0
+    first = load_profile(folder)
+    assert run(*join).exit_code == 0
+    assert load_profile(folder) == first
+    assert run(*join, "--name", "cellar").exit_code == 0
+    assert load_profile(folder).name == "cellar"
+
+
+@pytest.mark.parametrize("command", ["run", "status", "install-service"])
+def test_who_has_not_joined_is_told_how(tmp_path, command):
+    done = run(command, "--data-dir", str(tmp_path))
+    assert isinstance(done.exception, NodeError)
+    assert done.exception.exit_code == 4
+    assert "node run HUB_URL CODE" in str(done.exception)
+
+
 @pytest.mark.parametrize(
     ("code", "exit_code", "said"), [("wrong", 3, "no such invite"), ("expired", 3, "expired")]
 )
