@@ -58,7 +58,7 @@ def test_a_friend_sees_what_they_earned_and_why(page: Page, hub: Hub, tmp_path: 
     page.goto(f"{hub.url}/friend")
     page.fill("#token", "sp2p_friend_wrong")
     page.click("button[type=submit]")
-    page.wait_for_function("document.querySelector('#message').textContent.includes('token')")
+    page.wait_for_function("document.querySelector('#message').textContent.includes('opens nothing')")
     page.goto("about:blank")
     page.goto(f"{hub.url}/friend#{token}")
     page.wait_for_selector("#statement:visible")

@@ -11,7 +11,8 @@ export function door(role, open) {
       await open(token);
       sessionStorage.setItem(stored, token);
     } catch (error) {
-      $("message").textContent = error.message;
+      const unknown = error.status === 401; // the API's own words for it are for programs
+      $("message").textContent = unknown ? "This token opens nothing. Is all of it here, and is it the newest?" : error.message;
     }
   }
 

@@ -34,7 +34,7 @@ export async function ask(path, token, options = {}) {
   const response = await fetch(path, { ...options, headers });
   if (!response.ok) {
     const problem = await response.json().catch(() => ({}));
-    throw new Error(problem.detail ?? `HTTP ${response.status}`);
+    throw Object.assign(new Error(problem.detail ?? `HTTP ${response.status}`), { status: response.status });
   }
   return response.json();
 }
