@@ -89,7 +89,7 @@ def _show(out: Console, outcome: Outcome) -> None:
     for table in (watched, friends, tricks):
         out.print()
         out.print(table)
-    out.print("What Mallory's node really delivered is paid as everybody's is, and none of her tricks.")
+    out.print("Mallory is paid for what her node really delivered, and for none of her tricks.")
     out.print(f"\nPaid out: {micro_to_text(sum(paid.values()))} {outcome.unit} to {len(paid)} friends")
     out.print(
         f"Audit:    {'holds' if outcome.audit.get('ok') else 'FAILED'}: {_audited(outcome)}", soft_wrap=True
