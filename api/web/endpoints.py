@@ -156,8 +156,8 @@ def thanks(at: ServicesDep) -> Response:
     )
 
 
-@_at("/{name}")  # the last one: every other page comes before it
-def mistyped(name: str, request: Request, at: ServicesDep) -> Response:
+@_at("/{mistyped}")  # the last one: every other page comes before it
+def mistyped(request: Request, at: ServicesDep) -> Response:
     """People get a page with a way on, programs a problem."""
     if "text/html" not in request.headers.get("accept", ""):
         raise not_found("there is no such page")
