@@ -11,12 +11,16 @@ from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar, cast
 
+import structlog
+
 from api.deps import Services
 from api.problems import Problem, ProblemType
 from ledger.application import Unavailable
 from projections.queries import ReadModelUnavailable
 
 T = TypeVar("T")
+
+logger = structlog.get_logger()
 
 CLIENTS_MAX: Final = 200
 CLIENTS_OF_ONE_MAX: Final = 6  # tabs of a friend, people behind one address
@@ -95,6 +99,9 @@ class Live:
             try:
                 size = await asyncio.to_thread(self._news, size)
             except (Unavailable, ReadModelUnavailable):
+                await asyncio.sleep(REFRESH_S)
+            except Exception:  # whoever follows goes on looking, and the next try may be luckier
+                logger.exception("live updates: cannot see what is new")
                 await asyncio.sleep(REFRESH_S)
             self._made.clear()
             self._tick.set()

@@ -89,7 +89,7 @@ def _ticks(pid: int, fields: int) -> int:
     """utime and stime; with 4 fields also those of children that ended (proc_pid_stat(5))."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:  # it ended just now: its parent has its time
+    except (FileNotFoundError, ProcessLookupError):  # it ended just now: its parent has its time
         return 0
     return sum(map(int, stat[11 : 11 + fields]))
 

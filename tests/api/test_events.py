@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from api.directory import Role
 from api.live import CLIENTS_MAX, CLIENTS_OF_ONE_MAX, Live
 from api.problems import Problem
+from ledger.application import Ledger
 from ledger.services import streams
 
 
@@ -119,6 +120,29 @@ def test_everybody_sees_a_stream_go_live(base: str, world: World, stream_id: UUI
         world.project()
         assert one.until(lambda data: data["state"] == "LIVE")[0] == world.ledger.size()
         assert two.until(lambda data: data["state"] == "LIVE")[1]["slug"] == "main"
+
+
+def test_an_error_nobody_expected_costs_one_look(
+    base: str, world: World, stream_id: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = [RuntimeError("a bug")]
+
+    def wait(self: Ledger, size: int, timeout_s: float) -> int:
+        if looks:
+            raise looks.pop()
+        return size
+
+    monkeypatch.setattr(Ledger, "wait", wait)
+    with following(f"{base}/api/streams/main/events") as events:
+        events.next()
+        deadline = time.monotonic() + 20
+        while looks:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        monkeypatch.undo()
+        world.go_live(stream_id)
+        world.project()
+        events.until(lambda told: told["state"] == "LIVE")
 
 
 def test_a_quiet_connection_is_kept_awake(
