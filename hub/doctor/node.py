@@ -42,7 +42,10 @@ def examine(path: Path) -> Iterator[Finding]:
     yield from _hub(profile)
     status = _own_status(path, profile)
     yield from _listening(profile, status)
-    yield asyncio.run(_reached(profile, key, status))
+    reached = asyncio.run(_reached(profile, key, status))
+    yield reached
+    if status is not None:
+        yield from _router(status["port"], needed=reached.state is not State.OK)
     yield asyncio.run(_line(profile, key))
     if status is not None:
         yield from _standing(status)
@@ -101,20 +104,23 @@ def _listening(profile: Profile, status: dict[str, Any] | None) -> Iterator[Find
         return
     listening = status["port"]["listening"]
     yield Finding("node", State.OK, f"runs on port {listening}, helping {status['viewers']} viewers")
-    if problem := status["port"]["problem"]:
-        yield Finding(
-            "router",
-            State.WARN,
-            problem.partition(": forward")[0],
-            f"forward TCP port {listening} to this computer",
-        )
-    elif opener := status["port"]["opened_by"]:
-        yield Finding("router", State.OK, f"opened port {status['port']['public']} by {opener}")
     own = certificate(
         "own certificate", profile.public_url or "", connect_to=("127.0.0.1", listening), now_s=time.time()
     )
     if own is not None:
         yield own
+
+
+def _router(port: dict[str, Any], *, needed: bool) -> Iterator[Finding]:
+    if problem := port["problem"]:
+        said = problem.partition(": forward")[0]
+        if needed:
+            advice = f"forward TCP port {port['listening']} to this computer"
+            yield Finding("router", State.WARN, said, advice)
+        else:
+            yield Finding("router", State.SKIP, f"{said}: not needed, the hub reaches this node")
+    elif opener := port["opened_by"]:
+        yield Finding("router", State.OK, f"opened port {port['public']} by {opener}")
 
 
 async def _reached(profile: Profile, key: KeyPair, status: dict[str, Any] | None) -> Finding:
