@@ -23,13 +23,14 @@ from ledger.tlog.cosignature import WitnessKey
 from ledger.tlog.reader import NotPublished, read_note
 from ledger.tlog.source import SourceUnavailable, open_source
 from ledger.tlog.witness import MAX_REQUEST_BYTES, Answer, Witness, WitnessError
-from relay.node.http_protocol import BoundedHttpProtocol
+from relay.node.server import bounded_config
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 log = structlog.get_logger("hub.witness")
 
 _SEED: Final = "witness.seed"
 _BODY_S: Final = 10.0
+_MAX_CONNECTIONS: Final = 1_000
 
 
 @app.callback()
@@ -153,18 +154,6 @@ async def _body(receive: Any) -> bytes | None:
 async def _serve(witness: Witness, host: str, port: int) -> None:
     with socket.create_server((host, port), backlog=64) as listener:
         typer.echo(f"witness {witness.vkey} on port {listener.getsockname()[1]}")
-        config = uvicorn.Config(
-            WitnessApp(witness),
-            http=BoundedHttpProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_keep_alive=60,
-            timeout_graceful_shutdown=3,
-        )
+        config = bounded_config(WitnessApp(witness), max_connections=_MAX_CONNECTIONS)
         with suppress(KeyboardInterrupt, asyncio.CancelledError):
             await uvicorn.Server(config).serve([listener])

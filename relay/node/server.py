@@ -70,8 +70,17 @@ class Server(uvicorn.Server):
 
 
 def server(app: Any, *, max_connections: int, context: ssl.SSLContext | None = None) -> Server:
+    """Over TLS when a context is given."""
+    config = bounded_config(app, max_connections=max_connections)
+    config.load()
+    config.ssl = context
+    return Server(config)
+
+
+def bounded_config(app: Any, *, max_connections: int) -> uvicorn.Config:
+    """For a small ASGI application that strangers may reach: bounded, and silent about itself."""
     protocol = type("NodeHttpProtocol", (BoundedHttpProtocol,), {"max_connections": max_connections})
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
         http=protocol,
         ws="none",
@@ -84,9 +93,6 @@ def server(app: Any, *, max_connections: int, context: ssl.SSLContext | None = N
         timeout_keep_alive=20,
         timeout_graceful_shutdown=DRAIN_S,
     )
-    config.load()
-    config.ssl = context
-    return Server(config)
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:

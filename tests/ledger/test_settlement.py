@@ -47,6 +47,22 @@ cases = st.tuples(
 Case = tuple[list[Credit], dict[UUID, Tariff], dict[UUID, int]]
 
 
+def credits_of(stream: UUID, weights: list[int]) -> list[Credit]:
+    """One unit for each of so many nodes, of a friend each, with these bytes."""
+    return [
+        Credit(
+            stream_id=stream,
+            node_id=UUID(int=n),
+            friend_id=UUID(int=n),
+            plain=False,
+            late=False,
+            units=1,
+            credited_bytes=weight,
+        )
+        for n, weight in enumerate(weights, 1)
+    ]
+
+
 def flat(entries: list[Entry]) -> tuple[list[SettlementLine], list[Transfer]]:
     return [x for e in entries for x in e.lines], [t for e in entries for t in e.transfers]
 
@@ -215,18 +231,7 @@ def test_a_floor_share_is_equal_but_never_more_than_its_part_of_what_a_node_earn
         plain_bp=10_000,
         plain_income_cap_bp=9_999,
     )
-    made = [
-        Credit(
-            stream_id=stream,
-            node_id=UUID(int=n),
-            friend_id=UUID(int=n),
-            plain=False,
-            late=False,
-            units=1,
-            credited_bytes=weight,
-        )
-        for n, weight in enumerate(weights, 1)
-    ]
+    made = credits_of(stream, weights)
     d = derive(stream, made, tariff, 10**15, floor_most_bp=most_bp)
     earned = {node: sum(row.part_micro for row in rows) for node, rows in d.nodes.items()}
     assert sum(d.floors.values()) <= d.floor_pool_micro
@@ -257,18 +262,7 @@ def test_many_nodes_that_serve_next_to_nothing_take_next_to_nothing_of_the_floor
     )
 
     def incomes(all_weights: list[int]) -> list[int]:
-        made = [
-            Credit(
-                stream_id=stream,
-                node_id=UUID(int=n),
-                friend_id=UUID(int=n),
-                plain=False,
-                late=False,
-                units=1,
-                credited_bytes=weight,
-            )
-            for n, weight in enumerate(all_weights, 1)
-        ]
+        made = credits_of(stream, all_weights)
         lines, _ = flat(settle(made, {stream: tariff}, {stream: 10**15}, floor_most_bp=10_000))
         return [
             sum(x.amount_micro for x in lines if x.node_id.int == n) for n in range(1, len(all_weights) + 1)
