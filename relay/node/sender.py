@@ -61,10 +61,12 @@ class Sender:
         try:
             while not stop.is_set():
                 waking = asyncio.create_task(self._wake.wait())
-                await asyncio.wait(
-                    {stopping, waking}, timeout=self._wait_s(), return_when=asyncio.FIRST_COMPLETED
-                )
-                waking.cancel()
+                try:
+                    await asyncio.wait(
+                        {stopping, waking}, timeout=self._wait_s(), return_when=asyncio.FIRST_COMPLETED
+                    )
+                finally:
+                    waking.cancel()
                 self._wake.clear()
                 if not stop.is_set():
                     await self.send_all()
