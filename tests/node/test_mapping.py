@@ -146,6 +146,19 @@ def test_a_router_that_is_not_there_is_no_error() -> None:
     asyncio.run(scenario())
 
 
+def test_a_computer_between_two_networks_goes_on() -> None:
+    def find() -> Gateway:
+        raise OSError(101, "Network is unreachable")
+
+    async def scenario() -> None:
+        keeper = PortKeeper(8100, find=find, use_upnp=False)
+        await keeper.renew()
+        assert keeper.port == 8100
+        assert "Network is unreachable" in keeper.problem
+
+    asyncio.run(scenario())
+
+
 def test_the_router_is_the_default_route_of_the_least_metric(tmp_path: Path) -> None:
     routes = tmp_path / "route"
     head = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n"

@@ -63,7 +63,7 @@ class PortKeeper:
         """Ask for the port, or for more time. Sets `lease` and `problem`; raises nothing."""
         try:
             self.lease = await self._ask(LIFETIME_S)
-        except MappingError as e:
+        except (MappingError, OSError) as e:  # OSError: this computer is between two networks
             self.lease = None
             self.problem = f"{e}: forward TCP port {self._internal} to this computer in your router by hand"
         else:
