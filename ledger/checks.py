@@ -124,7 +124,7 @@ def load_bundle(source: Source, index: int, size: int) -> tuple[bytes, Bundle]:
 
 def _one_encoding(entry: memoryview) -> bool:
     try:
-        return encode(decode_stored(entry)) == entry
+        return encode(decode_stored(entry)) == bytes(entry)  # a view would be compared number by number
     except (ValueError, TypeError):  # the replay will say what is wrong with it, in its turn
         return False
 

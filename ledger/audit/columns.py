@@ -9,18 +9,21 @@ do not: the first of each group are judged in columns, what follows in a group i
 """
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ledger.audit import credits as c
-from ledger.audit.credits import CELL_BITS, CELL_WORDS, Credits, Words
+from ledger.audit.credits import CELL_BITS, CELL_WORDS, Credits
 from ledger.audit.facts import Broadcast, Ints
+from ledger.audit.fresh import Claims, Sums, find
+from ledger.audit.runs import Bools, ends
 from ledger.events import SegmentsServed
 from ledger.judge import NodeFacts
 from ledger.judged import CAP_CODES, SESSION_BYTES, VERDICT_CODES
-from ledger.receipt import BITMAP_BITS, MAX_BASE_SEQUENCE, SIGNED_BYTES, VERSION
+from ledger.receipt import MAX_BASE_SEQUENCE, SIGNED_BYTES, VERSION
 from ledger.settings import Settings
 from ledger.verdict import Verdict
 
@@ -44,18 +47,8 @@ _WRONG_NODE, _BAD_SIGNATURE = (
 )
 _LATE, _OUT_OF_RANGE = VERDICT_CODES[Verdict.LATE.value], VERDICT_CODES[Verdict.OUT_OF_RANGE.value]
 _MISMATCH, _DUPLICATE = VERDICT_CODES[Verdict.DIGEST_MISMATCH.value], VERDICT_CODES[Verdict.DUPLICATE.value]
-# Words of a receipt's bitmap as it is laid over the two cells of its ticket, with room for one bitmap on either side.
-_MARGIN: Final = BITMAP_BITS // 64
-_WIDTH: Final = 2 * CELL_WORDS
-_SPREAD: Final = _MARGIN + _WIDTH + _MARGIN + 1
-_NEXT: Final = np.arange(_MARGIN + 1)
 TOGETHER: Final = 2_048  # receipts that are judged at once
-_ROWS: Final = np.arange(TOGETHER + 256)
-_SMEAR: Final = tuple(np.uint64(by) for by in (1, 2, 4, 8, 16, 32))
-_ONE: Final = np.uint64(1)
 _LIMIT: Final = 1 << 62
-
-Bools = npt.NDArray[np.bool_]
 
 
 class Served(NamedTuple):
@@ -113,30 +106,17 @@ def judge(
     recorded = np.frombuffer(_joined(events, "verdicts"), np.uint8)
     start = tickets[c.CHUNK] * CELL_BITS  # of the ticket's first cell, in segments of the broadcast
 
-    claimed, reaches = _claimed(data, base.astype(np.int64) - first - start)
-    nothing, lowest, end = _ends(claimed)
-    outside = (lowest < tickets[c.LO]) | (end > np.minimum(tickets[c.HI], published - start)) | ~reaches
-    at = [tickets[field] for field in (c.SESSION_0, c.SESSION_1, c.NETWORK_0, c.NETWORK_1)]
-    have = [credits.sessions.rows[at[0]], credits.sessions.rows[at[1]]]
-    network = [credits.networks.rows[at[2]], credits.networks.rows[at[3]]]
-    fresh = claimed & ~np.concatenate(have, axis=1)
-    levels = [
-        np.concatenate([cell[:, word : word + CELL_WORDS] for cell in network], axis=1)
-        for word in range(0, c.LEVELS * CELL_WORDS, CELL_WORDS)
-    ]
-    limit = settings.prefix_sessions_max
-    payable = fresh & ~levels[limit - 1] if limit <= c.LEVELS else fresh.copy()
-    if outside.any():
-        payable[outside] = 0
-    units = np.bitwise_count(payable).sum(axis=1, dtype=np.int64)
+    offset = base.astype(np.int64) - first - start
+    bitmap = np.ascontiguousarray(data["bitmap"]).view("<u8").reshape(count, CELL_WORDS).astype(np.uint64)
+    lowest, end, run = ends(bitmap)
+    nothing, lowest, end = lowest == end, offset + lowest, offset + end
+    outside = (lowest < tickets[c.LO]) | (end > np.minimum(tickets[c.HI], published - start))
 
-    # Sums of sizes; what is from long ago is not in memory.
-    tail, gone = broadcast.sums.tail, broadcast.sums.start
+    sums = Sums(broadcast.sums.tail, broadcast.sums.start)
     low, high = start + tickets[c.LO], np.minimum(start + tickets[c.HI], published)
-    if gone and (low < gone).any():
+    if sums.gone and (low < sums.gone).any():
         return None
-    covered = tail[high - gone] - tail[np.minimum(low, high) - gone]
-    sizes = _sizes(payable, units, start - gone, tail)
+    covered = sums.between(np.minimum(low, high), high)
 
     # What depends on the receipt before it, or on what only one receipt in a thousand needs, is judged by itself.
     single = (covered > tickets[c.BUDGET]) | (recorded == _MISMATCH) | nothing
@@ -144,19 +124,24 @@ def judge(
         later = np.ones(count, np.bool_)
         later[np.unique(tickets[c.GROUP], return_index=True)[1]] = False
         single |= later
+    claims = Claims(offset, bitmap, lowest, end, run)
+    found = find(credits, tickets, claims, ~(outside | single), settings.prefix_sessions_max, sums)
+    if found is None:
+        return None
+    units, sizes = found.units, found.sizes
 
     verdicts = np.full(count, _ACCEPTED, np.uint8)
     capped = np.concatenate(
         [
-            _caps(credits, s.node, settings, tickets[:, end - n : end], units[end - n : end])
-            for s, n, end in zip(served, counts, np.cumsum(counts).tolist(), strict=True)
+            _caps(credits, s.node, settings, tickets[:, to - n : to], units[to - n : to])
+            for s, n, to in zip(served, counts, np.cumsum(counts).tolist(), strict=True)
         ]
     )
     now_s = np.array([e.at_us // 1_000_000 for e in events])[of]
     nodes = np.array([credits.numbers.get(b"k" + s.node.public_key, -1) for s in served])[of]
     for code, where in (  # the last that applies
         (_CAPPED, capped > 0),
-        (_DUPLICATE, ~fresh.any(axis=1)),
+        (_DUPLICATE, ~found.any),
         (_OUT_OF_RANGE, outside),
         (_LATE, now_s > tickets[c.SETTLE_S]),
         (_BAD_SIGNATURE, recorded == _BAD_SIGNATURE),  # verified to be one, with all other signatures
@@ -174,37 +159,11 @@ def judge(
     if not (same | single if rest else same).all():
         return None
 
-    # Credited; taken back when one of the rest is not as recorded.
-    if rest or not accepted.all():
-        payable[~accepted | single] = 0
-    carried = levels[0] & payable
-    if limit > c.LEVELS and ((carried & levels[1]).any() or credits.crowded(tickets[c.NETWORK_0 :][:2])):
-        return None
-    for half in (0, 1):
-        words = slice(half * CELL_WORDS, (half + 1) * CELL_WORDS)
-        if payable[:, words].any():
-            both = np.concatenate([payable[:, words], carried[:, words]], axis=1)
-            which = slice(None) if not rest else ~single  # others of a group have the same cells
-            credits.sessions.put(at[half][which], (have[half] | payable[:, words])[which])
-            credits.networks.put(at[2 + half][which], (network[half] | both)[which])
+    undo = found.credit(accepted & ~single)
     if rest and not judge_rest(_by_event(single, of, counts)):
-        for half in (0, 1):
-            credits.sessions.put(at[half], have[half])
-            credits.networks.put(at[2 + half], network[half])
+        undo()
         return None
     return Columns(tickets, credits.viewer_keys[places], recorded, first + start + end - 1)
-
-
-def _ends(words: Words) -> tuple[Bools, Ints, Ints]:
-    """For each row whether it is empty, and if it is not its lowest bit and the one after its highest."""
-    some = words != 0
-    rows = _ROWS[: len(words)]
-    first, last = some.argmax(axis=1), _WIDTH - 1 - some[:, ::-1].argmax(axis=1)
-    low, high = words[rows, first], words[rows, last]
-    lowest = first * 64 + np.bitwise_count((low & -low) - _ONE)
-    for by in _SMEAR:  # every bit below the highest
-        high = high | high >> by
-    return high == 0, lowest, last * 64 + np.bitwise_count(high)
 
 
 def _joined(events: Sequence[SegmentsServed], column: str) -> bytes:
@@ -232,9 +191,9 @@ def _of_these_events(
     before = np.cumsum([0] + [len(e.sessions) // SESSION_BYTES for e in events])
     if (known[_index(_joined(events, "session_of")) + before[of]] != credits.session_ids[places]).any():
         return False
-    networks = [network for e in events for network in e.networks]
+    networks = list(chain.from_iterable([e.networks for e in events]))
     which = _index(_joined(events, "network_of")) + np.cumsum([0] + [len(e.networks) for e in events])[of]
-    if all(len(n) == c.NETWORK_BYTES for n in networks) and tickets[c.NETWORK_WHOLE].all():
+    if set(map(len, networks)) == {c.NETWORK_BYTES} and tickets[c.NETWORK_WHOLE].all():
         known = np.frombuffer(b"".join(networks), np.uint64).reshape(-1, c.ID_WORDS)
         return bool((known[which] == credits.network_ids[places]).all())
     numbers = [credits.numbers.get(b"w" + network, -1) for network in networks]
@@ -243,37 +202,6 @@ def _of_these_events(
 
 def _index(column: bytes) -> npt.NDArray[np.uint8]:
     return np.frombuffer(column, np.uint8)
-
-
-def _claimed(data: npt.NDArray[np.void], offset: Ints) -> tuple[Words, Bools]:
-    """Each bitmap, which begins `offset` segments after the first cell of its ticket, laid over its two cells;
-    and whether nothing of it lies beyond them."""
-    count = len(data)
-    bits = np.ascontiguousarray(data["bitmap"]).view("<u8").reshape(count, _MARGIN)
-    near = (offset > -BITMAP_BITS) & (offset < 2 * CELL_BITS)
-    at = np.where(near, offset, 0) + BITMAP_BITS
-    shift = (at & 63).astype(np.uint64)[:, None]
-    wide = np.zeros((count, _MARGIN + 1), np.uint64)
-    wide[:, :_MARGIN] = bits << shift
-    wide[:, 1:] |= (bits >> _ONE) >> (np.uint64(63) - shift)
-    spread = np.zeros((count, _SPREAD), np.uint64)
-    spread.reshape(-1)[(_ROWS[:count] * _SPREAD + (at >> 6))[:, None] + _NEXT] = wide
-    beyond = spread[:, :_MARGIN].any(axis=1) | spread[:, _MARGIN + _WIDTH :].any(axis=1)
-    return spread[:, _MARGIN : _MARGIN + _WIDTH], near & ~beyond
-
-
-def _sizes(payable: Words, units: Ints, start: Ints, sums: Ints) -> Ints:
-    """Bytes of the segments in each row, most of which are one run."""
-    nothing, low, end = _ends(payable)
-    low[nothing] = end[nothing] = 0
-    start = np.where(nothing, 0, start)
-    sizes: Ints = sums[start + end] - sums[start + low]
-    for i in np.flatnonzero(end - low != units).tolist():  # with gaps
-        bits = np.unpackbits(payable[i].astype("<u8").view(np.uint8), bitorder="little").astype(np.int8)
-        edges = np.diff(bits, prepend=0, append=0)
-        at = start[i]
-        sizes[i] = sums[at + np.flatnonzero(edges < 0)].sum() - sums[at + np.flatnonzero(edges > 0)].sum()
-    return sizes
 
 
 def _caps(

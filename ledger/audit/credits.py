@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ledger.audit.facts import Broadcast, Facts, Ints, ticket_fields
+from ledger.audit.runs import Bools, Runs, Words, bits, ends
 from ledger.audit.store import Store
 from ledger.credit import CreditSet, Units
 from ledger.keys import PUBLIC_KEY_BYTES
 from ledger.ticket import Ticket, ViewerClass
 
-Words = npt.NDArray[np.uint64]
 T = TypeVar("T", bound=np.generic)
 CELL_BITS: Final = 512
 CELL_WORDS: Final = CELL_BITS // 64
@@ -55,13 +55,18 @@ _FIELDS: Final = 19
 
 
 class Cells:
-    """Bitmaps by key, in one matrix. Row 0 is empty and stays so: where a ticket has no cell."""
+    """Sets of 512 segments by key, of as many levels as are asked for: runs as long as each level is one, then bits.
 
-    def __init__(self, store: Store, name: bytes, words: int) -> None:
+    Row 0 is empty and stays so: where a ticket has no cell.
+    """
+
+    def __init__(self, store: Store, name: bytes, levels: int) -> None:
         self._store, self._name = store, name
-        self._words = words
-        self.rows: Words
-        self.changed: npt.NDArray[np.bool_]
+        self.levels = levels
+        self.in_bits: Bools  # where a level is not one run: `_rows` has them all
+        self._runs: npt.NDArray[np.int16]
+        self._rows: Words
+        self._changed: Bools
         self.clear()
 
     def __len__(self) -> int:
@@ -73,33 +78,64 @@ class Cells:
         if place is None:
             place = self._places[key] = len(self._keys)
             self._keys.append(key)
-            if place == len(self.rows):
-                self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
-                self.changed = np.concatenate([self.changed, np.zeros_like(self.changed)])
+            if place == len(self.in_bits):
+                self._runs = np.concatenate([self._runs, np.zeros_like(self._runs)], axis=2)
+                self._rows, self.in_bits = _doubled(self._rows), _doubled(self.in_bits)
+                self._changed = _doubled(self._changed)
             data = self._store.get(self._name + key)
             if data is not None:
-                self.rows[place] = np.frombuffer(data, "<u8")
+                self.put(np.array([place]), np.frombuffer(data, "<u8").astype(np.uint64)[None])
+                self._changed[place] = False
         return place
 
     def key(self, place: int) -> bytes:
         return self._keys[place]
 
+    def runs(self, places: Ints) -> list[Runs]:
+        """Of each level, where the cells are not `in_bits`."""
+        return [Runs(*level.take(places, axis=1)) for level in self._runs]
+
+    def put_runs(self, places: Ints, levels: list[Runs]) -> None:
+        """Exchange cells. A place comes once, unless it is 0 and its runs are empty."""
+        for known, new in zip(self._runs, levels, strict=True):
+            known[0, places], known[1, places] = new.start, new.end
+        self.in_bits[places] = False
+        self._changed[places] = True
+
+    def bits(self, places: Ints) -> Words:
+        """The levels of each cell, one after the other."""
+        rows: Words = self._rows[places]
+        written = ~self.in_bits[places]
+        if written.any():
+            runs = self.runs(places[written])
+            rows[written] = np.concatenate([bits(level) for level in runs], axis=1)
+        return rows
+
     def put(self, places: Ints, rows: Words) -> None:
-        """Exchange rows. A place comes once, unless it is 0."""
-        self.rows[places] = rows
-        self.rows[0] = 0
-        self.changed[places] = True
+        """Exchange cells. A place comes once, unless it is 0 and its row is empty."""
+        alike = np.ones(len(places), np.bool_)
+        for known, level in zip(self._runs, np.split(rows, self.levels, axis=1), strict=True):
+            known[0, places], known[1, places], one = ends(level)
+            alike &= one
+        self._rows[places] = rows
+        self.in_bits[places] = ~alike
+        self._changed[places] = True
 
     def flush(self) -> None:
-        places = np.flatnonzero(self.changed & self.rows.any(axis=1))
-        if len(places):
-            keys, rows = self._keys, self.rows.astype("<u8", copy=False)
-            self._store.write([(self._name + keys[i], rows[i].tobytes()) for i in places.tolist() if i])
-            self.changed[:] = False
+        places = np.flatnonzero(self._changed)
+        rows = self.bits(places)
+        some = rows.any(axis=1)
+        if some.any():
+            keys, data = self._keys, rows.astype("<u8", copy=False)
+            written = zip(places[some].tolist(), data[some], strict=True)
+            self._store.write([(self._name + keys[i], row.tobytes()) for i, row in written])
+        self._changed[:] = False
 
     def clear(self) -> None:
-        self.rows = np.zeros((1_024, self._words), np.uint64)
-        self.changed = np.zeros(len(self.rows), np.bool_)
+        self._runs = np.zeros((self.levels, 2, 1_024), np.int16)
+        self._rows = np.zeros((1_024, self.levels * CELL_WORDS), np.uint64)
+        self.in_bits = np.zeros(1_024, np.bool_)
+        self._changed = np.zeros(1_024, np.bool_)
         self._places: dict[bytes, int] = {}
         self._keys: list[bytes] = [b""]
 
@@ -107,8 +143,8 @@ class Cells:
 class Credits:
     def __init__(self, store: Store, facts: Facts) -> None:
         self._facts = facts
-        self.sessions = Cells(store, b"C", CELL_WORDS)
-        self.networks = Cells(store, b"N", LEVELS * CELL_WORDS)
+        self.sessions = Cells(store, b"C", 1)
+        self.networks = Cells(store, b"N", LEVELS)
         # Levels beyond those of the cell, by its key.
         self.more_levels = store.table(b"L", _join, _split, 1_024)
         self._clear()
@@ -230,8 +266,8 @@ class Credits:
                 key = b"s" + at + ticket.session_id.bytes
                 if key not in seen:
                     seen.add(key)
-                    row = self.sessions.rows[self.sessions.place(key[1:])]
-                    scratch.credit(ticket.session_id, b"", _units(row) << shift)
+                    units = _units(self.sessions.bits(np.array([self.sessions.place(key[1:])])))
+                    scratch.credit(ticket.session_id, b"", units << shift)
                 key = b"n" + at + network
                 if network and key not in seen:
                     seen.add(key)
@@ -246,12 +282,11 @@ class Credits:
             part = units >> (chunk * CELL_BITS) & ((1 << CELL_BITS) - 1)
             units ^= part << (chunk * CELL_BITS)
             at = broadcast.key + chunk.to_bytes(8)
-            self._add(self.sessions, self.sessions.place(at + session_id.bytes), 0, part)
+            self._add(self.sessions, self.sessions.place(at + session_id.bytes), part)
             if not network:
                 continue
             place = self.networks.place(at + network)
-            for level in range(LEVELS):
-                part = self._add(self.networks, place, level, part)
+            part = self._add(self.networks, place, part)
             key = self.networks.key(place)
             more = self.more_levels.get(key) or []
             for i, level_units in enumerate(more):
@@ -263,16 +298,17 @@ class Credits:
 
     def _levels(self, place: int) -> list[Units]:
         """Of a network's cell."""
-        known = _split(self.networks.rows[place].astype("<u8").tobytes())
+        known = _split(self.networks.bits(np.array([place])).astype("<u8").tobytes())
         return [u for u in known if u] + (self.more_levels.get(self.networks.key(place)) or [])
 
-    def _add(self, cells: Cells, place: int, level: int, units: Units) -> Units:
-        """Returns what was there before."""
-        row = cells.rows[place, level * CELL_WORDS : (level + 1) * CELL_WORDS]
-        known = _units(row)
-        row[:] = np.frombuffer((known | units).to_bytes(CELL_WORDS * 8, "little"), "<u8")
-        cells.changed[place] = True
-        return known & units
+    def _add(self, cells: Cells, place: int, units: Units) -> Units:
+        """To the first level, and to each following what was there before. Returns what is too much for the last."""
+        at = np.array([place])
+        levels = _split(cells.bits(at).astype("<u8").tobytes())
+        for n, level in enumerate(levels):
+            levels[n], units = level | units, level & units
+        cells.put(at, np.frombuffer(_join(levels), "<u8").astype(np.uint64)[None])
+        return units
 
 
 class Scratch(CreditSet):

@@ -1,0 +1,228 @@
+"""What receipts claim that is not credited yet, and what of it is payable: for many receipts at once.
+
+Invariants: receipts that are asked about together touch different cells. What is found is what ledger.credit would
+find receipt by receipt; `credit` adds it, and what `credit` returns takes it back. A claim and the cells that it
+touches are nearly always runs: then it costs some arithmetic. What is not is done in bits.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ledger.audit import credits as c
+from ledger.audit.credits import CELL_BITS, CELL_WORDS, Credits
+from ledger.audit.facts import Ints
+from ledger.audit.runs import Bools, Runs, Words, ends, join, meet, minus, of
+from ledger.receipt import BITMAP_BITS
+
+# Words of a receipt's bitmap as it is laid over the two cells of its ticket, with room for one bitmap on either side.
+_MARGIN: Final = BITMAP_BITS // 64
+_WIDTH: Final = 2 * CELL_WORDS
+_SPREAD: Final = _MARGIN + _WIDTH + _MARGIN + 1
+_NEXT: Final = np.arange(_MARGIN + 1)
+_ONE: Final = np.uint64(1)
+_HALVES: Final = np.array([[0], [CELL_BITS]])  # where the two cells of a ticket begin
+
+Undo = Callable[[], None]
+
+
+class Claims(NamedTuple):
+    """One value a receipt; places are relative to the first cell of its ticket."""
+
+    offset: Ints  # of the bitmap's first bit
+    bitmap: Words  # 8 words each
+    low: Ints  # first segment that is claimed, and the one after the last
+    end: Ints
+    run: Bools  # whether all between them are
+
+    def where(self, which: Ints) -> "Claims":
+        offset, bitmap, low, end, run = self
+        return Claims(offset[which], bitmap[which], low[which], end[which], run[which])
+
+
+class Sums(NamedTuple):
+    """Bytes of a broadcast's first so many segments; what is from long ago is not in memory."""
+
+    tail: Ints
+    gone: int  # segments before the first value of `tail`
+
+    def between(self, low: Ints, end: Ints) -> Ints:
+        """Bytes of the segments [low, end) of the broadcast, none of which is gone."""
+        sizes: Ints = self.tail[end - self.gone] - self.tail[low - self.gone]
+        return sizes
+
+
+class Found:
+    """Of each receipt whether it claims anything new, and how much of it is payable. Nothing where not asked."""
+
+    def __init__(self, count: int) -> None:
+        self.any = np.zeros(count, np.bool_)
+        self.units: Ints = np.zeros(count, np.int64)
+        self.sizes: Ints = np.zeros(count, np.int64)
+        self._credit: list[tuple[Ints, Callable[[Bools], Undo]]] = []
+
+    def add(self, which: Ints, part: "_Part") -> None:
+        self.any[which], self.units[which], self.sizes[which] = part.any, part.units, part.sizes
+        self._credit.append((which, part.credit))
+
+    def credit(self, accepted: Bools) -> Undo:
+        """Add what is payable in the receipts that are accepted. What is returned takes it back."""
+        return _all([credit(accepted[which]) for which, credit in self._credit])
+
+
+def _all(undo: Sequence[Undo]) -> Undo:
+    def undo_all() -> None:
+        for one in undo:
+            one()
+
+    return undo_all
+
+
+class _Part(NamedTuple):
+    any: Bools
+    units: Ints
+    sizes: Ints
+    credit: Callable[[Bools], Undo]
+
+
+def find(
+    credits: Credits, tickets: Ints, claims: Claims, which: Bools, limit: int, sums: Sums
+) -> Found | None:
+    """Of the receipts `which`, no two of one group. None when it is not known."""
+    found = Found(len(which))
+    asked = np.flatnonzero(which & claims.run) if limit <= c.LEVELS else np.zeros(0, np.int64)
+    rest = which
+    if len(asked):
+        rest = which.copy()
+        part, known = _in_runs(credits, tickets[:, asked], claims.low[asked], claims.end[asked], limit, sums)
+        found.add(asked, part)
+        rest[asked[known]] = False
+    in_bits = np.flatnonzero(rest)
+    if len(in_bits):
+        part_ = _in_bits(credits, tickets[:, in_bits], claims.where(in_bits), limit, sums)
+        if part_ is None:
+            return None
+        found.add(in_bits, part_)
+    return found
+
+
+def _in_runs(
+    credits: Credits, tickets: Ints, low: Ints, end: Ints, limit: int, sums: Sums
+) -> tuple[_Part, Bools]:
+    """For claims that are runs, and which of them are answered: where all that they touch is runs and stays so."""
+    at, networks_at = tickets[c.SESSION_0 : c.SESSION_1 + 1], tickets[c.NETWORK_0 : c.NETWORK_1 + 1]
+    claimed = of(_within(low), _within(end))
+    (have,) = credits.sessions.runs(at)
+    levels = credits.networks.runs(networks_at)
+    fresh, known = minus(claimed, have)
+    payable, one = minus(fresh, levels[limit - 1])
+    known &= one
+    credited, one = join(have, payable)
+    known &= one
+    after = []
+    carried = payable
+    for level in levels:
+        more, one = join(level, carried)
+        known &= one
+        after.append(more)
+        carried = meet(level, carried)
+    known &= ~(credits.sessions.in_bits[at] | credits.networks.in_bits[networks_at] | carried.some)
+    known |= ~claimed.some
+    answered: Bools = known[0] & known[1]
+    first = tickets[c.CHUNK] * CELL_BITS + _HALVES
+    some = payable.some
+    start: Ints = np.where(some, first, sums.gone)
+    sizes = sums.between(start + payable.start, start + payable.end).sum(axis=0)
+    units = (payable.end - payable.start).sum(axis=0, dtype=np.int64)
+
+    def credit(accepted: Bools) -> Undo:
+        where = some & (accepted & answered)
+        of_network = where & (networks_at != 0)
+
+        def put(sessions: Runs, networks: list[Runs]) -> None:
+            credits.sessions.put_runs(at[where], [_at(sessions, where)])
+            credits.networks.put_runs(networks_at[of_network], [_at(n, of_network) for n in networks])
+
+        put(credited, after)
+        return lambda: put(have, levels)
+
+    new = fresh.some
+    return _Part(new[0] | new[1], units, sizes, credit), answered
+
+
+def _within(places: Ints) -> npt.NDArray[np.int16]:
+    """In each of the two cells."""
+    within: npt.NDArray[np.int16] = (places - _HALVES).clip(0, CELL_BITS).astype(np.int16)
+    return within
+
+
+def _at(runs: Runs, where: Bools) -> Runs:
+    return Runs(runs.start[where], runs.end[where])
+
+
+def _in_bits(credits: Credits, tickets: Ints, claims: Claims, limit: int, sums: Sums) -> _Part | None:
+    claimed = _laid(claims.bitmap, claims.offset)
+    at = tickets[c.SESSION_0 : c.SESSION_1 + 1]
+    networks_at = tickets[c.NETWORK_0 : c.NETWORK_1 + 1]
+    have = [credits.sessions.bits(places) for places in at]
+    networks = [credits.networks.bits(places) for places in networks_at]
+    fresh = claimed & ~np.concatenate(have, axis=1)
+    levels = [
+        np.concatenate([cell[:, word : word + CELL_WORDS] for cell in networks], axis=1)
+        for word in range(0, c.LEVELS * CELL_WORDS, CELL_WORDS)
+    ]
+    payable = fresh & ~levels[limit - 1] if limit <= c.LEVELS else fresh
+    carried = levels[0] & payable
+    if limit > c.LEVELS and ((carried & levels[1]).any() or credits.crowded(networks_at)):
+        return None
+    units = np.bitwise_count(payable).sum(axis=1, dtype=np.int64)
+    sizes = _sizes(payable, tickets[c.CHUNK] * CELL_BITS, sums)
+
+    def credit(accepted: Bools) -> Undo:
+        undo: list[Undo] = []
+
+        def put(cells: c.Cells, places: Ints, old: Words, new: Words, where: Bools) -> None:
+            which = np.flatnonzero(where & (places != 0))
+            if len(which):
+                cells.put(places[which], new[which])
+                undo.append(lambda: cells.put(places[which], old[which]))
+
+        for half in (0, 1):
+            words = slice(half * CELL_WORDS, (half + 1) * CELL_WORDS)
+            where = payable[:, words].any(axis=1) & accepted
+            both = np.concatenate([payable[:, words], carried[:, words]], axis=1)
+            put(credits.sessions, at[half], have[half], have[half] | payable[:, words], where)
+            put(credits.networks, networks_at[half], networks[half], networks[half] | both, where)
+        return _all(undo)
+
+    return _Part(np.bitwise_or.reduce(fresh, axis=1) != 0, units, sizes, credit)
+
+
+def _laid(bitmap: Words, offset: Ints) -> Words:
+    """Each bitmap, which begins `offset` segments after the first cell of its ticket, laid over its two cells; nothing
+    of it is beyond them."""
+    count = len(bitmap)
+    at = offset + BITMAP_BITS
+    shift = (at & 63).astype(np.uint64)[:, None]
+    wide = np.zeros((count, _MARGIN + 1), np.uint64)
+    wide[:, :_MARGIN] = bitmap << shift
+    wide[:, 1:] |= (bitmap >> _ONE) >> (np.uint64(63) - shift)
+    spread = np.zeros((count, _SPREAD), np.uint64)
+    spread.reshape(-1)[(np.arange(count) * _SPREAD + (at >> 6))[:, None] + _NEXT] = wide
+    return spread[:, _MARGIN : _MARGIN + _WIDTH]
+
+
+def _sizes(payable: Words, start: Ints, sums: Sums) -> Ints:
+    """Bytes of the segments in each row of two cells, the first of which begins at segment `start`."""
+    cells = payable.reshape(-1, CELL_WORDS)
+    low, end, one = ends(cells)
+    at = np.where(low < end, (start + _HALVES).T.reshape(-1), sums.gone)
+    sizes = sums.between(at + low, at + end)
+    for i in np.flatnonzero(~one).tolist():  # with gaps
+        bits = np.unpackbits(cells[i].astype("<u8").view(np.uint8), bitorder="little").astype(np.int8)
+        edges = np.diff(bits, prepend=0, append=0)
+        sizes[i] = sums.between(at[i] + np.flatnonzero(edges > 0), at[i] + np.flatnonzero(edges < 0)).sum()
+    both: Ints = sizes.reshape(-1, 2).sum(axis=1)
+    return both

@@ -1,0 +1,95 @@
+"""Sets of small numbers that are one run, in columns: what a viewer has of a stretch of a broadcast nearly always is.
+
+Invariant: where a function says that its answer is one run, it is exactly the set asked for; where it says that it is
+none, the answer means nothing. A run is [start, end); an empty one is always [0, 0). Numbers are not negative.
+"""
+
+from typing import Final, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+N = TypeVar("N", bound=np.signedinteger)
+Bools = npt.NDArray[np.bool_]
+Words = npt.NDArray[np.uint64]
+Small = npt.NDArray[np.int16]
+Ints = npt.NDArray[np.int64]
+WORD: Final = 64
+CELL: Final = 512  # bits of the longest bitmap that can be written out
+_ONE: Final = np.uint64(1)
+_SMEAR: Final = tuple(np.uint64(by) for by in (1, 2, 4, 8, 16, 32))
+# [n]: the first n of 512 bits, little-endian words.
+_FIRST: Final = np.array(
+    [[(((1 << n) - 1) >> at) & (2**WORD - 1) for at in range(0, CELL, WORD)] for n in range(CELL + 1)],
+    np.uint64,
+)
+
+
+class Runs(NamedTuple):
+    start: Small
+    end: Small
+
+    @property
+    def some(self) -> Bools:
+        return self.start < self.end
+
+
+def of(start: Small, end: Small) -> Runs:
+    """[start, end), where that is not empty."""
+    some = start < end
+    return Runs(start * some, end * some)
+
+
+def minus(a: Runs, b: Runs) -> tuple[Runs, Bools]:
+    """What is in `a` and not in `b`, and whether it is one run."""
+    left = np.minimum(a.end, b.start)  # what is left of `b` ends here,
+    right = np.maximum(a.start, b.end)  # what is right of it begins here
+    before, after = a.start < left, right < a.end
+    start = np.where(before, a.start, right)
+    end = np.where(before, left, a.end)
+    some = before | after
+    return Runs(start * some, end * some), ~(before & after)
+
+
+def join(a: Runs, b: Runs) -> tuple[Runs, Bools]:
+    """What is in one of them, and whether it is one run."""
+    no_a, no_b = ~a.some, ~b.some
+    start = np.where(no_a, b.start, np.where(no_b, a.start, np.minimum(a.start, b.start)))
+    one = no_a | no_b | ((a.start <= b.end) & (b.start <= a.end))
+    return Runs(start, np.maximum(a.end, b.end)), one
+
+
+def meet(a: Runs, b: Runs) -> Runs:
+    """What is in both."""
+    return of(np.maximum(a.start, b.start), np.minimum(a.end, b.end))
+
+
+def bits(runs: Runs) -> Words:
+    """Written out, as rows of 512 bits."""
+    written: Words = _FIRST[runs.end] & ~_FIRST[runs.start]
+    return written
+
+
+def ends(words: Words) -> tuple[Ints, Ints, Bools]:
+    """For each row of 512 bits its lowest, the one after its highest (0 and 0 where there is none), and whether it is
+    one run."""
+    counts = np.bitwise_count(words).sum(axis=1, dtype=np.int64)
+    low, end, one = np.zeros_like(counts), counts.copy(), np.ones(len(counts), np.bool_)
+    rest = np.flatnonzero((words != _FIRST.take(counts, axis=0)).any(axis=1))  # most are the first so many
+    if len(rest):
+        low[rest], end[rest] = _ends(words[rest])
+        one[rest] = end[rest] - low[rest] == counts[rest]
+    return low, end, one
+
+
+def _ends(words: Words) -> tuple[Ints, Ints]:
+    some = words != 0
+    rows, width = np.arange(len(words)), words.shape[1]
+    first, last = some.argmax(axis=1), width - 1 - some[:, ::-1].argmax(axis=1)
+    low, high = words[rows, first], words[rows, last]
+    for by in _SMEAR:  # every bit below the highest
+        high = high | high >> by
+    return (
+        first * WORD + np.bitwise_count((low & -low) - _ONE),
+        last * WORD + np.bitwise_count(high),
+    )
