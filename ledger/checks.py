@@ -17,6 +17,7 @@ import msgspec
 from ledger import merkle
 from ledger.events import decode_stored, encode
 from ledger.keys import PUBLIC_KEY_BYTES, verify
+from ledger.layout import Admitted, admitted
 from ledger.receipt import BODY_BYTES, DOMAIN, SIGNED_BYTES
 from ledger.tlog.source import Source, SourceUnavailable, open_source
 from ledger.tlog.tiles import (
@@ -74,6 +75,7 @@ class Bundle(msgspec.Struct, array_like=True, frozen=True):
     leaves: bytes  # 32 bytes each
     root: bytes  # of these leaves
     strange: int  # index of the first entry that is not the one encoding of a known event
+    admitted: Admitted  # sessions and tickets, which are
 
 
 class Broken(msgspec.Struct, array_like=True, frozen=True):
@@ -118,8 +120,11 @@ def load_bundle(source: Source, index: int, size: int) -> tuple[bytes, Bundle]:
         raise AuditFailure(
             f"the entry does not hash to what {tile.path} says", position=start + bad, file=bundle.path
         )
-    strange = next((i for i, e in enumerate(entries) if not _one_encoding(e)), width)
-    return bundle.data, Bundle(len(bundle.data), b"".join(leaves), merkle.root_of_hashes(leaves), strange)
+    known = admitted(entries)
+    named = {*known.sessions, *known.tickets}
+    strange = next((i for i, e in enumerate(entries) if i not in named and not _one_encoding(e)), width)
+    root = merkle.root_of_hashes(leaves)
+    return bundle.data, Bundle(len(bundle.data), b"".join(leaves), root, strange, known)
 
 
 def _one_encoding(entry: memoryview) -> bool:

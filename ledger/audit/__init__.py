@@ -139,9 +139,8 @@ class _Run:
         due_s = time.monotonic() + self.save_every_s
         size = self.checkpoint.size
         with closing(iter(log)) as bundles:
-            for start, entries, strange in bundles:
-                for i, data in enumerate(entries):
-                    replay.apply(start + i, data, one_encoding=i < strange)
+            for start, entries, strange, admitted in bundles:
+                replay.apply_all(start, entries, strange, admitted)
                 replay.trim()
                 end = start + len(entries)
                 last = size - end < WIDTH  # from here the next audit goes on, when the log has grown

@@ -91,6 +91,7 @@ class Deliveries:
         crew: Crew,
         signatures: Signatures,
         dues: Dues,
+        facts: Facts,
         store: Store,
         counts: Counts,
         in_columns: int = IN_COLUMNS,
@@ -99,7 +100,7 @@ class Deliveries:
         self._signatures = signatures
         self._dues = dues
         self._counts = counts
-        self._facts = Facts(store)
+        self._facts = facts
         self._credits = Credits(store, self._facts)
         self._batches = struct_table(store, b"B", _Batch, 256)
         self._complete = store.table(
@@ -136,7 +137,7 @@ class Deliveries:
         self._facts.changed(broadcast)
         self._dues.published(event)
 
-    def session_opened(self, event: SessionOpened) -> None:
+    def session_opened(self, position: int, event: SessionOpened) -> None:
         require(event.session_id == event.originator_id, "the session's id is not its own")
         key, account = event.session_id.bytes, event.account_id
         require(key not in self._facts.sessions, "the session was opened before")
@@ -148,13 +149,15 @@ class Deliveries:
                 event.viewer_key,
                 event.prefix_commitment,
                 account.bytes if account is not None else b"",
+                position,
             ),
         )
 
     def session_observed(self, position: int, event: SessionObserved) -> None:
         require(event.session_id == event.originator_id, "the session's id is not its own")
-        known = event.session_id.bytes in self._facts.sessions
-        require(known, "an observation of a session that was never opened")
+        known = self._facts.sessions.get(event.session_id.bytes)
+        opened = known is not None and known.position < position
+        require(opened, "an observation of a session that was never opened")
         self._dues.observed(position, event)
 
     def ticket_issued(self, position: int, event: TicketIssued) -> None:
@@ -184,7 +187,7 @@ class Deliveries:
         within = any(_within(fields, s, event.at_us) for s in self._crew.settings.in_force(event.at_us))
         require(within, "the ticket promises more than the settings in force allow")
         key = self._crew.ticket_key(fields.hub_key_id, event.at_us)
-        self._sign(position, "the ticket", Signed(key, TICKET_DOMAIN, body, signature))
+        self.sign(position, "the ticket", Signed(key, TICKET_DOMAIN, body, signature))
         self._counts.tickets += 1
         pool = self._dues.issued(
             stream_id=stream,
@@ -220,8 +223,9 @@ class Deliveries:
         self._collect(position, event, event.originator_id)
         for data, judged in zip(_split(event.receipts), event.judged, strict=True):
             signed = parse_receipt(data)
-            known = signed is not None and signed.receipt.ticket_hash in self._facts.tickets
-            require(not known, "a receipt was refused whose ticket was issued")
+            known = self._facts.tickets.get(signed.receipt.ticket_hash) if signed is not None else None
+            issued = known is not None and known.position < position
+            require(not issued, "a receipt was refused whose ticket was issued")
             verdict = Verdict.MALFORMED if signed is None else Verdict.UNKNOWN_TICKET
             _same(judged, Judged(verdict.value))
 
@@ -446,7 +450,7 @@ class Deliveries:
 
     # --- batches
 
-    def _sign(self, position: int, what: str, check: Check) -> None:
+    def sign(self, position: int, what: str, check: Check) -> None:
         """Checks are made in the order of positions: while deliveries wait, so do these."""
         if self._of is not None:
             self._held.append((position, what, check))
@@ -485,11 +489,11 @@ class Deliveries:
             if len(known) == count:
                 receipts = b"".join([data for _, data in sorted(known.items())])
         if receipts is not None:
-            self._sign(position, "the batch", Root(root, receipts))
+            self.sign(position, "the batch", Root(root, receipts))
         if batch is None:
             self._counts.batches += 1
             check = Signed(node_key, BATCH_DOMAIN, body, signature)
-            self._sign(position, "the batch", check)
+            self.sign(position, "the batch", check)
         if receipts is not None:
             self._complete.put(name, b"")
             if batch is not None:

@@ -147,6 +147,11 @@ class Dues:
         if not runs or runs[-1][1] != epoch:
             runs.append((position, epoch))
 
+    def in_this_epoch(self, times_us: list[int]) -> bool:
+        """Whether events of these times begin no other epoch than the last event's."""
+        runs = self.state.runs
+        return bool(runs) and {self.epoch_of(min(times_us)), self.epoch_of(max(times_us))} == {runs[-1][1]}
+
     def settings_changed(self, position: int, event: SettingsChanged) -> None:
         self.state.settings.append((position, Settings.recorded(event.settings)))
 
@@ -231,7 +236,9 @@ class Dues:
         """Each sequence counts once, for the newest ticket of the session that covers it."""
         session, epoch = event.session_id.bytes, self.epoch_of(event.at_us)
         known = [
-            p for p in self._players.get(session) or [] if not self._forgotten(p.position, p.settle_by_us)
+            p
+            for p in self._players.get(session) or []
+            if p.position < position and not self._forgotten(p.position, p.settle_by_us)
         ]
         covering = [p for p in reversed(known) if p.first - BITMAP_BITS < event.base_sequence <= p.last]
         polled = int.from_bytes(event.polled, "little")

@@ -144,6 +144,7 @@ class Session(msgspec.Struct, array_like=True, frozen=True, gc=False):
     viewer_key: bytes
     network: bytes
     account_id: bytes  # empty when unknown
+    position: int
 
     @property
     def facts(self) -> SessionFacts:

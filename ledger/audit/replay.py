@@ -5,11 +5,13 @@ event, and says only what the events before it allow. Whatever a log holds, the 
 AuditFailure that names the position.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 
+from ledger.audit.admissions import FEWEST, Admissions
 from ledger.audit.books import Books
 from ledger.audit.books import State as BooksState
 from ledger.audit.crew import Crew, failing_at, require
@@ -17,6 +19,7 @@ from ledger.audit.crew import State as CrewState
 from ledger.audit.delivery import IN_COLUMNS, Deliveries
 from ledger.audit.dues import Dues
 from ledger.audit.dues import State as DuesState
+from ledger.audit.facts import Facts
 from ledger.audit.helpers import Helpers
 from ledger.audit.payouts import Payouts
 from ledger.audit.payouts import State as PayoutsState
@@ -25,6 +28,9 @@ from ledger.audit.signatures import Signatures
 from ledger.audit.store import Store
 from ledger.events import (
     AdjustmentBooked,
+    BroadcastEnded,
+    BroadcastInterrupted,
+    BroadcastResumed,
     BroadcastStarted,
     BudgetDeposited,
     BudgetWithdrawn,
@@ -63,6 +69,8 @@ from ledger.events import (
     SettingsChanged,
     StateRecorded,
     StreamRegistered,
+    StreamWentLive,
+    StreamWentOffline,
     TariffSet,
     TicketIssued,
     decode_stored,
@@ -71,6 +79,7 @@ from ledger.events import (
     upcast,
 )
 from ledger.ids import BOOK_ID, CREW_ID, TREE_ID
+from ledger.layout import Admitted
 
 
 class _State(msgspec.Struct):
@@ -86,6 +95,22 @@ _decoder: Final = msgspec.msgpack.Decoder(_State)
 _FIXED: Final = {"crew": CREW_ID, "book": BOOK_ID, "tree": TREE_ID}
 # Deliveries may wait for others while these are met: nothing that a verdict rests on changes.
 _TOGETHER: Final = frozenset((SegmentsServed, SessionOpened, TicketIssued))
+# These neither change what a session or a ticket rests on, nor look at those that come after them.
+_BETWEEN: Final = frozenset(
+    (
+        BroadcastEnded,
+        BroadcastInterrupted,
+        BroadcastResumed,
+        NodeProbed,
+        ReceiptsRefused,
+        SegmentsPublished,
+        SegmentsServed,
+        SessionObserved,
+        StateRecorded,
+        StreamWentLive,
+        StreamWentOffline,
+    )
+)
 
 
 class Replay:
@@ -110,9 +135,15 @@ class Replay:
         self._store = store
         self._dues = Dues(store, state.dues)
         self.books = Books(self.crew, self._dues, store, self.counts, state.books)
-        self._deliveries = Deliveries(self.crew, self.signatures, self._dues, store, self.counts, in_columns)
+        facts = Facts(store)
+        self._deliveries = Deliveries(
+            self.crew, self.signatures, self._dues, facts, store, self.counts, in_columns
+        )
         self._payouts = Payouts(self.books, self.crew, store, self.counts, state.payouts)
         self._versions = store.table(b"v", lambda n: n.to_bytes(8), int.from_bytes, 131_072)
+        self._admissions = Admissions(
+            self.crew, facts, self._dues, self._versions, self.counts, self.signatures
+        )
         self._rules = self._rules_by_type()
 
     def apply(self, position: int, data: bytes | memoryview, *, one_encoding: bool = False) -> None:
@@ -122,10 +153,49 @@ class Replay:
         """
         try:
             with failing_at(position):
-                stored = decode_stored(data)
-                known = one_encoding or encode(stored) == data
-                require(known, "the bytes are not the one encoding of their event")
-                event = upcast(stored)
+                event = _read(data, one_encoding=one_encoding)
+        except AuditFailure:
+            self._deliveries.settle()  # what fails there comes before
+            raise
+        self._apply(position, event)
+
+    def apply_all(
+        self, start: int, entries: Sequence[bytes | memoryview], strange: int, admitted: Admitted
+    ) -> None:
+        """Take the events of a bundle. Raises AuditFailure.
+
+        Those before `strange` were found to be the one encoding of a known event, `admitted` as ledger.layout says.
+        """
+        named = {*admitted.sessions, *admitted.tickets}
+        events: dict[int, Event] = {}
+        spans, first = [], 0
+        for i, data in enumerate(entries):
+            if i in named:
+                continue
+            with suppress(ValueError, AuditFailure):  # in its turn
+                events[i] = _read(data, one_encoding=i < strange)
+            if type(events.get(i)) not in _BETWEEN:
+                spans += [(first, i), (i, i + 1)]
+                first = i + 1
+        for low, end in [*spans, (first, len(entries))]:
+            some = admitted.between(low, end)
+            between = [(start + i, events[i]) for i in range(low, end) if i in events]
+            if some.count >= FEWEST and self._admissions.take(start, entries, some, between):
+                for position, event in between:
+                    self._apply(position, event)
+                self._due(start + end)
+                self.counts.events += some.count
+                continue
+            for i in range(low, end):
+                if i in events:
+                    self._apply(start + i, events[i])
+                else:
+                    self.apply(start + i, entries[i], one_encoding=i < strange)
+
+    def _apply(self, position: int, event: Event) -> None:
+        self._due(position)
+        try:
+            with failing_at(position):
                 self._follow(event)
                 if type(event) not in _TOGETHER:
                     self._deliveries.settle()
@@ -137,6 +207,10 @@ class Replay:
             self._deliveries.settle()  # what fails there comes before
             raise
         self.counts.events += 1
+
+    def _due(self, position: int) -> None:
+        for at, check in self._admissions.due(position):
+            self._deliveries.sign(at, "the ticket", check)
 
     def trim(self) -> None:
         """Bound the memory. Raises AuditFailure for deliveries that were waiting."""
@@ -200,7 +274,7 @@ class Replay:
             NodeReinstated: _without_position(crew.node_reinstated),
             BroadcastStarted: _without_position(deliveries.broadcast_started),
             SegmentsPublished: _without_position(deliveries.segments_published),
-            SessionOpened: _without_position(deliveries.session_opened),
+            SessionOpened: deliveries.session_opened,
             SessionObserved: deliveries.session_observed,
             TicketIssued: deliveries.ticket_issued,
             SegmentsServed: deliveries.segments_served,
@@ -225,6 +299,14 @@ class Replay:
             PayoutLineConfirmed: payouts.confirmed,
             PayoutLineFailed: payouts.failed,
         }
+
+
+def _read(data: bytes | memoryview, *, one_encoding: bool) -> Event:
+    stored = decode_stored(data)
+    require(
+        one_encoding or encode(stored) == bytes(data), "the bytes are not the one encoding of their event"
+    )
+    return upcast(stored)
 
 
 def _without_position(rule: Callable[[Any], None]) -> Callable[[int, Any], None]:

@@ -7,7 +7,7 @@ exactly that: each row has a share in a sum that is kept beside it, so that not 
 
 import hashlib
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Generic, Protocol, Self, TypeVar
@@ -16,6 +16,8 @@ import msgspec
 
 CACHE_KIB: Final = 8_192  # pages that SQLite keeps in memory
 _SUM: Final = 1 << 128
+_AT_ONCE: Final = 256  # keys in a query
+_ANY: Final = f"SELECT 1 FROM rows WHERE key IN ({','.join('?' * _AT_ONCE)}) LIMIT 1"  # noqa: S608 - marks only
 _SCHEMA: Final = """
     CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS head (id INTEGER PRIMARY KEY CHECK (id = 0), value BLOB NOT NULL);
@@ -160,6 +162,17 @@ class Store:
         row = self._connection.execute("SELECT value FROM rows WHERE key = ?", (key,)).fetchone()
         return row[0] if row is not None else None
 
+    def any(self, keys: list[bytes]) -> bool:
+        """Whether there is a row under any of these keys."""
+        if not self._filled:
+            return False
+        for at in range(0, len(keys), _AT_ONCE):
+            some = keys[at : at + _AT_ONCE]
+            some += some[:1] * (_AT_ONCE - len(some))
+            if self._connection.execute(_ANY, some).fetchone() is not None:
+                return True
+        return False
+
     def write(self, rows: list[tuple[bytes, bytes | None]]) -> None:
         """Put each value under its key; None takes the row away."""
         rows.sort(key=lambda row: row[0])  # neighbours share pages
@@ -239,6 +252,17 @@ class Table(Generic[V]):
     def put(self, key: bytes, value: V) -> None:
         self._cache[key] = value
         self._changed.add(key)
+
+    def put_all(self, rows: Mapping[bytes, V]) -> None:
+        self._cache.update(rows)
+        self._changed.update(rows)
+
+    def any(self, keys: Iterable[bytes]) -> bool:
+        """Whether there is a value under any of these keys."""
+        cache = self._cache
+        if any(cache.get(key) is not None for key in keys):
+            return True
+        return self._store.any([self._name + key for key in keys if key not in cache])
 
     def remove(self, key: bytes) -> None:
         self._cache[key] = None

@@ -22,6 +22,7 @@ from ledger.audit.helpers import Helpers
 from ledger.audit.report import AuditFailure
 from ledger.checkpoint import Checkpoint
 from ledger.checks import Broken, Bundle, File, Load, fetch, load_bundle
+from ledger.layout import Admitted
 from ledger.merkle import Frontier
 from ledger.tlog.reader import LogReader, NotPublished
 from ledger.tlog.source import Source, SourceUnavailable
@@ -47,6 +48,7 @@ class Entries(NamedTuple):
     start: int
     entries: list[memoryview]
     strange: int  # index of the first that is not the one encoding of a known event
+    admitted: Admitted  # sessions and tickets among them
 
 
 class Edge(msgspec.Struct, array_like=True):
@@ -90,7 +92,7 @@ class Log:
         for start, data, bundle in self._bundles(self._began // WIDTH, -(-self._checkpoint.size // WIDTH)):
             entries = entry_views(data, min(WIDTH, self._checkpoint.size - start))
             self._add(data, bundle, len(entries))
-            yield Entries(start, entries, bundle.strange)
+            yield Entries(start, entries, bundle.strange, bundle.admitted)
         self._finish()
 
     # --- bundles
