@@ -21,7 +21,7 @@ from ledger.ticket import BODY_BYTES, DOMAIN, MAX_SEGMENTS, SIGNED_BYTES, VERSIO
 
 HASH_BYTES: Final = 32
 # ledger.ticket: the body, then the hub's signature. Big-endian.
-TICKET: Final = np.dtype(
+TICKET_BODY: Final = np.dtype(
     [
         ("version", "u1"),
         ("viewer_class", "u1"),
@@ -38,9 +38,9 @@ TICKET: Final = np.dtype(
         ("tariff_version", ">u4"),
         ("byte_budget", ">u8"),
         ("nonce", "V16"),
-        ("signature", "V64"),
     ]
 )
+TICKET: Final = np.dtype([*TICKET_BODY.descr, ("signature", "V64")])
 assert TICKET.itemsize == SIGNED_BYTES
 _AT_US: Final = 0x0102030405060708  # as any time of ours: nine bytes in MessagePack
 

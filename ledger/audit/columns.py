@@ -15,8 +15,9 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ledger.audit import credits as c
-from ledger.audit.credits import CELL_BITS, CELL_WORDS, Credits
+from ledger.audit import tickets as t
+from ledger.audit.cells import CELL_BITS, CELL_WORDS
+from ledger.audit.credits import Credits
 from ledger.audit.facts import Broadcast, Ints
 from ledger.audit.fresh import Claims, Sums, find
 from ledger.audit.runs import Bools, ends
@@ -90,39 +91,41 @@ def judge(
     if (data["version"] != VERSION).any() or base.max() > MAX_BASE_SEQUENCE:
         return None
     count = len(data)
-    places = credits.places(np.ascontiguousarray(data["ticket"]).view(np.uint64).reshape(count, c.HASH_WORDS))
+    places = credits.tickets.places(
+        np.ascontiguousarray(data["ticket"]).view(np.uint64).reshape(count, t.HASH_WORDS)
+    )
     if places is None:
         return None
-    tickets = credits.tickets.take(places, axis=1)
+    tickets = credits.tickets.columns.take(places, axis=1)
     counts = [len(e.indices) for e in events]
     of = np.repeat(np.arange(len(events)), counts)  # which event each receipt is of
     if (
-        not tickets[c.IN_COLUMNS].all()
-        or (tickets[c.ISSUED] >= np.array([s.position for s in served])[of]).any()
+        not tickets[t.IN_COLUMNS].all()
+        or (tickets[t.ISSUED] >= np.array([s.position for s in served])[of]).any()
     ):
         return None
     if not _of_these_events(credits, broadcast, events, of, places, tickets):
         return None
     recorded = np.frombuffer(_joined(events, "verdicts"), np.uint8)
-    start = tickets[c.CHUNK] * CELL_BITS  # of the ticket's first cell, in segments of the broadcast
+    start = tickets[t.CHUNK] * CELL_BITS  # of the ticket's first cell, in segments of the broadcast
 
     offset = base.astype(np.int64) - first - start
     bitmap = np.ascontiguousarray(data["bitmap"]).view("<u8").reshape(count, CELL_WORDS).astype(np.uint64)
     lowest, end, run = ends(bitmap)
     nothing, lowest, end = lowest == end, offset + lowest, offset + end
-    outside = (lowest < tickets[c.LO]) | (end > np.minimum(tickets[c.HI], published - start))
+    outside = (lowest < tickets[t.LO]) | (end > np.minimum(tickets[t.HI], published - start))
 
     sums = Sums(broadcast.sums.tail, broadcast.sums.start)
-    low, high = start + tickets[c.LO], np.minimum(start + tickets[c.HI], published)
+    low, high = start + tickets[t.LO], np.minimum(start + tickets[t.HI], published)
     if sums.gone and (low < sums.gone).any():
         return None
     covered = sums.between(np.minimum(low, high), high)
 
     # What depends on the receipt before it, or on what only one receipt in a thousand needs, is judged by itself.
-    single = (covered > tickets[c.BUDGET]) | (recorded == _MISMATCH) | nothing
-    if len(set(tickets[c.GROUP].tolist())) < count:
+    single = (covered > tickets[t.BUDGET]) | (recorded == _MISMATCH) | nothing
+    if len(set(tickets[t.GROUP].tolist())) < count:
         later = np.ones(count, np.bool_)
-        later[np.unique(tickets[c.GROUP], return_index=True)[1]] = False
+        later[np.unique(tickets[t.GROUP], return_index=True)[1]] = False
         single |= later
     claims = Claims(offset, bitmap, lowest, end, run)
     found = find(credits, tickets, claims, ~(outside | single), settings.prefix_sessions_max, sums)
@@ -138,14 +141,14 @@ def judge(
         ]
     )
     now_s = np.array([e.at_us // 1_000_000 for e in events])[of]
-    nodes = np.array([credits.numbers.get(b"k" + s.node.public_key, -1) for s in served])[of]
+    nodes = np.array([credits.tickets.numbers.get(b"k" + s.node.public_key, -1) for s in served])[of]
     for code, where in (  # the last that applies
         (_CAPPED, capped > 0),
         (_DUPLICATE, ~found.any),
         (_OUT_OF_RANGE, outside),
-        (_LATE, now_s > tickets[c.SETTLE_S]),
+        (_LATE, now_s > tickets[t.SETTLE_S]),
         (_BAD_SIGNATURE, recorded == _BAD_SIGNATURE),  # verified to be one, with all other signatures
-        (_WRONG_NODE, tickets[c.NODE] != nodes),
+        (_WRONG_NODE, tickets[t.NODE] != nodes),
     ):
         verdicts[where] = code
     accepted = verdicts == _ACCEPTED
@@ -163,7 +166,7 @@ def judge(
     if rest and not judge_rest(_by_event(single, of, counts)):
         undo()
         return None
-    return Columns(tickets, credits.viewer_keys[places], recorded, first + start + end - 1)
+    return Columns(tickets, credits.tickets.viewer_keys[places], recorded, first + start + end - 1)
 
 
 def _joined(events: Sequence[SegmentsServed], column: str) -> bytes:
@@ -185,19 +188,21 @@ def _of_these_events(
     tickets: Ints,
 ) -> bool:
     """Whether the tickets are of the broadcast, and sessions and networks are theirs."""
-    if (tickets[c.BROADCAST] != credits.numbers.get(b"b" + broadcast.key, -1)).any():
+    if (tickets[t.BROADCAST] != credits.tickets.numbers.get(b"b" + broadcast.key, -1)).any():
         return False
-    known = np.frombuffer(_joined(events, "sessions"), np.uint64).reshape(-1, c.ID_WORDS)
+    known = np.frombuffer(_joined(events, "sessions"), np.uint64).reshape(-1, t.ID_WORDS)
     before = np.cumsum([0] + [len(e.sessions) // SESSION_BYTES for e in events])
-    if (known[_index(_joined(events, "session_of")) + before[of]] != credits.session_ids[places]).any():
+    if (
+        known[_index(_joined(events, "session_of")) + before[of]] != credits.tickets.session_ids[places]
+    ).any():
         return False
     networks = list(chain.from_iterable([e.networks for e in events]))
     which = _index(_joined(events, "network_of")) + np.cumsum([0] + [len(e.networks) for e in events])[of]
-    if set(map(len, networks)) == {c.NETWORK_BYTES} and tickets[c.NETWORK_WHOLE].all():
-        known = np.frombuffer(b"".join(networks), np.uint64).reshape(-1, c.ID_WORDS)
-        return bool((known[which] == credits.network_ids[places]).all())
-    numbers = [credits.numbers.get(b"w" + network, -1) for network in networks]
-    return bool((tickets[c.NETWORK] == np.array(numbers)[which]).all())
+    if set(map(len, networks)) == {t.NETWORK_BYTES} and tickets[t.NETWORK_WHOLE].all():
+        known = np.frombuffer(b"".join(networks), np.uint64).reshape(-1, t.ID_WORDS)
+        return bool((known[which] == credits.tickets.network_ids[places]).all())
+    numbers = [credits.tickets.numbers.get(b"w" + network, -1) for network in networks]
+    return bool((tickets[t.NETWORK] == np.array(numbers)[which]).all())
 
 
 def _index(column: bytes) -> npt.NDArray[np.uint8]:
@@ -212,10 +217,12 @@ def _caps(
     caps[units == 0] = CAP_CODES["prefix_sessions"]
     if settings.same_network_forbidden:
         for network in node.networks - {b""}:
-            caps[tickets[c.NETWORK] == credits.numbers.get(b"w" + network, -1)] = CAP_CODES["same_network"]
-    friend = credits.numbers.get(b"f" + node.friend_id.bytes, -2)
-    caps[tickets[c.ACCOUNT] == friend] = CAP_CODES["own_account"]
+            caps[tickets[t.NETWORK] == credits.tickets.numbers.get(b"w" + network, -1)] = CAP_CODES[
+                "same_network"
+            ]
+    friend = credits.tickets.numbers.get(b"f" + node.friend_id.bytes, -2)
+    caps[tickets[t.ACCOUNT] == friend] = CAP_CODES["own_account"]
     if node.suspended:
-        kept_out = (tickets[c.PLAIN] == 1) if settings.suspended_signed_paid else np.full(len(units), True)
+        kept_out = (tickets[t.PLAIN] == 1) if settings.suspended_signed_paid else np.full(len(units), True)
         caps[kept_out] = CAP_CODES["node_suspended"]
     return caps

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ledger.audit import credits as c
+from ledger.audit import tickets as t
 from ledger.audit.facts import Broadcast, Ints, struct_table
 from ledger.audit.store import Store
 from ledger.events import (
@@ -215,10 +215,10 @@ class Dues:
     ) -> None:
         """As `served`, from columns: `tickets` as in ledger.audit.credits, the others one value a credited receipt."""
         marks = self._published.get(broadcast.rendition_id.bytes) or []
-        pools = tickets[c.POOL]
+        pools = tickets[t.POOL]
         pool, last = int(pools[0]), broadcast.manifest.next - 1
-        forgotten = (tickets[c.ISSUED] < self.state.forgotten_at).any()
-        if (pools == pool).all() and not tickets[c.PLAIN].any() and not forgotten and marks[-1][0] >= last:
+        forgotten = (tickets[t.ISSUED] < self.state.forgotten_at).any()
+        if (pools == pool).all() and not tickets[t.PLAIN].any() and not forgotten and marks[-1][0] >= last:
             published = marks[-1][1]
             alike = len(marks) == 1 or bool((newest > marks[-2][0]).all())
             if alike:
@@ -227,7 +227,7 @@ class Dues:
                     units_ = int(units.sum())
                     self._add(Fact(position, self.epoch_of(at_us), pool, published, units_, size, SIGNED))
                     return
-        columns = (receipts, pools, tickets[c.PLAIN] == 1, tickets[c.ISSUED], tickets[c.SETTLE_S])
+        columns = (receipts, pools, tickets[t.PLAIN] == 1, tickets[t.ISSUED], tickets[t.SETTLE_S])
         rows = zip(*[x.tolist() for x in (*columns, newest, units, sizes)], strict=True)
         dues = [Due(i, p, plain, at, by_s * 1_000_000, *rest) for i, p, plain, at, by_s, *rest in rows]
         self.served(position, at_us, broadcast.rendition_id.bytes, dues)

@@ -11,8 +11,9 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ledger.audit import credits as c
-from ledger.audit.credits import CELL_BITS, CELL_WORDS, Credits
+from ledger.audit import tickets as t
+from ledger.audit.cells import CELL_BITS, CELL_WORDS, Cells
+from ledger.audit.credits import LEVELS, Credits
 from ledger.audit.facts import Ints
 from ledger.audit.runs import Bools, Runs, Words, ends, join, meet, minus, of
 from ledger.receipt import BITMAP_BITS
@@ -92,7 +93,7 @@ def find(
 ) -> Found | None:
     """Of the receipts `which`, no two of one group. None when it is not known."""
     found = Found(len(which))
-    asked = np.flatnonzero(which & claims.run) if limit <= c.LEVELS else np.zeros(0, np.int64)
+    asked = np.flatnonzero(which & claims.run) if limit <= LEVELS else np.zeros(0, np.int64)
     rest = which
     if len(asked):
         rest = which.copy()
@@ -112,7 +113,7 @@ def _in_runs(
     credits: Credits, tickets: Ints, low: Ints, end: Ints, limit: int, sums: Sums
 ) -> tuple[_Part, Bools]:
     """For claims that are runs, and which of them are answered: where all that they touch is runs and stays so."""
-    at, networks_at = tickets[c.SESSION_0 : c.SESSION_1 + 1], tickets[c.NETWORK_0 : c.NETWORK_1 + 1]
+    at, networks_at = tickets[t.SESSION_0 : t.SESSION_1 + 1], tickets[t.NETWORK_0 : t.NETWORK_1 + 1]
     claimed = of(_within(low), _within(end))
     (have,) = credits.sessions.runs(at)
     levels = credits.networks.runs(networks_at)
@@ -131,7 +132,7 @@ def _in_runs(
     known &= ~(credits.sessions.in_bits[at] | credits.networks.in_bits[networks_at] | carried.some)
     known |= ~claimed.some
     answered: Bools = known[0] & known[1]
-    first = tickets[c.CHUNK] * CELL_BITS + _HALVES
+    first = tickets[t.CHUNK] * CELL_BITS + _HALVES
     some = payable.some
     start: Ints = np.where(some, first, sums.gone)
     sizes = sums.between(start + payable.start, start + payable.end).sum(axis=0)
@@ -164,26 +165,26 @@ def _at(runs: Runs, where: Bools) -> Runs:
 
 def _in_bits(credits: Credits, tickets: Ints, claims: Claims, limit: int, sums: Sums) -> _Part | None:
     claimed = _laid(claims.bitmap, claims.offset)
-    at = tickets[c.SESSION_0 : c.SESSION_1 + 1]
-    networks_at = tickets[c.NETWORK_0 : c.NETWORK_1 + 1]
+    at = tickets[t.SESSION_0 : t.SESSION_1 + 1]
+    networks_at = tickets[t.NETWORK_0 : t.NETWORK_1 + 1]
     have = [credits.sessions.bits(places) for places in at]
     networks = [credits.networks.bits(places) for places in networks_at]
     fresh = claimed & ~np.concatenate(have, axis=1)
     levels = [
         np.concatenate([cell[:, word : word + CELL_WORDS] for cell in networks], axis=1)
-        for word in range(0, c.LEVELS * CELL_WORDS, CELL_WORDS)
+        for word in range(0, LEVELS * CELL_WORDS, CELL_WORDS)
     ]
-    payable = fresh & ~levels[limit - 1] if limit <= c.LEVELS else fresh
+    payable = fresh & ~levels[limit - 1] if limit <= LEVELS else fresh
     carried = levels[0] & payable
-    if limit > c.LEVELS and ((carried & levels[1]).any() or credits.crowded(networks_at)):
+    if limit > LEVELS and ((carried & levels[1]).any() or credits.crowded(networks_at)):
         return None
     units = np.bitwise_count(payable).sum(axis=1, dtype=np.int64)
-    sizes = _sizes(payable, tickets[c.CHUNK] * CELL_BITS, sums)
+    sizes = _sizes(payable, tickets[t.CHUNK] * CELL_BITS, sums)
 
     def credit(accepted: Bools) -> Undo:
         undo: list[Undo] = []
 
-        def put(cells: c.Cells, places: Ints, old: Words, new: Words, where: Bools) -> None:
+        def put(cells: Cells, places: Ints, old: Words, new: Words, where: Bools) -> None:
             which = np.flatnonzero(where & (places != 0))
             if len(which):
                 cells.put(places[which], new[which])

@@ -17,7 +17,7 @@ import msgspec
 CACHE_KIB: Final = 8_192  # pages that SQLite keeps in memory
 _SUM: Final = 1 << 128
 _AT_ONCE: Final = 256  # keys in a query
-_ANY: Final = f"SELECT 1 FROM rows WHERE key IN ({','.join('?' * _AT_ONCE)}) LIMIT 1"  # noqa: S608 - marks only
+_ANY: Final = f"SELECT key, value FROM rows WHERE key IN ({','.join('?' * _AT_ONCE)})"  # noqa: S608 - marks only
 _SCHEMA: Final = """
     CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS head (id INTEGER PRIMARY KEY CHECK (id = 0), value BLOB NOT NULL);
@@ -162,16 +162,14 @@ class Store:
         row = self._connection.execute("SELECT value FROM rows WHERE key = ?", (key,)).fetchone()
         return row[0] if row is not None else None
 
-    def any(self, keys: list[bytes]) -> bool:
-        """Whether there is a row under any of these keys."""
-        if not self._filled:
-            return False
-        for at in range(0, len(keys), _AT_ONCE):
+    def get_all(self, keys: list[bytes]) -> dict[bytes, bytes]:
+        """The rows that there are under these keys."""
+        found: dict[bytes, bytes] = {}
+        for at in range(0, len(keys) if self._filled else 0, _AT_ONCE):
             some = keys[at : at + _AT_ONCE]
             some += some[:1] * (_AT_ONCE - len(some))
-            if self._connection.execute(_ANY, some).fetchone() is not None:
-                return True
-        return False
+            found.update(self._connection.execute(_ANY, some).fetchall())
+        return found
 
     def write(self, rows: list[tuple[bytes, bytes | None]]) -> None:
         """Put each value under its key; None takes the row away."""
@@ -262,7 +260,7 @@ class Table(Generic[V]):
         cache = self._cache
         if any(cache.get(key) is not None for key in keys):
             return True
-        return self._store.any([self._name + key for key in keys if key not in cache])
+        return bool(self._store.get_all([self._name + key for key in keys if key not in cache]))
 
     def remove(self, key: bytes) -> None:
         self._cache[key] = None

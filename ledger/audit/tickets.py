@@ -1,0 +1,173 @@
+"""Live tickets as columns of numbers, found by their hash.
+
+Invariant: a ticket's column says what the log says of the ticket, its session and its broadcast, and where the cells of
+its credits are; what cannot be said in numbers that sums of are exact is not `IN_COLUMNS`.
+"""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ledger.audit.cells import CELL_BITS, Cells, doubled
+from ledger.audit.facts import Facts, Ints
+from ledger.audit.facts import Ticket as KnownTicket
+from ledger.audit.runs import Words
+from ledger.keys import PUBLIC_KEY_BYTES
+from ledger.layout import TICKET_BODY
+from ledger.ticket import ViewerClass
+
+ID_WORDS: Final = 2  # of a session's id, and of a network's commitment
+HASH_WORDS: Final = 4
+NETWORK_BYTES: Final = 8 * ID_WORDS
+_HEADS: Final = 1 << 18  # places where tickets are looked for first, by their hash
+_LIMIT: Final = 1 << 62  # what is counted in columns is below: sums of it are exact
+
+# Rows of the matrix of live tickets.
+(
+    CHUNK,  # the first of its two cells: segments CHUNK * 512 of the broadcast and following
+    LO,  # first segment and the one after the last, relative to that cell's first
+    HI,
+    SETTLE_S,
+    BUDGET,
+    BROADCAST,  # numbers of things in memory
+    NODE,
+    NETWORK,
+    NETWORK_WHOLE,  # whether its commitment has the usual 16 bytes
+    GROUP,  # receipts of one group see each other's credits; those of different groups do not
+    ACCOUNT,
+    PLAIN,
+    POOL,
+    ISSUED,
+    SESSION_0,  # places of its cells; 0 where there is none
+    SESSION_1,
+    NETWORK_0,
+    NETWORK_1,
+    IN_COLUMNS,  # whether its numbers are small enough
+) = range(19)
+_FIELDS: Final = 19
+
+
+class Tickets:
+    def __init__(self, facts: Facts, sessions: Cells, networks: Cells) -> None:
+        self._facts = facts
+        self._sessions = sessions
+        self._networks = networks
+        self.clear()
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def clear(self) -> None:
+        """Let go of all. Cells are to be cleared with them."""
+        self._slots: dict[bytes, int] = {}  # ticket hash -> column
+        self._heads = np.zeros(_HEADS, np.int32)
+        self.columns: Ints = np.zeros((_FIELDS, 1_024), np.int64)
+        # The same columns' ticket hash, session, network (where it has 16 bytes) and viewer key.
+        self._hashes: Words = np.zeros((1_024, HASH_WORDS), np.uint64)
+        self.session_ids: Words = np.zeros((1_024, ID_WORDS), np.uint64)
+        self.network_ids: Words = np.zeros((1_024, ID_WORDS), np.uint64)
+        self.viewer_keys = np.zeros((1_024, PUBLIC_KEY_BYTES), np.uint8)
+        self.numbers: dict[bytes, int] = {}  # of sessions, networks, keys, accounts, broadcasts; from 0
+
+    def places(self, hashes: Words) -> Ints | None:
+        """The columns of these tickets; None when one was never issued."""
+        places: Ints = self._heads[hashes[:, 0] & np.uint64(_HEADS - 1)].astype(np.int64)
+        wrong = np.flatnonzero((self._hashes[places] != hashes).any(axis=1))
+        if len(wrong):  # not in memory, or another one is found at its place
+            keys = [row.tobytes() for row in hashes[wrong]]
+            new = [key for key in dict.fromkeys(keys) if key not in self._slots]
+            known = [ticket for key in new if (ticket := self._facts.tickets.get(key)) is not None]
+            if len(known) < len(new):
+                return None
+            if new:
+                self._load(new, known)
+            places[wrong] = [self._slots[key] for key in keys]
+        return places
+
+    def _load(self, hashes: list[bytes], known: list[KnownTicket]) -> None:
+        count, begin = len(known), len(self._slots) + 1  # the first column stands for none
+        end = begin + count
+        while end > self.columns.shape[1]:
+            self.columns = np.concatenate([self.columns, np.zeros_like(self.columns)], axis=1)
+            self._hashes, self.session_ids = doubled(self._hashes), doubled(self.session_ids)
+            self.network_ids, self.viewer_keys = doubled(self.network_ids), doubled(self.viewer_keys)
+        self._slots.update(zip(hashes, range(begin, end), strict=True))
+        rows = np.frombuffer(b"".join([ticket.body for ticket in known]), TICKET_BODY)
+        named = rows["session"].tolist()
+        sessions = [session for s in named if (session := self._facts.sessions.get(s)) is not None]
+        networks = [session.network for session in sessions]
+        usual = np.array([len(network) == NETWORK_BYTES for network in networks])
+        self._hashes[begin:end] = np.frombuffer(b"".join(hashes), np.uint64).reshape(count, HASH_WORDS)
+        self._heads[self._hashes[begin:end, 0] & np.uint64(_HEADS - 1)] = np.arange(begin, end)
+        self.session_ids[begin:end] = np.frombuffer(b"".join(named), np.uint64).reshape(count, ID_WORDS)
+        self.network_ids[begin:end][usual] = np.frombuffer(
+            b"".join([network for network in networks if len(network) == NETWORK_BYTES]), np.uint64
+        ).reshape(-1, ID_WORDS)
+        self.viewer_keys[begin:end] = rows["viewer_key"].copy().view(np.uint8).reshape(count, -1)
+
+        of = [ticket.broadcast for ticket in known]
+        firsts = {key: self._first(key) for key in set(of)}
+        first = np.array([firsts[key] for key in of], np.int64)
+        fit = first >= 0
+        numbers = []
+        for name in ("first", "last", "settle_by_s", "byte_budget"):
+            column = rows[name].astype(np.uint64)
+            fit &= column < _LIMIT
+            numbers.append((column & np.uint64(_LIMIT - 1)).astype(np.int64))
+        low, high = np.maximum(numbers[0] - first, 0), np.maximum(numbers[1] + 1 - first, 0)
+        chunk = low // CELL_BITS
+        numbered = [self._number(b"w" + network) for network in networks]
+        self.columns[:, begin:end] = np.stack(
+            [
+                chunk,
+                low - chunk * CELL_BITS,
+                high - chunk * CELL_BITS,
+                numbers[2],
+                numbers[3],
+                np.array([self._number(b"b" + key) for key in of]),
+                np.array([self._number(b"k" + key) for key in rows["node_key"].tolist()]),
+                np.array(numbered),
+                usual,
+                [
+                    number if network else self._number(b"s" + session)
+                    for number, network, session in zip(numbered, networks, named, strict=True)
+                ],
+                [self._number(b"f" + s.account_id) if s.account_id else -1 for s in sessions],
+                rows["viewer_class"] == ViewerClass.PLAIN,
+                [ticket.pool for ticket in known],
+                [ticket.position for ticket in known],
+                *self._cells(of, named, networks, chunk, low, high),
+                fit,
+            ]
+        )
+        self.columns[:, begin:end] *= fit
+
+    def _cells(
+        self,
+        of: list[bytes],
+        sessions: list[bytes],
+        networks: list[bytes],
+        chunk: Ints,
+        low: Ints,
+        high: Ints,
+    ) -> npt.NDArray[np.int64]:
+        """Places of the cells of each ticket: two of its session, two of its network; 0 where there is none."""
+        places = np.zeros((4, len(of)), np.int64)
+        for half in (0, 1):
+            number = (chunk + half).astype(">i8").tobytes()
+            which = np.flatnonzero((high > low) & (high > (chunk + half) * CELL_BITS)).tolist()
+            at = {i: of[i] + number[8 * i : 8 * i + 8] for i in which}
+            places[half, which] = self._sessions.places([key + sessions[i] for i, key in at.items()])
+            shared = [i for i in which if networks[i]]
+            places[2 + half, shared] = self._networks.places([at[i] + networks[i] for i in shared])
+        return places
+
+    def _first(self, broadcast: bytes) -> int:
+        """The sequence of its first segment, -1 when it is no number for columns."""
+        known = self._facts.broadcast(broadcast)
+        assert known is not None
+        return known.manifest.first if 0 <= known.manifest.first < _LIMIT else -1
+
+    def _number(self, thing: bytes) -> int:
+        return self.numbers.setdefault(thing, len(self.numbers))
