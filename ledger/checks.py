@@ -15,7 +15,8 @@ from typing import IO, Final
 import msgspec
 
 from ledger import merkle
-from ledger.events import decode_stored, encode
+from ledger.claims import claims
+from ledger.events import SegmentsServed, decode_stored, encode
 from ledger.keys import PUBLIC_KEY_BYTES, verify
 from ledger.layout import Admitted, admitted
 from ledger.receipt import BODY_BYTES, DOMAIN, SIGNED_BYTES
@@ -76,6 +77,7 @@ class Bundle(msgspec.Struct, array_like=True, frozen=True):
     root: bytes  # of these leaves
     strange: int  # index of the first entry that is not the one encoding of a known event
     admitted: Admitted  # sessions and tickets, which are
+    claims: tuple[bytes, ...]  # ledger.claims of each SegmentsServed in turn; empty where there are none
 
 
 class Broken(msgspec.Struct, array_like=True, frozen=True):
@@ -122,16 +124,22 @@ def load_bundle(source: Source, index: int, size: int) -> tuple[bytes, Bundle]:
         )
     known = admitted(entries)
     named = {*known.sessions, *known.tickets}
-    strange = next((i for i, e in enumerate(entries) if i not in named and not _one_encoding(e)), width)
+    strange, told = width, []
+    for i, entry in enumerate(entries):
+        if i in named:
+            continue
+        try:
+            event = decode_stored(entry)
+            if encode(event) != bytes(entry):  # a view would be compared number by number
+                raise ValueError("another encoding")
+        except (ValueError, TypeError):  # the replay will say what is wrong with it, in its turn
+            strange = min(strange, i)
+            continue
+        if isinstance(event, SegmentsServed):
+            found = claims(event)
+            told.append(found.tobytes() if found is not None else b"")
     root = merkle.root_of_hashes(leaves)
-    return bundle.data, Bundle(len(bundle.data), b"".join(leaves), root, strange, known)
-
-
-def _one_encoding(entry: memoryview) -> bool:
-    try:
-        return encode(decode_stored(entry)) == bytes(entry)  # a view would be compared number by number
-    except (ValueError, TypeError):  # the replay will say what is wrong with it, in its turn
-        return False
+    return bundle.data, Bundle(len(bundle.data), b"".join(leaves), root, strange, known, tuple(told))
 
 
 # --- signatures

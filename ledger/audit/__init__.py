@@ -139,12 +139,12 @@ class _Run:
         due_s = time.monotonic() + self.save_every_s
         size = self.checkpoint.size
         with closing(iter(log)) as bundles:
-            for start, entries, strange, admitted in bundles:
-                replay.apply_all(start, entries, strange, admitted)
+            for bundle in bundles:
+                replay.apply_all(bundle)
                 replay.trim()
-                end = start + len(entries)
+                end = bundle.start + len(bundle.entries)
                 last = size - end < WIDTH  # from here the next audit goes on, when the log has grown
-                if saved is not None and len(entries) == WIDTH and (last or time.monotonic() >= due_s):
+                if saved is not None and len(bundle.entries) == WIDTH and (last or time.monotonic() >= due_s):
                     saved.save(log.edge(), replay)
                     due_s = time.monotonic() + self.save_every_s
                 if self.progress is not None:

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ledger.audit.facts import Ints
-from ledger.audit.runs import Bools, Runs, Words, bits, ends
 from ledger.audit.store import Store
+from ledger.runs import Bools, Runs, Words, bits, ends
 
 T = TypeVar("T", bound=np.generic)
 CELL_BITS: Final = 512
@@ -78,14 +78,14 @@ class Cells:
         written = ~self.in_bits[places]
         if written.any():
             runs = self.runs(places[written])
-            rows[written] = np.concatenate([bits(level) for level in runs], axis=1)
+            rows[written] = np.concatenate([bits(level) for level in runs]).T
         return rows
 
     def put(self, places: Ints, rows: Words) -> None:
         """Exchange cells. A place comes once, unless it is 0 and its row is empty."""
         alike = np.ones(len(places), np.bool_)
         for known, level in zip(self._runs, np.split(rows, self.levels, axis=1), strict=True):
-            known[0, places], known[1, places], one = ends(level)
+            known[0, places], known[1, places], one = ends(level.T)
             alike &= one
         self._rows[places] = rows
         self.in_bits[places] = ~alike

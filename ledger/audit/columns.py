@@ -9,38 +9,23 @@ do not: the first of each group are judged in columns, what follows in a group i
 """
 
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from ledger import claims as told
 from ledger.audit import tickets as t
-from ledger.audit.cells import CELL_BITS, CELL_WORDS
+from ledger.audit.cells import CELL_BITS
 from ledger.audit.credits import Credits
 from ledger.audit.facts import Broadcast, Ints
 from ledger.audit.fresh import Claims, Sums, find
-from ledger.audit.runs import Bools, ends
 from ledger.events import SegmentsServed
 from ledger.judge import NodeFacts
-from ledger.judged import CAP_CODES, SESSION_BYTES, VERDICT_CODES
-from ledger.receipt import MAX_BASE_SEQUENCE, SIGNED_BYTES, VERSION
+from ledger.judged import CAP_CODES, VERDICT_CODES
+from ledger.runs import Bools, Words
 from ledger.settings import Settings
 from ledger.verdict import Verdict
 
-# ledger.receipt: version, ticket hash, counter, base sequence, bitmap, digest; then the signature. Big-endian.
-RECEIPT: Final = np.dtype(
-    [
-        ("version", "u1"),
-        ("ticket", "V32"),
-        ("counter", ">u4"),
-        ("base", ">u8"),
-        ("bitmap", "V64"),
-        ("digest", "V32"),
-        ("signature", "V64"),
-    ]
-)
-assert RECEIPT.itemsize == SIGNED_BYTES
 _ACCEPTED, _CAPPED = VERDICT_CODES[Verdict.ACCEPTED.value], VERDICT_CODES[Verdict.CAPPED.value]
 _WRONG_NODE, _BAD_SIGNATURE = (
     VERDICT_CODES[Verdict.WRONG_NODE.value],
@@ -56,6 +41,7 @@ class Served(NamedTuple):
     position: int
     event: SegmentsServed
     node: NodeFacts
+    claims: Ints | None  # ledger.claims
 
 
 JudgeRest = Callable[[list[list[int]]], bool]
@@ -65,10 +51,10 @@ JudgeRest = Callable[[list[list[int]]], bool]
 class Columns(NamedTuple):
     """What the dues and the signatures need of events whose verdicts hold: one value a receipt."""
 
-    tickets: npt.NDArray[np.int64]  # ledger.audit.credits
-    viewer_keys: npt.NDArray[np.uint8]
-    verdicts: npt.NDArray[np.uint8]
-    newest: Ints  # sequence of the last segment that is claimed, where one is
+    places: Ints  # of the tickets
+    tickets: Ints  # ledger.audit.tickets
+    claims: Ints  # ledger.claims
+    of: Ints  # which event the receipt is of
 
 
 def judge(
@@ -81,38 +67,32 @@ def judge(
     """The columns of all events when every verdict is the recorded one; None, and nothing changed, when that is not
     known. `settings` are in force for all, and no node changed in between."""
     first, published = broadcast.manifest.first, len(broadcast.sums) - 1
-    events = [s.event for s in served]
-    if any(e.first_sequence != first for e in events):
+    if any(s.event.first_sequence != first for s in served):
         return None
     if not 0 <= first < _LIMIT or broadcast.sums[-1] >= _LIMIT:
         return None
-    data = np.frombuffer(_joined(events, "receipts"), RECEIPT)
-    base = data["base"].astype(np.uint64)
-    if (data["version"] != VERSION).any() or base.max() > MAX_BASE_SEQUENCE:
+    parts = [s.claims for s in served if s.claims is not None]
+    if len(parts) < len(served):
         return None
-    count = len(data)
-    places = credits.tickets.places(
-        np.ascontiguousarray(data["ticket"]).view(np.uint64).reshape(count, t.HASH_WORDS)
-    )
-    if places is None:
+    claims = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+    found_tickets = credits.tickets.find(claims[told.HASH : told.HASH + 4])
+    if found_tickets is None:
         return None
-    tickets = credits.tickets.columns.take(places, axis=1)
-    counts = [len(e.indices) for e in events]
-    of = np.repeat(np.arange(len(events)), counts)  # which event each receipt is of
+    places, tickets = found_tickets
+    counts = [part.shape[1] for part in parts]
+    of = np.repeat(np.arange(len(parts)), counts)
+    numbers = credits.tickets.numbers
     if (
-        not tickets[t.IN_COLUMNS].all()
-        or (tickets[t.ISSUED] >= np.array([s.position for s in served])[of]).any()
+        (tickets[t.BROADCAST] != numbers.get(b"b" + broadcast.key, -1)).any()
+        or not tickets[t.IN_COLUMNS].all()
+        or (tickets[t.ISSUED] >= np.array([s.position for s in served]).take(of)).any()
+        or (tickets[t.SESSION_ID : t.NETWORKS + 1] != claims[told.SESSION : told.NETWORKS + 1]).any()
     ):
         return None
-    if not _of_these_events(credits, broadcast, events, of, places, tickets):
-        return None
-    recorded = np.frombuffer(_joined(events, "verdicts"), np.uint8)
+    recorded = claims[told.VERDICT]
     start = tickets[t.CHUNK] * CELL_BITS  # of the ticket's first cell, in segments of the broadcast
-
-    offset = base.astype(np.int64) - first - start
-    bitmap = np.ascontiguousarray(data["bitmap"]).view("<u8").reshape(count, CELL_WORDS).astype(np.uint64)
-    lowest, end, run = ends(bitmap)
-    nothing, lowest, end = lowest == end, offset + lowest, offset + end
+    nothing = claims[told.END] == 0
+    lowest, end = claims[told.LOW] - (start + first), claims[told.END] - (start + first)
     outside = (lowest < tickets[t.LO]) | (end > np.minimum(tickets[t.HI], published - start))
 
     sums = Sums(broadcast.sums.tail, broadcast.sums.start)
@@ -123,25 +103,22 @@ def judge(
 
     # What depends on the receipt before it, or on what only one receipt in a thousand needs, is judged by itself.
     single = (covered > tickets[t.BUDGET]) | (recorded == _MISMATCH) | nothing
-    if len(set(tickets[t.GROUP].tolist())) < count:
-        later = np.ones(count, np.bool_)
-        later[np.unique(tickets[t.GROUP], return_index=True)[1]] = False
-        single |= later
-    claims = Claims(offset, bitmap, lowest, end, run)
-    found = find(credits, tickets, claims, ~(outside | single), settings.prefix_sessions_max, sums)
+    single |= ~credits.tickets.firsts(tickets[t.GROUP])
+
+    def bitmaps(which: Ints) -> tuple[Words, Ints]:
+        data = np.frombuffer(b"".join([s.event.receipts for s in served]), told.RECEIPT)[which]
+        words = np.ascontiguousarray(data["bitmap"]).view("<u8").reshape(len(which), -1)
+        return words.astype(np.uint64), data["base"].astype(np.int64) - (start + first)[which]
+
+    asked = Claims(lowest, end, claims[told.RUN] == 1, bitmaps)
+    found = find(credits, tickets, asked, ~(outside | single), settings.prefix_sessions_max, sums)
     if found is None:
         return None
-    units, sizes = found.units, found.sizes
 
-    verdicts = np.full(count, _ACCEPTED, np.uint8)
-    capped = np.concatenate(
-        [
-            _caps(credits, s.node, settings, tickets[:, to - n : to], units[to - n : to])
-            for s, n, to in zip(served, counts, np.cumsum(counts).tolist(), strict=True)
-        ]
-    )
-    now_s = np.array([e.at_us // 1_000_000 for e in events])[of]
-    nodes = np.array([credits.tickets.numbers.get(b"k" + s.node.public_key, -1) for s in served])[of]
+    verdicts = np.full(len(of), _ACCEPTED)
+    capped = _caps(credits, [s.node for s in served], of, settings, tickets, found.units)
+    now_s = np.array([s.event.at_us // 1_000_000 for s in served]).take(of)
+    nodes = np.array([numbers.get(b"k" + s.node.public_key, -1) for s in served]).take(of)
     for code, where in (  # the last that applies
         (_CAPPED, capped > 0),
         (_DUPLICATE, ~found.any),
@@ -154,23 +131,19 @@ def judge(
     accepted = verdicts == _ACCEPTED
     same = (
         (verdicts == recorded)
-        & (np.where(verdicts == _CAPPED, capped, 0) == np.frombuffer(_joined(events, "caps"), np.uint8))
-        & (units * accepted == np.frombuffer(_joined(events, "units"), ">u2"))
-        & ((sizes * accepted).astype(np.uint64) == np.frombuffer(_joined(events, "credited_bytes"), ">u8"))
+        & (capped * (verdicts == _CAPPED) == claims[told.CAP])
+        & (found.units * accepted == claims[told.UNITS])
+        & (found.sizes * accepted == claims[told.SIZE])
     )
-    rest = bool(single.any())
-    if not (same | single if rest else same).all():
+    if not (same | single).all():
         return None
 
+    # Credited; taken back when one of the rest is not as recorded.
     undo = found.credit(accepted & ~single)
-    if rest and not judge_rest(_by_event(single, of, counts)):
+    if single.any() and not judge_rest(_by_event(single, of, counts)):
         undo()
         return None
-    return Columns(tickets, credits.tickets.viewer_keys[places], recorded, first + start + end - 1)
-
-
-def _joined(events: Sequence[SegmentsServed], column: str) -> bytes:
-    return b"".join([getattr(e, column) for e in events]) if len(events) > 1 else getattr(events[0], column)
+    return Columns(places, tickets, claims, of)
 
 
 def _by_event(which: Bools, of: Ints, counts: list[int]) -> list[list[int]]:
@@ -179,50 +152,23 @@ def _by_event(which: Bools, of: Ints, counts: list[int]) -> list[list[int]]:
     return [(np.flatnonzero(which & (of == n)) - starts[n]).tolist() for n in range(len(counts))]
 
 
-def _of_these_events(
-    credits: Credits,
-    broadcast: Broadcast,
-    events: Sequence[SegmentsServed],
-    of: Ints,
-    places: Ints,
-    tickets: Ints,
-) -> bool:
-    """Whether the tickets are of the broadcast, and sessions and networks are theirs."""
-    if (tickets[t.BROADCAST] != credits.tickets.numbers.get(b"b" + broadcast.key, -1)).any():
-        return False
-    known = np.frombuffer(_joined(events, "sessions"), np.uint64).reshape(-1, t.ID_WORDS)
-    before = np.cumsum([0] + [len(e.sessions) // SESSION_BYTES for e in events])
-    if (
-        known[_index(_joined(events, "session_of")) + before[of]] != credits.tickets.session_ids[places]
-    ).any():
-        return False
-    networks = list(chain.from_iterable([e.networks for e in events]))
-    which = _index(_joined(events, "network_of")) + np.cumsum([0] + [len(e.networks) for e in events])[of]
-    if set(map(len, networks)) == {t.NETWORK_BYTES} and tickets[t.NETWORK_WHOLE].all():
-        known = np.frombuffer(b"".join(networks), np.uint64).reshape(-1, t.ID_WORDS)
-        return bool((known[which] == credits.tickets.network_ids[places]).all())
-    numbers = [credits.tickets.numbers.get(b"w" + network, -1) for network in networks]
-    return bool((tickets[t.NETWORK] == np.array(numbers)[which]).all())
-
-
-def _index(column: bytes) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(column, np.uint8)
-
-
 def _caps(
-    credits: Credits, node: NodeFacts, settings: Settings, tickets: Ints, units: Ints
-) -> npt.NDArray[np.uint8]:
+    credits: Credits, nodes: list[NodeFacts], of: Ints, settings: Settings, tickets: Ints, units: Ints
+) -> Ints:
     """The cap that holds a receipt back, were it accepted otherwise; 0 where none does. Byte budgets are not here."""
-    caps = np.zeros(len(units), np.uint8)
-    caps[units == 0] = CAP_CODES["prefix_sessions"]
+    numbers = credits.tickets.numbers
+    caps: Ints = (units == 0) * CAP_CODES["prefix_sessions"]
     if settings.same_network_forbidden:
-        for network in node.networks - {b""}:
-            caps[tickets[t.NETWORK] == credits.tickets.numbers.get(b"w" + network, -1)] = CAP_CODES[
-                "same_network"
-            ]
-    friend = credits.tickets.numbers.get(b"f" + node.friend_id.bytes, -2)
-    caps[tickets[t.ACCOUNT] == friend] = CAP_CODES["own_account"]
-    if node.suspended:
-        kept_out = (tickets[t.PLAIN] == 1) if settings.suspended_signed_paid else np.full(len(units), True)
+        own = [[numbers.get(b"w" + network, -1) for network in node.networks - {b""}] for node in nodes]
+        for n in range(max(map(len, own))):
+            networks = np.array([known[n] if n < len(known) else -1 for known in own])
+            caps[tickets[t.NETWORK] == networks.take(of)] = CAP_CODES["same_network"]
+    friends = np.array([numbers.get(b"f" + node.friend_id.bytes, -2) for node in nodes])
+    caps[tickets[t.ACCOUNT] == friends.take(of)] = CAP_CODES["own_account"]
+    suspended = [node.suspended for node in nodes]
+    if any(suspended):
+        kept_out = np.array(suspended).take(of)
+        if settings.suspended_signed_paid:
+            kept_out = kept_out & (tickets[t.PLAIN] == 1)
         caps[kept_out] = CAP_CODES["node_suspended"]
     return caps

@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from ledger.audit.cells import CELL_BITS, CELL_WORDS, Cells
 from ledger.audit.facts import Broadcast, Facts
-from ledger.audit.runs import Words
 from ledger.audit.store import Store
 from ledger.audit.tickets import Tickets
 from ledger.credit import CreditSet, Units
+from ledger.runs import Words
 from ledger.ticket import Ticket
 
 LEVELS: Final = 2  # of a network, in its cell; more are rare and kept beside it

@@ -12,14 +12,14 @@ from uuid import UUID
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from ledger import claims as told
 from ledger.audit import columns
 from ledger.audit import credits as c
 from ledger.audit.credits import Credits
 from ledger.audit.crew import Crew, failing_at, present, require
 from ledger.audit.dues import Due, Dues
-from ledger.audit.facts import Broadcast, Facts, TicketFields, struct_table, ticket_fields
+from ledger.audit.facts import Broadcast, Facts, Ints, TicketFields, struct_table, ticket_fields
 from ledger.audit.facts import Session as KnownSession
 from ledger.audit.facts import Ticket as KnownTicket
 from ledger.audit.report import AuditFailure, Counts
@@ -229,7 +229,8 @@ class Deliveries:
             verdict = Verdict.MALFORMED if signed is None else Verdict.UNKNOWN_TICKET
             _same(judged, Judged(verdict.value))
 
-    def segments_served(self, position: int, event: SegmentsServed) -> None:
+    def segments_served(self, position: int, event: SegmentsServed, found: Ints | None = None) -> None:
+        """`found` is what ledger.claims gives, where that is known."""
         key = present(
             self._facts.broadcast_of.get(event.originator_id.bytes),
             "a delivery of a broadcast that never started",
@@ -245,7 +246,8 @@ class Deliveries:
             self._of = broadcast
         self._collect(position, event, event.node_id)
         if together:
-            self._waiting.append(columns.Served(position, event, node))
+            found = told.claims(event) if found is None else found
+            self._waiting.append(columns.Served(position, event, node, found))
         if not together:
             self._judged_one_by_one(position, event, broadcast)
 
@@ -312,48 +314,36 @@ class Deliveries:
         found = columns.judge(self._credits, broadcast, served, settings, judge_rest)
         if found is None:
             return False
-        start = 0
-        for position, event, _ in served:
-            end = start + len(event.indices)
-            part, start = slice(start, end), end
-            tickets, keys, verdicts, newest = found
-            mine = columns.Columns(tickets[:, part], keys[part], verdicts[part], newest[part])
-            self._take(position, event, broadcast, mine, checks)
+        self._take(served, broadcast, found, checks)
         return True
 
     def _take(
         self,
-        position: int,
-        event: SegmentsServed,
+        served: list[columns.Served],
         broadcast: Broadcast,
         found: columns.Columns,
         checks: list[tuple[int, str, Check]],
     ) -> None:
-        """What follows from an event whose verdicts hold."""
-        accepted = found.verdicts == VERDICT_CODES[_ACCEPTED]
-        sizes = np.frombuffer(event.credited_bytes, ">u8")
-        self._counts.accepted += int(accepted.sum())
+        """What follows from events whose verdicts hold."""
+        verdicts, sizes = found.claims[told.VERDICT], found.claims[told.SIZE]
+        accepted = verdicts == VERDICT_CODES[_ACCEPTED]
+        self._counts.accepted += int(np.count_nonzero(accepted))
         self._counts.credited_bytes += sum(sizes.tolist())
-        if accepted.any():
-            which: slice | npt.NDArray[np.bool_] = slice(None) if accepted.all() else accepted
-            self._dues.served_columns(
-                position,
-                event.at_us,
-                broadcast,
-                receipts=np.flatnonzero(accepted),
-                tickets=found.tickets[:, which],
-                newest=found.newest[which],
-                units=np.frombuffer(event.units, ">u2")[which].astype(np.int64),
-                sizes=sizes[which],
-            )
-        keys, receipts = found.viewer_keys, event.receipts
-        refused_ = (found.verdicts == VERDICT_CODES[_BAD_SIGNATURE]).astype(np.uint8)
-        wrong = found.verdicts == VERDICT_CODES[_WRONG_NODE]
-        if wrong.any():
-            keys, refused_ = keys[~wrong], refused_[~wrong]
-            receipts = np.frombuffer(receipts, columns.RECEIPT)[~wrong].tobytes()
-        if len(refused_):
-            checks.append((position, "a receipt", Receipts(keys.tobytes(), receipts, refused_.tobytes())))
+        self._dues.served_columns(served, broadcast, found, accepted)
+        if not self._signatures.verify:
+            return
+        refused_ = (verdicts == VERDICT_CODES[_BAD_SIGNATURE]).astype(np.uint8)
+        mine = verdicts != VERDICT_CODES[_WRONG_NODE]
+        for n, (position, event, _, _) in enumerate(served):
+            which = np.flatnonzero(mine & (found.of == n))
+            receipts = event.receipts
+            if len(which) < len(event.indices):
+                first = int(np.searchsorted(found.of, n))
+                receipts = np.frombuffer(receipts, told.RECEIPT)[which - first].tobytes()
+            if len(which):
+                keys = self._credits.tickets.viewer_keys[found.places[which]].tobytes()
+                check = Receipts(keys, receipts, refused_[which].tobytes())
+                checks.append((position, "a receipt", check))
 
     # --- one by one
 

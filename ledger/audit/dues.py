@@ -8,6 +8,7 @@ newest.
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -15,8 +16,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from ledger import claims as told
 from ledger.audit import tickets as t
-from ledger.audit.facts import Broadcast, Ints, struct_table
+from ledger.audit.columns import Columns, Served
+from ledger.audit.facts import Broadcast, struct_table
 from ledger.audit.store import Store
 from ledger.events import (
     CrewFounded,
@@ -35,6 +38,7 @@ from ledger.settlement import Credit
 
 ROWS: Final = 4_096  # facts in one row of the store
 SIGNED, PLAIN, SEEN = range(3)
+_FEW: Final = 1 << 54  # bytes; 256 receipts of so many are fewer than 2^63
 _FACT: Final = np.dtype(
     [
         ("position", "<i8"),
@@ -202,35 +206,42 @@ class Dues:
             self._add(Fact(position, epoch, pool, published, units, size, SIGNED))
 
     def served_columns(
-        self,
-        position: int,
-        at_us: int,
-        broadcast: Broadcast,
-        *,
-        receipts: Ints,
-        tickets: Ints,
-        newest: Ints,
-        units: Ints,
-        sizes: npt.NDArray[np.uint64],
+        self, served: Sequence[Served], broadcast: Broadcast, found: Columns, accepted: npt.NDArray[np.bool_]
     ) -> None:
-        """As `served`, from columns: `tickets` as in ledger.audit.credits, the others one value a credited receipt."""
+        """As `served`, for several events at once: the receipts that were accepted."""
+        _, tickets, claims, of = found
         marks = self._published.get(broadcast.rendition_id.bytes) or []
-        pools = tickets[t.POOL]
-        pool, last = int(pools[0]), broadcast.manifest.next - 1
-        forgotten = (tickets[t.ISSUED] < self.state.forgotten_at).any()
-        if (pools == pool).all() and not tickets[t.PLAIN].any() and not forgotten and marks[-1][0] >= last:
-            published = marks[-1][1]
-            alike = len(marks) == 1 or bool((newest > marks[-2][0]).all())
-            if alike:
-                size = sum(sizes.tolist())
-                if not size >> 63:
-                    units_ = int(units.sum())
-                    self._add(Fact(position, self.epoch_of(at_us), pool, published, units_, size, SIGNED))
-                    return
-        columns = (receipts, pools, tickets[t.PLAIN] == 1, tickets[t.ISSUED], tickets[t.SETTLE_S])
-        rows = zip(*[x.tolist() for x in (*columns, newest, units, sizes)], strict=True)
-        dues = [Due(i, p, plain, at, by_s * 1_000_000, *rest) for i, p, plain, at, by_s, *rest in rows]
-        self.served(position, at_us, broadcast.rendition_id.bytes, dues)
+        newest = claims[told.END] - 1
+        # Nearly always one pool for an event, and segments of one epoch.
+        usual = accepted & (tickets[t.PLAIN] == 0) & (tickets[t.ISSUED] >= self.state.forgotten_at)
+        if len(marks) > 1:
+            usual &= newest > marks[-2][0]
+        pools, units, sizes = tickets[t.POOL], claims[told.UNITS], claims[told.SIZE]
+        starts = np.searchsorted(of, np.arange(len(served)))
+        one_pool = np.minimum.reduceat(pools, starts) == np.maximum.reduceat(pools, starts)
+        simple = one_pool & np.logical_and.reduceat(usual, starts)
+        in_all = list(np.add.reduceat(units, starts).tolist())
+        for n, (start, end) in enumerate(pairwise([*starts.tolist(), len(of)])):
+            position, event = served[n].position, served[n].event
+            some = sizes[start:end]
+            if simple[n] and marks[-1][0] >= broadcast.manifest.next - 1 and int(some.max()) < _FEW:
+                epoch, size = self.epoch_of(event.at_us), int(some.sum())
+                self._add(Fact(position, epoch, int(pools[start]), marks[-1][1], in_all[n], size, SIGNED))
+                continue
+            which = start + np.flatnonzero(accepted[start:end])
+            rows = zip(
+                (which - start).tolist(),
+                pools[which].tolist(),
+                (tickets[t.PLAIN, which] == 1).tolist(),
+                tickets[t.ISSUED, which].tolist(),
+                tickets[t.SETTLE_S, which].tolist(),
+                newest[which].tolist(),
+                units[which].tolist(),
+                sizes[which].tolist(),
+                strict=True,
+            )
+            dues = [Due(i, p, plain, at, by_s * 1_000_000, *rest) for i, p, plain, at, by_s, *rest in rows]
+            self.served(position, event.at_us, broadcast.rendition_id.bytes, dues)
 
     def observed(self, position: int, event: SessionObserved) -> None:
         """Each sequence counts once, for the newest ticket of the session that covers it."""

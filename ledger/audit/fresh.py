@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ledger.audit import tickets as t
 from ledger.audit.cells import CELL_BITS, CELL_WORDS, Cells
 from ledger.audit.credits import LEVELS, Credits
 from ledger.audit.facts import Ints
-from ledger.audit.runs import Bools, Runs, Words, ends, join, meet, minus, of
 from ledger.receipt import BITMAP_BITS
+from ledger.runs import Bools, Runs, Words, ends, join, meet, minus
 
 # Words of a receipt's bitmap as it is laid over the two cells of its ticket, with room for one bitmap on either side.
 _MARGIN: Final = BITMAP_BITS // 64
@@ -32,15 +31,12 @@ Undo = Callable[[], None]
 class Claims(NamedTuple):
     """One value a receipt; places are relative to the first cell of its ticket."""
 
-    offset: Ints  # of the bitmap's first bit
-    bitmap: Words  # 8 words each
     low: Ints  # first segment that is claimed, and the one after the last
     end: Ints
     run: Bools  # whether all between them are
-
-    def where(self, which: Ints) -> "Claims":
-        offset, bitmap, low, end, run = self
-        return Claims(offset[which], bitmap[which], low[which], end[which], run[which])
+    bitmaps: Callable[
+        [Ints], tuple[Words, Ints]
+    ]  # of some receipts: 8 words each, and where the first bit is
 
 
 class Sums(NamedTuple):
@@ -102,7 +98,7 @@ def find(
         rest[asked[known]] = False
     in_bits = np.flatnonzero(rest)
     if len(in_bits):
-        part_ = _in_bits(credits, tickets[:, in_bits], claims.where(in_bits), limit, sums)
+        part_ = _in_bits(credits, tickets[:, in_bits], *claims.bitmaps(in_bits), limit, sums)
         if part_ is None:
             return None
         found.add(in_bits, part_)
@@ -113,8 +109,18 @@ def _in_runs(
     credits: Credits, tickets: Ints, low: Ints, end: Ints, limit: int, sums: Sums
 ) -> tuple[_Part, Bools]:
     """For claims that are runs, and which of them are answered: where all that they touch is runs and stays so."""
-    at, networks_at = tickets[t.SESSION_0 : t.SESSION_1 + 1], tickets[t.NETWORK_0 : t.NETWORK_1 + 1]
-    claimed = of(_within(low), _within(end))
+    halves = (
+        np.flatnonzero(low < CELL_BITS),
+        np.flatnonzero(end > CELL_BITS),
+    )  # those that touch the first cell,
+    which = np.concatenate(halves)  # and the second
+    begin = CELL_BITS * (np.arange(len(which)) >= len(halves[0]))
+    at = np.concatenate([tickets[t.SESSION_0 + n].take(halves[n]) for n in (0, 1)])
+    networks_at = np.concatenate([tickets[t.NETWORK_0 + n].take(halves[n]) for n in (0, 1)])
+    claimed = Runs(
+        np.maximum(low.take(which) - begin, 0).astype(np.int16),
+        np.minimum(end.take(which) - begin, CELL_BITS).astype(np.int16),
+    )
     (have,) = credits.sessions.runs(at)
     levels = credits.networks.runs(networks_at)
     fresh, known = minus(claimed, have)
@@ -129,42 +135,43 @@ def _in_runs(
         known &= one
         after.append(more)
         carried = meet(level, carried)
-    known &= ~(credits.sessions.in_bits[at] | credits.networks.in_bits[networks_at] | carried.some)
-    known |= ~claimed.some
-    answered: Bools = known[0] & known[1]
-    first = tickets[t.CHUNK] * CELL_BITS + _HALVES
+    known &= ~(credits.sessions.in_bits.take(at) | credits.networks.in_bits.take(networks_at) | carried.some)
     some = payable.some
-    start: Ints = np.where(some, first, sums.gone)
-    sizes = sums.between(start + payable.start, start + payable.end).sum(axis=0)
-    units = (payable.end - payable.start).sum(axis=0, dtype=np.int64)
+    first = (tickets[t.CHUNK].take(which) * CELL_BITS + begin - sums.gone) * some
+    sizes_ = sums.tail.take(first + payable.end) - sums.tail.take(first + payable.start)
+    units_ = (payable.end - payable.start).astype(np.int64)
+    any_ = fresh.some
+    answered, new = np.ones(len(low), np.bool_), np.zeros(len(low), np.bool_)
+    units, sizes = np.zeros(len(low), np.int64), np.zeros(len(low), np.int64)
+    middle = len(halves[0])
+    for half, part in zip(halves, (slice(0, middle), slice(middle, None)), strict=True):
+        answered[half] &= known[part]
+        new[half] |= any_[part]
+        units[half] += units_[part]
+        sizes[half] += sizes_[part]
 
     def credit(accepted: Bools) -> Undo:
-        where = some & (accepted & answered)
-        of_network = where & (networks_at != 0)
+        where = np.flatnonzero(some & (accepted & answered).take(which))
+        of_network = where[networks_at.take(where) != 0]
 
         def put(sessions: Runs, networks: list[Runs]) -> None:
-            credits.sessions.put_runs(at[where], [_at(sessions, where)])
-            credits.networks.put_runs(networks_at[of_network], [_at(n, of_network) for n in networks])
+            credits.sessions.put_runs(at.take(where), [_at(sessions, where)])
+            credits.networks.put_runs(networks_at.take(of_network), [_at(n, of_network) for n in networks])
 
         put(credited, after)
         return lambda: put(have, levels)
 
-    new = fresh.some
-    return _Part(new[0] | new[1], units, sizes, credit), answered
+    return _Part(new, units, sizes, credit), answered
 
 
-def _within(places: Ints) -> npt.NDArray[np.int16]:
-    """In each of the two cells."""
-    within: npt.NDArray[np.int16] = (places - _HALVES).clip(0, CELL_BITS).astype(np.int16)
-    return within
+def _at(runs: Runs, where: Ints) -> Runs:
+    return Runs(runs.start.take(where), runs.end.take(where))
 
 
-def _at(runs: Runs, where: Bools) -> Runs:
-    return Runs(runs.start[where], runs.end[where])
-
-
-def _in_bits(credits: Credits, tickets: Ints, claims: Claims, limit: int, sums: Sums) -> _Part | None:
-    claimed = _laid(claims.bitmap, claims.offset)
+def _in_bits(
+    credits: Credits, tickets: Ints, bitmap: Words, offset: Ints, limit: int, sums: Sums
+) -> _Part | None:
+    claimed = _laid(bitmap, offset)
     at = tickets[t.SESSION_0 : t.SESSION_1 + 1]
     networks_at = tickets[t.NETWORK_0 : t.NETWORK_1 + 1]
     have = [credits.sessions.bits(places) for places in at]
@@ -218,7 +225,7 @@ def _laid(bitmap: Words, offset: Ints) -> Words:
 def _sizes(payable: Words, start: Ints, sums: Sums) -> Ints:
     """Bytes of the segments in each row of two cells, the first of which begins at segment `start`."""
     cells = payable.reshape(-1, CELL_WORDS)
-    low, end, one = ends(cells)
+    low, end, one = ends(cells.T)
     at = np.where(low < end, (start + _HALVES).T.reshape(-1), sums.gone)
     sizes = sums.between(at + low, at + end)
     for i in np.flatnonzero(~one).tolist():  # with gaps

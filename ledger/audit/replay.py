@@ -5,11 +5,12 @@ event, and says only what the events before it allow. Whatever a log holds, the 
 AuditFailure that names the position.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 
 from ledger.audit.admissions import FEWEST, Admissions
 from ledger.audit.books import Books
@@ -19,13 +20,15 @@ from ledger.audit.crew import State as CrewState
 from ledger.audit.delivery import IN_COLUMNS, Deliveries
 from ledger.audit.dues import Dues
 from ledger.audit.dues import State as DuesState
-from ledger.audit.facts import Facts
+from ledger.audit.facts import Facts, Ints
 from ledger.audit.helpers import Helpers
 from ledger.audit.payouts import Payouts
 from ledger.audit.payouts import State as PayoutsState
 from ledger.audit.report import AuditFailure, Counts
 from ledger.audit.signatures import Signatures
 from ledger.audit.store import Store
+from ledger.audit.stream import Entries
+from ledger.claims import ROWS
 from ledger.events import (
     AdjustmentBooked,
     BroadcastEnded,
@@ -79,7 +82,6 @@ from ledger.events import (
     upcast,
 )
 from ledger.ids import BOOK_ID, CREW_ID, TREE_ID
-from ledger.layout import Admitted
 
 
 class _State(msgspec.Struct):
@@ -144,6 +146,7 @@ class Replay:
         self._admissions = Admissions(
             self.crew, facts, self._dues, self._versions, self.counts, self.signatures
         )
+        self._claims: dict[int, Ints] = {}  # ledger.claims of the bundle's deliveries, by position
         self._rules = self._rules_by_type()
 
     def apply(self, position: int, data: bytes | memoryview, *, one_encoding: bool = False) -> None:
@@ -153,33 +156,24 @@ class Replay:
         """
         try:
             with failing_at(position):
-                event = _read(data, one_encoding=one_encoding)
+                event = upcast(_stored(data, one_encoding=one_encoding))
         except AuditFailure:
             self._deliveries.settle()  # what fails there comes before
             raise
         self._apply(position, event)
 
-    def apply_all(
-        self, start: int, entries: Sequence[bytes | memoryview], strange: int, admitted: Admitted
-    ) -> None:
-        """Take the events of a bundle. Raises AuditFailure.
-
-        Those before `strange` were found to be the one encoding of a known event, `admitted` as ledger.layout says.
-        """
-        named = {*admitted.sessions, *admitted.tickets}
-        events: dict[int, Event] = {}
+    def apply_all(self, bundle: Entries) -> None:
+        """Take the events of a bundle. Raises AuditFailure."""
+        start, entries, admitted = bundle.start, bundle.entries, bundle.admitted
+        events = self._read_others(bundle)
         spans, first = [], 0
-        for i, data in enumerate(entries):
-            if i in named:
-                continue
-            with suppress(ValueError, AuditFailure):  # in its turn
-                events[i] = _read(data, one_encoding=i < strange)
-            if type(events.get(i)) not in _BETWEEN:
+        for i, event in events.items():
+            if type(event) not in _BETWEEN:
                 spans += [(first, i), (i, i + 1)]
                 first = i + 1
         for low, end in [*spans, (first, len(entries))]:
             some = admitted.between(low, end)
-            between = [(start + i, events[i]) for i in range(low, end) if i in events]
+            between = [(start + i, event) for i in range(low, end) if (event := events.get(i)) is not None]
             if some.count >= FEWEST and self._admissions.take(start, entries, some, between):
                 for position, event in between:
                     self._apply(position, event)
@@ -187,10 +181,28 @@ class Replay:
                 self.counts.events += some.count
                 continue
             for i in range(low, end):
-                if i in events:
-                    self._apply(start + i, events[i])
+                known = events.get(i)
+                if known is not None:
+                    self._apply(start + i, known)
                 else:
-                    self.apply(start + i, entries[i], one_encoding=i < strange)
+                    self.apply(start + i, entries[i], one_encoding=i < bundle.strange)
+        self._claims.clear()
+
+    def _read_others(self, bundle: Entries) -> dict[int, Event | None]:
+        """What is neither an ordinary session nor an ordinary ticket, by index; None what will fail in its turn."""
+        named = {*bundle.admitted.sessions, *bundle.admitted.tickets}
+        told = iter(bundle.claims)
+        events: dict[int, Event | None] = {}
+        for i, data in enumerate(bundle.entries):
+            if i in named:
+                continue
+            events[i] = None
+            with suppress(ValueError, AuditFailure):
+                stored = _stored(data, one_encoding=i < bundle.strange)
+                if type(stored) is SegmentsServed and i < bundle.strange and (found := next(told)):
+                    self._claims[bundle.start + i] = np.frombuffer(found, np.int64).reshape(ROWS, -1)
+                events[i] = upcast(stored)
+        return events
 
     def _apply(self, position: int, event: Event) -> None:
         self._due(position)
@@ -251,6 +263,9 @@ class Replay:
         self.crew.founded(event)
         self._dues.founded(event)
 
+    def _served(self, position: int, event: SegmentsServed) -> None:
+        self._deliveries.segments_served(position, event, self._claims.get(position))
+
     def _settings_changed(self, position: int, event: SettingsChanged) -> None:
         self.crew.settings_changed(event)
         self._dues.settings_changed(position, event)
@@ -277,7 +292,7 @@ class Replay:
             SessionOpened: deliveries.session_opened,
             SessionObserved: deliveries.session_observed,
             TicketIssued: deliveries.ticket_issued,
-            SegmentsServed: deliveries.segments_served,
+            SegmentsServed: self._served,
             ReceiptsRefused: deliveries.receipts_refused,
             TariffSet: _without_position(books.tariff_set),
             BudgetDeposited: books.deposited,
@@ -301,12 +316,12 @@ class Replay:
         }
 
 
-def _read(data: bytes | memoryview, *, one_encoding: bool) -> Event:
+def _stored(data: bytes | memoryview, *, one_encoding: bool) -> Event:
     stored = decode_stored(data)
     require(
         one_encoding or encode(stored) == bytes(data), "the bytes are not the one encoding of their event"
     )
-    return upcast(stored)
+    return stored
 
 
 def _without_position(rule: Callable[[Any], None]) -> Callable[[int, Any], None]:

@@ -49,6 +49,7 @@ class Entries(NamedTuple):
     entries: list[memoryview]
     strange: int  # index of the first that is not the one encoding of a known event
     admitted: Admitted  # sessions and tickets among them
+    claims: tuple[bytes, ...]  # ledger.claims of each SegmentsServed before that
 
 
 class Edge(msgspec.Struct, array_like=True):
@@ -92,7 +93,7 @@ class Log:
         for start, data, bundle in self._bundles(self._began // WIDTH, -(-self._checkpoint.size // WIDTH)):
             entries = entry_views(data, min(WIDTH, self._checkpoint.size - start))
             self._add(data, bundle, len(entries))
-            yield Entries(start, entries, bundle.strange, bundle.admitted)
+            yield Entries(start, entries, bundle.strange, bundle.admitted, bundle.claims)
         self._finish()
 
     # --- bundles

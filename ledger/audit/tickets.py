@@ -12,14 +12,12 @@ import numpy.typing as npt
 from ledger.audit.cells import CELL_BITS, Cells, doubled
 from ledger.audit.facts import Facts, Ints
 from ledger.audit.facts import Ticket as KnownTicket
-from ledger.audit.runs import Words
+from ledger.claims import NETWORK_BYTES
 from ledger.keys import PUBLIC_KEY_BYTES
 from ledger.layout import TICKET_BODY
+from ledger.runs import Bools
 from ledger.ticket import ViewerClass
 
-ID_WORDS: Final = 2  # of a session's id, and of a network's commitment
-HASH_WORDS: Final = 4
-NETWORK_BYTES: Final = 8 * ID_WORDS
 _HEADS: Final = 1 << 18  # places where tickets are looked for first, by their hash
 _LIMIT: Final = 1 << 62  # what is counted in columns is below: sums of it are exact
 
@@ -33,7 +31,6 @@ _LIMIT: Final = 1 << 62  # what is counted in columns is below: sums of it are e
     BROADCAST,  # numbers of things in memory
     NODE,
     NETWORK,
-    NETWORK_WHOLE,  # whether its commitment has the usual 16 bytes
     GROUP,  # receipts of one group see each other's credits; those of different groups do not
     ACCOUNT,
     PLAIN,
@@ -43,9 +40,18 @@ _LIMIT: Final = 1 << 62  # what is counted in columns is below: sums of it are e
     SESSION_1,
     NETWORK_0,
     NETWORK_1,
-    IN_COLUMNS,  # whether its numbers are small enough
-) = range(19)
-_FIELDS: Final = 19
+    IN_COLUMNS,  # whether its numbers are small enough, and its network's commitment has 16 bytes or none
+    HASH,  # four rows, as in ledger.claims, and so on
+    _,
+    _,
+    _,
+    SESSION_ID,
+    _,
+    NETWORK_ID,
+    _,
+    NETWORKS,
+) = range(27)
+_FIELDS: Final = 27
 
 
 class Tickets:
@@ -61,21 +67,19 @@ class Tickets:
     def clear(self) -> None:
         """Let go of all. Cells are to be cleared with them."""
         self._slots: dict[bytes, int] = {}  # ticket hash -> column
-        self._heads = np.zeros(_HEADS, np.int32)
+        self._heads: Ints = np.zeros(_HEADS, np.int64)
         self.columns: Ints = np.zeros((_FIELDS, 1_024), np.int64)
-        # The same columns' ticket hash, session, network (where it has 16 bytes) and viewer key.
-        self._hashes: Words = np.zeros((1_024, HASH_WORDS), np.uint64)
-        self.session_ids: Words = np.zeros((1_024, ID_WORDS), np.uint64)
-        self.network_ids: Words = np.zeros((1_024, ID_WORDS), np.uint64)
         self.viewer_keys = np.zeros((1_024, PUBLIC_KEY_BYTES), np.uint8)
+        self._met = np.zeros(1_024, np.int64)
         self.numbers: dict[bytes, int] = {}  # of sessions, networks, keys, accounts, broadcasts; from 0
 
-    def places(self, hashes: Words) -> Ints | None:
-        """The columns of these tickets; None when one was never issued."""
-        places: Ints = self._heads[hashes[:, 0] & np.uint64(_HEADS - 1)].astype(np.int64)
-        wrong = np.flatnonzero((self._hashes[places] != hashes).any(axis=1))
+    def find(self, hashes: Ints) -> tuple[Ints, Ints] | None:
+        """Places and columns of these tickets (four rows, as in ledger.claims); None when one was never issued."""
+        places: Ints = self._heads.take(hashes[0] & (_HEADS - 1))
+        columns: Ints = self.columns.take(places, axis=1)
+        wrong = np.flatnonzero((columns[HASH : HASH + 4] != hashes).any(axis=0))
         if len(wrong):  # not in memory, or another one is found at its place
-            keys = [row.tobytes() for row in hashes[wrong]]
+            keys = [row.tobytes() for row in hashes[:, wrong].T]
             new = [key for key in dict.fromkeys(keys) if key not in self._slots]
             known = [ticket for key in new if (ticket := self._facts.tickets.get(key)) is not None]
             if len(known) < len(new):
@@ -83,33 +87,39 @@ class Tickets:
             if new:
                 self._load(new, known)
             places[wrong] = [self._slots[key] for key in keys]
-        return places
+            columns = self.columns.take(places, axis=1)
+        return places, columns
+
+    def firsts(self, groups: Ints) -> Bools:
+        """Which of these receipts are the first of their group."""
+        if len(self._met) < len(self.numbers):
+            self._met = np.zeros(2 * len(self.numbers), np.int64)
+        order = np.arange(len(groups))
+        self._met[groups[::-1]] = order[::-1]
+        firsts: Bools = self._met.take(groups) == order
+        return firsts
 
     def _load(self, hashes: list[bytes], known: list[KnownTicket]) -> None:
         count, begin = len(known), len(self._slots) + 1  # the first column stands for none
         end = begin + count
         while end > self.columns.shape[1]:
             self.columns = np.concatenate([self.columns, np.zeros_like(self.columns)], axis=1)
-            self._hashes, self.session_ids = doubled(self._hashes), doubled(self.session_ids)
-            self.network_ids, self.viewer_keys = doubled(self.network_ids), doubled(self.viewer_keys)
+            self.viewer_keys = doubled(self.viewer_keys)
         self._slots.update(zip(hashes, range(begin, end), strict=True))
         rows = np.frombuffer(b"".join([ticket.body for ticket in known]), TICKET_BODY)
         named = rows["session"].tolist()
         sessions = [session for s in named if (session := self._facts.sessions.get(s)) is not None]
         networks = [session.network for session in sessions]
-        usual = np.array([len(network) == NETWORK_BYTES for network in networks])
-        self._hashes[begin:end] = np.frombuffer(b"".join(hashes), np.uint64).reshape(count, HASH_WORDS)
-        self._heads[self._hashes[begin:end, 0] & np.uint64(_HEADS - 1)] = np.arange(begin, end)
-        self.session_ids[begin:end] = np.frombuffer(b"".join(named), np.uint64).reshape(count, ID_WORDS)
-        self.network_ids[begin:end][usual] = np.frombuffer(
-            b"".join([network for network in networks if len(network) == NETWORK_BYTES]), np.uint64
-        ).reshape(-1, ID_WORDS)
+        lengths = np.array([len(network) for network in networks])
+        hash_words = _words(b"".join(hashes), 4)
+        self._heads[hash_words[0] & (_HEADS - 1)] = np.arange(begin, end)
+        padded = b"".join([network.ljust(NETWORK_BYTES, b"\0")[:NETWORK_BYTES] for network in networks])
         self.viewer_keys[begin:end] = rows["viewer_key"].copy().view(np.uint8).reshape(count, -1)
 
         of = [ticket.broadcast for ticket in known]
         firsts = {key: self._first(key) for key in set(of)}
         first = np.array([firsts[key] for key in of], np.int64)
-        fit = first >= 0
+        fit = (first >= 0) & ((lengths == NETWORK_BYTES) | (lengths == 0))
         numbers = []
         for name in ("first", "last", "settle_by_s", "byte_budget"):
             column = rows[name].astype(np.uint64)
@@ -128,7 +138,6 @@ class Tickets:
                 np.array([self._number(b"b" + key) for key in of]),
                 np.array([self._number(b"k" + key) for key in rows["node_key"].tolist()]),
                 np.array(numbered),
-                usual,
                 [
                     number if network else self._number(b"s" + session)
                     for number, network, session in zip(numbered, networks, named, strict=True)
@@ -139,9 +148,13 @@ class Tickets:
                 [ticket.position for ticket in known],
                 *self._cells(of, named, networks, chunk, low, high),
                 fit,
+                *hash_words,
+                *_words(b"".join(named), 2),
+                *_words(padded, 2),
+                lengths,
             ]
         )
-        self.columns[:, begin:end] *= fit
+        self.columns[:HASH, begin:end] *= fit
 
     def _cells(
         self,
@@ -171,3 +184,8 @@ class Tickets:
 
     def _number(self, thing: bytes) -> int:
         return self.numbers.setdefault(thing, len(self.numbers))
+
+
+def _words(ids: bytes, words: int) -> Ints:
+    rows: Ints = np.frombuffer(ids, np.int64).reshape(-1, words).T
+    return rows

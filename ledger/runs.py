@@ -18,9 +18,9 @@ WORD: Final = 64
 CELL: Final = 512  # bits of the longest bitmap that can be written out
 _ONE: Final = np.uint64(1)
 _SMEAR: Final = tuple(np.uint64(by) for by in (1, 2, 4, 8, 16, 32))
-# [n]: the first n of 512 bits, little-endian words.
+# Column n: the first n of 512 bits, as eight little-endian words.
 _FIRST: Final = np.array(
-    [[(((1 << n) - 1) >> at) & (2**WORD - 1) for at in range(0, CELL, WORD)] for n in range(CELL + 1)],
+    [[(((1 << n) - 1) >> at) & (2**WORD - 1) for n in range(CELL + 1)] for at in range(0, CELL, WORD)],
     np.uint64,
 )
 
@@ -65,28 +65,28 @@ def meet(a: Runs, b: Runs) -> Runs:
 
 
 def bits(runs: Runs) -> Words:
-    """Written out, as rows of 512 bits."""
-    written: Words = _FIRST[runs.end] & ~_FIRST[runs.start]
+    """Written out: a column of eight words for each, the lowest bits first."""
+    written: Words = _FIRST.take(runs.end, axis=1) & ~_FIRST.take(runs.start, axis=1)
     return written
 
 
 def ends(words: Words) -> tuple[Ints, Ints, Bools]:
-    """For each row of 512 bits its lowest, the one after its highest (0 and 0 where there is none), and whether it is
-    one run."""
-    counts = np.bitwise_count(words).sum(axis=1, dtype=np.int64)
+    """For each column of eight words its lowest bit, the one after its highest (0 and 0 where there is none), and
+    whether it is one run."""
+    counts = np.bitwise_count(words).sum(axis=0, dtype=np.int64)
     low, end, one = np.zeros_like(counts), counts.copy(), np.ones(len(counts), np.bool_)
-    rest = np.flatnonzero((words != _FIRST.take(counts, axis=0)).any(axis=1))  # most are the first so many
+    rest = np.flatnonzero((words != _FIRST.take(counts, axis=1)).any(axis=0))  # most are the first so many
     if len(rest):
-        low[rest], end[rest] = _ends(words[rest])
+        low[rest], end[rest] = _ends(words[:, rest])
         one[rest] = end[rest] - low[rest] == counts[rest]
     return low, end, one
 
 
 def _ends(words: Words) -> tuple[Ints, Ints]:
     some = words != 0
-    rows, width = np.arange(len(words)), words.shape[1]
-    first, last = some.argmax(axis=1), width - 1 - some[:, ::-1].argmax(axis=1)
-    low, high = words[rows, first], words[rows, last]
+    columns, height = np.arange(words.shape[1]), len(words)
+    first, last = some.argmax(axis=0), height - 1 - some[::-1].argmax(axis=0)
+    low, high = words[first, columns], words[last, columns]
     for by in _SMEAR:  # every bit below the highest
         high = high | high >> by
     return (
