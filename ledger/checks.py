@@ -124,7 +124,7 @@ def load_bundle(source: Source, index: int, size: int) -> tuple[bytes, Bundle]:
         )
     known = admitted(entries)
     named = {*known.sessions, *known.tickets}
-    strange, told = width, []
+    strange, served = width, []
     for i, entry in enumerate(entries):
         if i in named:
             continue
@@ -136,10 +136,10 @@ def load_bundle(source: Source, index: int, size: int) -> tuple[bytes, Bundle]:
             strange = min(strange, i)
             continue
         if isinstance(event, SegmentsServed):
-            found = claims(event)
-            told.append(found.tobytes() if found is not None else b"")
+            served.append(event)
+    told = tuple([found.tobytes() if found is not None else b"" for found in claims(served)])
     root = merkle.root_of_hashes(leaves)
-    return bundle.data, Bundle(len(bundle.data), b"".join(leaves), root, strange, known, tuple(told))
+    return bundle.data, Bundle(len(bundle.data), b"".join(leaves), root, strange, known, told)
 
 
 # --- signatures

@@ -246,7 +246,7 @@ class Deliveries:
             self._of = broadcast
         self._collect(position, event, event.node_id)
         if together:
-            found = told.claims(event) if found is None else found
+            found = told.claims([event])[0] if found is None else found
             self._waiting.append(columns.Served(position, event, node, found))
         if not together:
             self._judged_one_by_one(position, event, broadcast)

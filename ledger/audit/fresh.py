@@ -124,19 +124,21 @@ def _in_runs(
     (have,) = credits.sessions.runs(at)
     levels = credits.networks.runs(networks_at)
     fresh, known = minus(claimed, have)
-    payable, one = minus(fresh, levels[limit - 1])
-    known &= one
+    payable = fresh
+    if levels[limit - 1].end.any():
+        payable, one = minus(fresh, levels[limit - 1])
+        known &= one
     credited, one = join(have, payable)
     known &= one
-    after = []
-    carried = payable
-    for level in levels:
-        more, one = join(level, carried)
+    after = list(levels)
+    carried, some = payable, payable.some
+    for n, level in enumerate(levels):
+        after[n], one = join(level, carried)
         known &= one
-        after.append(more)
         carried = meet(level, carried)
+        if not carried.end.any():
+            break
     known &= ~(credits.sessions.in_bits.take(at) | credits.networks.in_bits.take(networks_at) | carried.some)
-    some = payable.some
     first = (tickets[t.CHUNK].take(which) * CELL_BITS + begin - sums.gone) * some
     sizes_ = sums.tail.take(first + payable.end) - sums.tail.take(first + payable.start)
     units_ = (payable.end - payable.start).astype(np.int64)
