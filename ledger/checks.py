@@ -15,8 +15,8 @@ from typing import IO, Final
 import msgspec
 
 from ledger import merkle
-from ledger.claims import claims
-from ledger.events import SegmentsServed, decode_stored, encode
+from ledger.claims import ROWS, Ints, claims
+from ledger.events import MAX_EVENT_BYTES, SegmentsServed, decode_stored, encode
 from ledger.keys import PUBLIC_KEY_BYTES, verify
 from ledger.layout import Admitted, admitted
 from ledger.receipt import BODY_BYTES, DOMAIN, SIGNED_BYTES
@@ -35,6 +35,9 @@ from ledger.tlog.tiles import (
 )
 
 LENGTH_BYTES: Final = 4
+# Memory that is shared: a bundle's file, then its claims.
+CLAIMS_AT: Final = MAX_BUNDLE_BYTES
+SLOT_BYTES: Final = CLAIMS_AT + WIDTH * (MAX_EVENT_BYTES // SIGNED_BYTES) * ROWS * 8
 
 
 class AuditFailure(Exception):
@@ -77,7 +80,7 @@ class Bundle(msgspec.Struct, array_like=True, frozen=True):
     root: bytes  # of these leaves
     strange: int  # index of the first entry that is not the one encoding of a known event
     admitted: Admitted  # sessions and tickets, which are
-    claims: tuple[bytes, ...]  # ledger.claims of each SegmentsServed in turn; empty where there are none
+    claims: list[int]  # receipts that ledger.claims has of each SegmentsServed that is
 
 
 class Broken(msgspec.Struct, array_like=True, frozen=True):
@@ -99,8 +102,8 @@ def fetch(source: Source, tile: Tile) -> File:
     raise AuditFailure("the file is missing", position=tile.first_entry, file=tile.path)
 
 
-def load_bundle(source: Source, index: int, size: int) -> tuple[bytes, Bundle]:
-    """The bundle's file, held against the tile over it. Raises AuditFailure, SourceUnavailable."""
+def load_bundle(source: Source, index: int, size: int) -> tuple[bytes, Ints, Bundle]:
+    """The bundle's file, held against the tile over it, and its claims. Raises AuditFailure, SourceUnavailable."""
     bundle, tile = fetch(source, tile_of(ENTRIES, index, size)), fetch(source, tile_of(0, index, size))
     start = index * WIDTH
     width = min(WIDTH, size - start)
@@ -137,9 +140,9 @@ def load_bundle(source: Source, index: int, size: int) -> tuple[bytes, Bundle]:
             continue
         if isinstance(event, SegmentsServed):
             served.append(event)
-    told = tuple([found.tobytes() if found is not None else b"" for found in claims(served)])
-    root = merkle.root_of_hashes(leaves)
-    return bundle.data, Bundle(len(bundle.data), b"".join(leaves), root, strange, known, told)
+    rows, counts = claims(served)
+    found = Bundle(len(bundle.data), b"".join(leaves), merkle.root_of_hashes(leaves), strange, known, counts)
+    return bundle.data, rows, found
 
 
 # --- signatures
@@ -244,12 +247,14 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
 def _load(source: Source, task: Load) -> tuple[Bundle | None, Broken | None]:
     try:
-        data, bundle = load_bundle(source, task.index, task.size)
+        data, rows, bundle = load_bundle(source, task.index, task.size)
     except AuditFailure as e:
         return None, Broken(e.reason, e.position, e.file, unavailable=False)
     except SourceUnavailable as e:
         return None, Broken(str(e), None, None, unavailable=True)
-    _slot(task.slot)[: len(data)] = data
+    slot = _slot(task.slot)
+    slot[: len(data)] = data
+    slot[CLAIMS_AT : CLAIMS_AT + rows.nbytes] = rows.tobytes()
     return bundle, None
 
 

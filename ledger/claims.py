@@ -5,6 +5,7 @@ none. Ids and hashes are given as they lie in memory, eight bytes a number.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -55,46 +56,54 @@ assert RECEIPT.itemsize == SIGNED_BYTES
 ROWS: Final = 16
 
 
-def claims(events: Sequence[SegmentsServed]) -> list[Ints | None]:
-    """For each event `ROWS` rows, one column for each of its receipts."""
-    if not events:
-        return []
+def claims(events: Sequence[SegmentsServed]) -> tuple[Ints, list[int]]:
+    """`ROWS` rows, one column for each receipt of the events in turn; and how many are each event's, 0 where it does
+    not go into numbers."""
+    fit = [bool(e.indices) and set(map(len, e.networks)) <= {0, NETWORK_BYTES} for e in events]
+    some = [event for event, fits in zip(events, fit, strict=True) if fits]
+    counts = [len(event.indices) for event in some]
+    if some:
+        data = np.frombuffer(b"".join([e.receipts for e in some]), RECEIPT)
+        sizes = np.frombuffer(b"".join([e.credited_bytes for e in some]), ">u8").astype(np.uint64)
+        fits_all = (data["version"] == VERSION) & (data["base"] <= _MOST) & (sizes < _LIMIT)
+        if not fits_all.all():
+            of_event = iter(np.logical_and.reduceat(fits_all, np.cumsum([0, *counts[:-1]])).tolist())
+            fit = [fits and next(of_event) for fits in fit]
+            some = [event for event, fits in zip(events, fit, strict=True) if fits]
+            counts = [len(event.indices) for event in some]
+    each = iter(counts)
+    return _rows(some, counts), [next(each) if fits else 0 for fits in fit]
+
+
+def _rows(events: Sequence[SegmentsServed], counts: list[int]) -> Ints:
     data = np.frombuffer(b"".join([e.receipts for e in events]), RECEIPT)
-    sizes = np.frombuffer(b"".join([e.credited_bytes for e in events]), ">u8").astype(np.uint64)
-    base = data["base"].astype(np.uint64)
-    lengths = {length for e in events for length in set(map(len, e.networks))}
-    fit = (data["version"] == VERSION) & (base <= _MOST) & (sizes < _LIMIT)
-    if not lengths <= {0, NETWORK_BYTES} or not fit.all() or not all(e.indices for e in events):
-        return [None] if len(events) == 1 else [one for event in events for one in claims([event])]
-    ends = np.cumsum([len(e.indices) for e in events])
+    base = data["base"].astype(np.int64)
     rows = np.empty((ROWS, len(data)), np.int64)
     rows[HASH : HASH + 4] = np.ascontiguousarray(data["ticket"]).view(np.int64).reshape(-1, 4).T
     sessions = b"".join([e.sessions for e in events])
-    which = _index(events, "session_of", [len(e.sessions) // SESSION_BYTES for e in events], ends)
+    which = _index(events, "session_of", [len(e.sessions) // SESSION_BYTES for e in events], counts)
     rows[SESSION : SESSION + 2] = _words(sessions).take(which, axis=1)
-    networks = [network for e in events for network in e.networks]
-    which = _index(events, "network_of", [len(e.networks) for e in events], ends)
-    padded = b"".join(networks if 0 not in lengths else [n or bytes(NETWORK_BYTES) for n in networks])
+    networks = list(chain.from_iterable([e.networks for e in events]))
+    which = _index(events, "network_of", [len(e.networks) for e in events], counts)
+    padded = b"".join([network or bytes(NETWORK_BYTES) for network in networks])
     rows[NETWORK : NETWORK + 2] = _words(padded).take(which, axis=1)
-    rows[NETWORKS] = NETWORK_BYTES
-    if 0 in lengths:
-        rows[NETWORKS] = np.array([len(network) for network in networks]).take(which)
-    words = np.ascontiguousarray(data["bitmap"]).view("<u8").reshape(len(data), -1).T
+    rows[NETWORKS] = np.fromiter(map(len, networks), np.int64, len(networks)).take(which)
+    words = np.ascontiguousarray(data["bitmap"]).view("<u8").reshape(len(data), runs.CELL // 64).T
     low, end, one = runs.ends(np.ascontiguousarray(words, np.uint64))
-    offset = base.astype(np.int64) * (low < end)
+    offset = base * (low < end)
     rows[LOW], rows[END], rows[RUN] = low + offset, end + offset, one
     rows[VERDICT] = np.frombuffer(b"".join([e.verdicts for e in events]), np.uint8)
     rows[CAP] = np.frombuffer(b"".join([e.caps for e in events]), np.uint8)
     rows[UNITS] = np.frombuffer(b"".join([e.units for e in events]), ">u2")
-    rows[SIZE] = sizes
-    return list(np.split(rows, ends[:-1], axis=1))
+    rows[SIZE] = np.frombuffer(b"".join([e.credited_bytes for e in events]), ">u8")
+    return rows
 
 
-def _index(events: Sequence[SegmentsServed], column: str, counts: list[int], ends: Ints) -> Ints:
+def _index(events: Sequence[SegmentsServed], column: str, values: list[int], counts: list[int]) -> Ints:
     """Which of all events' values is each receipt's, from which of its own event's it is."""
-    before = np.cumsum([0, *counts[:-1]])
+    before = np.cumsum([0, *values])[:-1]
     own = np.frombuffer(b"".join([getattr(e, column) for e in events]), np.uint8)
-    which: Ints = own + np.repeat(before, np.diff(ends, prepend=0))
+    which: Ints = own + np.repeat(before, counts)
     return which
 
 

@@ -552,8 +552,7 @@ def decode_stored(data: bytes | memoryview, tag: str | None = None) -> Event:
     topic) saves a pass over the bytes; when given it must be the event's own.
     """
     try:
-        name = tag if tag is not None else _peek.decode(data).type
-        return _decoders[name].decode(data)
+        return _decoders[tag if tag is not None else _tag_in(data)].decode(data)
     except KeyError as e:
         raise UnknownEventError(
             f"unknown event type {e.args[0]!r}: this program is older than the log"
@@ -590,6 +589,22 @@ def upcast(event: Event) -> Event:
         return newer(event)
     except ValueError as e:
         raise UnknownEventError(f"{tag_of(event)} cannot be read as what replaced it: {e}") from e
+
+
+def _tag_in(data: bytes | memoryview) -> str:
+    """The tag, from the head of the bytes where it stands as we write it: the rest is long."""
+    head = bytes(data[:_HEAD_BYTES])
+    at = 3 if head[:1] == b"\xde" else 1  # after the map's size
+    if (
+        len(head) > at + 5 and head[at : at + 5] == b"\xa4type" and 0xA0 <= head[at + 5] < 0xC0
+    ):  # MessagePack: fixstr
+        end = at + 6 + (head[at + 5] & 0x1F)
+        if end <= len(head):
+            return head[at + 6 : end].decode()
+    return _peek.decode(data).type
+
+
+_HEAD_BYTES: Final = 40
 
 
 class _Peek(msgspec.Struct):

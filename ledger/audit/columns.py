@@ -41,7 +41,7 @@ class Served(NamedTuple):
     position: int
     event: SegmentsServed
     node: NodeFacts
-    claims: Ints | None  # ledger.claims
+    claims: Ints  # ledger.claims, without columns where it does not go into numbers
 
 
 JudgeRest = Callable[[list[list[int]]], bool]
@@ -71,8 +71,8 @@ def judge(
         return None
     if not 0 <= first < _LIMIT or broadcast.sums[-1] >= _LIMIT:
         return None
-    parts = [s.claims for s in served if s.claims is not None]
-    if len(parts) < len(served):
+    parts = [s.claims for s in served]
+    if not all(part.shape[1] for part in parts):
         return None
     claims = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
     found_tickets = credits.tickets.find(claims[told.HASH : told.HASH + 4])

@@ -129,7 +129,12 @@ class Crew:
         return [k.public_key for (purpose, _), k in self.state.keys.items() if purpose == "log"]
 
     def node(self, nid: UUID) -> Dated[NodeFacts]:
-        return present(self.state.nodes.get(nid), f"node {nid} never joined")
+        node = self.state.nodes.get(nid)
+        if (
+            node is None
+        ):  # here and elsewhere: a reason is made when there is something to tell, ids take long
+            raise AuditFailure(f"node {nid} never joined")
+        return node
 
     # --- folding
 

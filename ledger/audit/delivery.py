@@ -108,6 +108,7 @@ class Deliveries:
         )  # bodies' hashes of batches that are all there
         self._in_columns = in_columns
         self._waiting: list[columns.Served] = []  # deliveries of one broadcast that are judged together
+        self._waiting_count = 0  # receipts
         self._of: Broadcast | None = None  # that broadcast
         self._held: list[tuple[int, str, Check]] = []  # signatures that were met meanwhile
 
@@ -130,7 +131,8 @@ class Deliveries:
         require(event.rendition_id == broadcast.rendition_id, "segments of another rendition")
         for segment in event.segments:
             expected = broadcast.manifest.next
-            require(segment.sequence == expected, f"segment {expected} should be next")
+            if segment.sequence != expected:
+                raise AuditFailure(f"segment {expected} should be next")
             require(segment.segment_bytes >= 0, "a segment has a negative size")
             broadcast.manifest.append(segment.segment_bytes)
         broadcast.mark(event.at_us)
@@ -209,7 +211,9 @@ class Deliveries:
 
     def _broadcast(self, broadcast_id: UUID) -> Broadcast:
         known = self._facts.broadcast(broadcast_id.bytes)
-        return present(known, f"broadcast {broadcast_id} never started")
+        if known is None:
+            raise AuditFailure(f"broadcast {broadcast_id} never started")
+        return known
 
     # --- receipts
 
@@ -239,14 +243,14 @@ class Deliveries:
         node, settings = self._crew.node(event.node_id).now, self._crew.settings.now
         count, limit = len(event.indices), event.network_limit
         together = count >= self._in_columns and settings.prefix_sessions_max == limit
-        full = sum(len(s.event.indices) for s in self._waiting) >= columns.TOGETHER
-        if not together or full or broadcast is not self._of:
+        if not together or self._waiting_count >= columns.TOGETHER or broadcast is not self._of:
             self.settle()
         if together:
-            self._of = broadcast
+            self._of, self._waiting_count = broadcast, self._waiting_count + count
         self._collect(position, event, event.node_id)
         if together:
-            found = told.claims([event])[0] if found is None else found
+            if found is None:
+                found = told.claims([event])[0]
             self._waiting.append(columns.Served(position, event, node, found))
         if not together:
             self._judged_one_by_one(position, event, broadcast)
@@ -258,7 +262,7 @@ class Deliveries:
         waiting, broadcast, held = self._waiting, self._of, self._held
         if broadcast is None:
             return
-        self._waiting, self._of, self._held = [], None, []
+        self._waiting, self._of, self._held, self._waiting_count = [], None, [], 0
         checks: list[tuple[int, str, Check]] = []
         failure = None
         try:

@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 
 from ledger.audit.admissions import FEWEST, Admissions
 from ledger.audit.books import Books
@@ -28,7 +27,6 @@ from ledger.audit.report import AuditFailure, Counts
 from ledger.audit.signatures import Signatures
 from ledger.audit.store import Store
 from ledger.audit.stream import Entries
-from ledger.claims import ROWS
 from ledger.events import (
     AdjustmentBooked,
     BroadcastEnded,
@@ -199,8 +197,8 @@ class Replay:
             events[i] = None
             with suppress(ValueError, AuditFailure):
                 stored = _stored(data, one_encoding=i < bundle.strange)
-                if type(stored) is SegmentsServed and i < bundle.strange and (found := next(told)):
-                    self._claims[bundle.start + i] = np.frombuffer(found, np.int64).reshape(ROWS, -1)
+                if type(stored) is SegmentsServed and i < bundle.strange:
+                    self._claims[bundle.start + i] = next(told)
                 events[i] = upcast(stored)
         return events
 
@@ -251,10 +249,10 @@ class Replay:
         """An aggregate's events are numbered 1, 2, 3, ... and the books are one aggregate."""
         key = event.originator_id.bytes
         expected = (self._versions.get(key) or 0) + 1
-        require(
-            event.originator_version == expected,
-            f"version {event.originator_version} of {event.originator_id} does not follow {expected - 1}",
-        )
+        if event.originator_version != expected:
+            raise AuditFailure(
+                f"version {event.originator_version} of {event.originator_id} does not follow {expected - 1}"
+            )
         self._versions.put(key, expected)
         only = _FIXED.get(tag_of(event).partition(".")[0])
         require(only in (None, event.originator_id), "the event is not in the aggregate of its kind")

@@ -12,16 +12,19 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
+import numpy as np
 
 from ledger import merkle
 from ledger.audit.helpers import Helpers
 from ledger.audit.report import AuditFailure
 from ledger.checkpoint import Checkpoint
-from ledger.checks import Broken, Bundle, File, Load, fetch, load_bundle
+from ledger.checks import CLAIMS_AT, SLOT_BYTES, Broken, Bundle, File, Load, fetch, load_bundle
+from ledger.claims import ROWS, Ints
 from ledger.layout import Admitted
 from ledger.merkle import Frontier
 from ledger.tlog.reader import LogReader, NotPublished
@@ -49,7 +52,7 @@ class Entries(NamedTuple):
     entries: list[memoryview]
     strange: int  # index of the first that is not the one encoding of a known event
     admitted: Admitted  # sessions and tickets among them
-    claims: tuple[bytes, ...]  # ledger.claims of each SegmentsServed before that
+    claims: list[Ints]  # ledger.claims of each SegmentsServed before that
 
 
 class Edge(msgspec.Struct, array_like=True):
@@ -90,15 +93,19 @@ class Log:
     def __iter__(self) -> Generator[Entries, None, None]:
         if self._since is not None and self._since.size <= self._began:
             self._continues(self._since)
-        for start, data, bundle in self._bundles(self._began // WIDTH, -(-self._checkpoint.size // WIDTH)):
+        for start, data, rows, bundle in self._bundles(
+            self._began // WIDTH, -(-self._checkpoint.size // WIDTH)
+        ):
             entries = entry_views(data, min(WIDTH, self._checkpoint.size - start))
             self._add(data, bundle, len(entries))
-            yield Entries(start, entries, bundle.strange, bundle.admitted, bundle.claims)
+            ends = list(accumulate(bundle.claims, initial=0))
+            claims = [rows[:, low:end] for low, end in pairwise(ends)]
+            yield Entries(start, entries, bundle.strange, bundle.admitted, claims)
         self._finish()
 
     # --- bundles
 
-    def _bundles(self, first: int, end: int) -> Iterator[tuple[int, memoryview, Bundle]]:
+    def _bundles(self, first: int, end: int) -> Iterator[tuple[int, memoryview, Ints, Bundle]]:
         here = end if end - first <= 2 * HERE else first + HERE
         with ExitStack() as stack:
             slots = deque(_Slots(stack).take(SLOTS)) if here < end else deque()
@@ -111,12 +118,14 @@ class Log:
                     ahead.append((slot, self._helpers.load(task)))
                     following += 1
                 if n < here:
-                    data, bundle = load_bundle(self._source, n, self._checkpoint.size)
-                    yield n * WIDTH, memoryview(data), bundle
+                    data, rows, bundle = load_bundle(self._source, n, self._checkpoint.size)
+                    yield n * WIDTH, memoryview(data), rows, bundle
                     continue
                 slot, future = ahead.popleft()
                 bundle = _answer(*future.result())
-                yield n * WIDTH, memoryview(slot.memory)[: bundle.length], bundle
+                values = np.frombuffer(slot.memory, np.int64, ROWS * sum(bundle.claims), CLAIMS_AT)
+                view = memoryview(slot.memory)[: bundle.length]
+                yield n * WIDTH, view, values.reshape(ROWS, -1), bundle
                 slots.append(slot)
 
     # --- the tree
@@ -237,9 +246,9 @@ class _Slots:
                 # A full disk is found here, and not in the mapping.
                 allocate: Callable[[int, int, int], None] | None = getattr(os, "posix_fallocate", None)
                 if allocate is not None:
-                    allocate(f.fileno(), 0, MAX_BUNDLE_BYTES)
+                    allocate(f.fileno(), 0, SLOT_BYTES)
                 else:
-                    f.write(bytes(MAX_BUNDLE_BYTES))
+                    f.write(bytes(SLOT_BYTES))
                     f.flush()
                 memory = mmap.mmap(f.fileno(), 0)
             yield _Slot(str(path), memory)

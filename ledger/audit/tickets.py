@@ -135,9 +135,9 @@ class Tickets:
                 high - chunk * CELL_BITS,
                 numbers[2],
                 numbers[3],
-                np.array([self._number(b"b" + key) for key in of]),
-                np.array([self._number(b"k" + key) for key in rows["node_key"].tolist()]),
-                np.array(numbered),
+                self._numbers(b"b", of),
+                self._numbers(b"k", rows["node_key"].tolist()),
+                numbered,
                 [
                     number if network else self._number(b"s" + session)
                     for number, network, session in zip(numbered, networks, named, strict=True)
@@ -181,6 +181,11 @@ class Tickets:
         known = self._facts.broadcast(broadcast)
         assert known is not None
         return known.manifest.first if 0 <= known.manifest.first < _LIMIT else -1
+
+    def _numbers(self, kind: bytes, things: list[bytes]) -> list[int]:
+        """Of things of which there are few."""
+        numbers = {thing: self._number(kind + thing) for thing in set(things)}
+        return [numbers[thing] for thing in things]
 
     def _number(self, thing: bytes) -> int:
         return self.numbers.setdefault(thing, len(self.numbers))
