@@ -24,7 +24,9 @@ from bench.library import Book, LibraryLedger, books, library, postgres, side_by
 from ledger.audit import audit
 from ledger.keys import KeyPair
 
-RECEIPTS: Final = 192_000
+SIGNED_RECEIPTS: Final = 96_000
+RECEIPTS: Final = 1_000_000  # of 2,400 viewers at a time
+CROWD: Final = 12
 MEMORY_EVENTS: Final = 60_000
 LIBRARY_EVENTS: Final = 20_000
 PAGE: Final = 5_000
@@ -36,9 +38,10 @@ SIGNATURES: Final = 8_000
 def rows() -> Iterator[Row]:
     folder = Path(tempfile.mkdtemp(prefix="streamrp2p-bench-"))
     try:
-        log = evening(RECEIPTS)
-        publish(log, folder)
-        counts = audit(folder, jobs=CORES).counts
+        signed, unsigned = folder / "signed", folder / "unsigned"
+        publish(evening(SIGNED_RECEIPTS), signed)
+        publish(evening(RECEIPTS, crowd=CROWD, signed=False), unsigned)
+        counts = audit(signed, jobs=CORES).counts
         verifier = Verifier()
         with postgres() as url:
             shipped = library(url)
@@ -47,8 +50,8 @@ def rows() -> Iterator[Row]:
                 fold, plain, full, verified = side_by_side(
                     ROUNDS,
                     lambda: fold_rate(shipped),
-                    lambda: audit_rate(folder, signatures=False),
-                    lambda: audit_rate(folder, signatures=True),
+                    lambda: audit_rate(unsigned, signatures=False),
+                    lambda: audit_rate(signed, signatures=True),
                     verifier.rate,
                 )
             finally:

@@ -7,11 +7,7 @@ that could not be fetched this time.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Protocol
-
-import httpx2
-
-TIMEOUT_S: Final = 30.0
+from typing import Protocol
 
 
 class SourceUnavailable(Exception):
@@ -62,41 +58,19 @@ class FolderSource:
         pass
 
 
-class HttpSource:
-    def __init__(self, url: str) -> None:
-        """`url` is the prefix that `checkpoint` and `tile/` follow; a trailing /checkpoint is taken off."""
-        self.name = url.rstrip("/").removesuffix("/checkpoint")
-        self._client = httpx2.Client(timeout=TIMEOUT_S, follow_redirects=True)
-
-    def read(self, path: str, max_bytes: int) -> bytes | None:
-        try:
-            with self._client.stream("GET", f"{self.name}/{path}") as response:
-                if response.status_code in (404, 410):
-                    return None
-                if response.status_code != 200:
-                    raise SourceUnavailable(f"{self.name}/{path}: the server answered {response.status_code}")
-                data = bytearray()
-                for chunk in response.iter_bytes():
-                    data += chunk
-                    if len(data) > max_bytes:
-                        break
-                return bytes(data[: max_bytes + 1])
-        except httpx2.HTTPError as e:
-            raise SourceUnavailable(f"{self.name}/{path}: {str(e) or type(e).__name__}") from e
-
-    def widths(self, tile: str) -> list[int]:  # noqa: ARG002 - a web server lists nothing
-        return []
-
-    def close(self) -> None:
-        self._client.close()
-
-
 @contextmanager
 def open_source(place: str | Path) -> Iterator[Source]:
     """The source that `place` names, by its form a URL or a folder."""
     text = str(place)
-    is_url = text.startswith(("http://", "https://"))
-    source: Source = HttpSource(text) if is_url else FolderSource(Path(text))
+    source: Source
+    if text.startswith(("http://", "https://")):
+        from ledger.tlog.http_source import (
+            HttpSource,  # slow to import, and an audit starts several processes
+        )
+
+        source = HttpSource(text)
+    else:
+        source = FolderSource(Path(text))
     try:
         yield source
     finally:
