@@ -19,7 +19,6 @@ from ledger.events import SessionOpened, TicketIssued, encode
 from ledger.ids import NAMESPACE
 from ledger.ticket import BODY_BYTES, DOMAIN, MAX_SEGMENTS, SIGNED_BYTES, VERSION, ViewerClass
 
-HASH_BYTES: Final = 32
 # ledger.ticket: the body, then the hub's signature. Big-endian.
 TICKET_BODY: Final = np.dtype(
     [
@@ -150,7 +149,6 @@ class Admitted(msgspec.Struct, array_like=True, frozen=True):
 
     sessions: bytes = b""
     tickets: bytes = b""
-    hashes: bytes = b""  # of the tickets, 32 bytes each
 
     @property
     def count(self) -> int:
@@ -158,11 +156,9 @@ class Admitted(msgspec.Struct, array_like=True, frozen=True):
 
     def between(self, low: int, end: int) -> "Admitted":
         """Those of the entries [low, end)."""
-        first, last = bisect_left(self.tickets, low), bisect_left(self.tickets, end)
         return Admitted(
             self.sessions[bisect_left(self.sessions, low) : bisect_left(self.sessions, end)],
-            self.tickets[first:last],
-            self.hashes[first * HASH_BYTES : last * HASH_BYTES],
+            self.tickets[bisect_left(self.tickets, low) : bisect_left(self.tickets, end)],
         )
 
 
@@ -193,7 +189,6 @@ def admitted(entries: Sequence[memoryview]) -> Admitted:
     return Admitted(
         bytes(sorted(sessions)),
         bytes(np.array(tickets)[fits].tolist()),
-        b"".join([hash_ for hash_, fit in zip(hashes, fits.tolist(), strict=True) if fit]),
     )
 
 

@@ -23,7 +23,7 @@ from ledger.audit.signatures import Signatures
 from ledger.audit.store import Table
 from ledger.checks import Check, Signed
 from ledger.events import Event
-from ledger.layout import HASH_BYTES, SESSIONS, TICKETS, Admitted
+from ledger.layout import SESSIONS, TICKETS, Admitted
 from ledger.services.credit_index import DAY_US
 from ledger.ticket import BODY_BYTES, DOMAIN, SIGNED_BYTES, ViewerClass
 
@@ -60,13 +60,15 @@ class Admissions:
     ) -> bool:
         """Sessions and tickets of some entries, the first of which is at `start`; `between` are the other events."""
         sessions = self._sessions(start, entries, admitted.sessions)
-        hashes = [admitted.hashes[i : i + HASH_BYTES] for i in range(0, len(admitted.hashes), HASH_BYTES)]
         rows = TICKETS.read([entries[i] for i in admitted.tickets])
         at_us = rows["at_us"].astype(np.int64)
         positions = [start + i for i in admitted.tickets]
         ids = {key: s.position for key, s in sessions.items()}
-        ids.update(zip(rows["originator"].tolist(), positions, strict=True))
-        if len(ids) < len(admitted.sessions) + len(positions) or self._versions.any(ids):
+        records = rows["originator"].tolist()
+        ids.update(zip(records, positions, strict=True))
+        if len(ids) < len(admitted.sessions) + len(positions):
+            return False
+        if self._versions.any(ids) or self._facts.any_opened(ids):
             return False
         if any(ids.get(event.originator_id.bytes, -1) > position for position, event in between):
             return False
@@ -77,10 +79,9 @@ class Admissions:
             kept = self._tickets(rows, at_us, positions, sessions)
             if kept is None:
                 return False
-            self._facts.tickets.put_all(dict(zip(hashes, kept, strict=True)))
+            self._facts.tickets.put_all(dict(zip(records, kept, strict=True)))
             self._counts.tickets += len(kept)
         self._facts.sessions.put_all(sessions)
-        self._versions.put_all(dict.fromkeys(ids, 1))
         return True
 
     # --- sessions

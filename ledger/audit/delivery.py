@@ -168,7 +168,8 @@ class Deliveries:
         body, signature = data[:TICKET_BODY_BYTES], data[TICKET_BODY_BYTES:]
         hash_ = hashlib.sha256(TICKET_DOMAIN + body).digest()
         require(event.originator_id == ticket_record_id(hash_), "the record's id is not its ticket's")
-        require(hash_ not in self._facts.tickets, "the ticket was issued before")
+        record = event.originator_id.bytes
+        require(record not in self._facts.tickets, "the ticket was issued before")
         broadcast = self._broadcast(event.broadcast_id)
         session = present(
             self._facts.sessions.get(fields.session), "a ticket for a session that was never opened"
@@ -207,13 +208,16 @@ class Deliveries:
                 pool=pool,
                 position=position,
             )
-        self._facts.tickets.put(hash_, KnownTicket(body, broadcast.key, position, pool))
+        self._facts.tickets.put(record, KnownTicket(body, broadcast.key, position, pool))
 
     def _broadcast(self, broadcast_id: UUID) -> Broadcast:
         known = self._facts.broadcast(broadcast_id.bytes)
         if known is None:
             raise AuditFailure(f"broadcast {broadcast_id} never started")
         return known
+
+    def _ticket(self, hash_: bytes) -> KnownTicket | None:
+        return self._facts.tickets.get(ticket_record_id(hash_).bytes)
 
     # --- receipts
 
@@ -227,7 +231,7 @@ class Deliveries:
         self._collect(position, event, event.originator_id)
         for data, judged in zip(_split(event.receipts), event.judged, strict=True):
             signed = parse_receipt(data)
-            known = self._facts.tickets.get(signed.receipt.ticket_hash) if signed is not None else None
+            known = self._ticket(signed.receipt.ticket_hash) if signed is not None else None
             issued = known is not None and known.position < position
             require(not issued, "a receipt was refused whose ticket was issued")
             verdict = Verdict.MALFORMED if signed is None else Verdict.UNKNOWN_TICKET
@@ -403,7 +407,7 @@ class Deliveries:
 
     def _claim(self, position: int, data: bytes, judged: Judged, broadcast: Broadcast) -> _Claim:
         receipt = _parsed(data)
-        known = self._facts.tickets.get(receipt.ticket_hash)
+        known = self._ticket(receipt.ticket_hash)
         if known is None or known.position >= position:
             raise AuditFailure("a receipt for a ticket that was never issued")
         if known.broadcast != broadcast.key:

@@ -6,7 +6,7 @@ nor with the length of a broadcast.
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -203,8 +203,15 @@ class Facts:
             BROADCASTS,
         )
         self.sessions = struct_table(store, b"s", Session)
-        self.tickets = struct_table(store, b"t", Ticket)
+        self.tickets = struct_table(store, b"t", Ticket)  # by the id of the ticket's record
         self.broadcast_of = store.table(b"d", bytes, bytes, SMALL)  # delivery -> broadcast
+
+    def opened(self, key: bytes) -> int:
+        """1 when a session or the record of a ticket has that id, else 0."""
+        return 1 if key in self.sessions or key in self.tickets else 0
+
+    def any_opened(self, keys: Iterable[bytes]) -> bool:
+        return self.sessions.any(keys) or self.tickets.any(keys)
 
     def broadcast(self, key: bytes) -> Broadcast | None:
         return self._broadcasts.get(key)

@@ -9,6 +9,7 @@ import hashlib
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Final, Generic, Protocol, Self, TypeVar
 
@@ -16,6 +17,7 @@ import msgspec
 
 CACHE_KIB: Final = 8_192  # pages that SQLite keeps in memory
 _SUM: Final = 1 << 128
+_SLOT: Final = (1 << 22) - 1  # most of what is looked for is new: a hash says so
 _AT_ONCE: Final = 256  # keys in a query
 _ANY: Final = f"SELECT key, value FROM rows WHERE key IN ({','.join('?' * _AT_ONCE)})"  # noqa: S608 - marks only
 _SCHEMA: Final = """
@@ -68,7 +70,7 @@ class Store:
         self._kept = path is not None
         self._count = self._total = 0
         self._saved = (0, 0)
-        self._filled = False  # whether any row was ever written: until then nobody need look
+        self._written = bytearray(_SLOT + 1)  # 0: no row whose key has this hash was ever written
         self._connection = sqlite3.connect(
             path or "", isolation_level=None, check_same_thread=False, timeout=0
         )
@@ -157,7 +159,7 @@ class Store:
     # --- rows
 
     def get(self, key: bytes) -> bytes | None:
-        if not self._filled:
+        if not self._written[hash(key) & _SLOT]:
             return None
         row = self._connection.execute("SELECT value FROM rows WHERE key = ?", (key,)).fetchone()
         return row[0] if row is not None else None
@@ -165,7 +167,9 @@ class Store:
     def get_all(self, keys: list[bytes]) -> dict[bytes, bytes]:
         """The rows that there are under these keys."""
         found: dict[bytes, bytes] = {}
-        for at in range(0, len(keys) if self._filled else 0, _AT_ONCE):
+        written = self._written
+        keys = [key for key in keys if written[hash(key) & _SLOT]]
+        for at in range(0, len(keys), _AT_ONCE):
             some = keys[at : at + _AT_ONCE]
             some += some[:1] * (_AT_ONCE - len(some))
             found.update(self._connection.execute(_ANY, some).fetchall())
@@ -181,7 +185,8 @@ class Store:
         run = self._connection.executemany
         run("INSERT OR REPLACE INTO rows VALUES (?, ?)", [row for row in rows if row[1] is not None])
         run("DELETE FROM rows WHERE key = ?", [row[:1] for row in rows if row[1] is None])
-        self._filled = True
+        for key, _ in rows:
+            self._written[hash(key) & _SLOT] = 1
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Rows whose keys begin with `prefix`, in the order of their keys."""
@@ -205,11 +210,11 @@ class Store:
             known = msgspec.msgpack.decode(head[0][32:], type=_Head)
             for key, value in self._connection.execute("SELECT key, value FROM rows"):
                 self._account(key, value, 1)
+                self._written[hash(key) & _SLOT] = 1
         except (sqlite3.DatabaseError, msgspec.MsgspecError, TypeError) as e:
             raise StoreDamaged(str(e)) from e
         if (self._count, self._total.to_bytes(16)) != (known.count, known.total):
             raise StoreDamaged("the rows are not those that were saved")
-        self._filled = self._count > 0
         self._saved = (self._count, self._total)
         return known.note
 
@@ -283,7 +288,8 @@ class Table(Generic[V]):
     def trim(self) -> None:
         if len(self._cache) > self._bound:
             self.flush()
-            self._cache.clear()
+            for key in list(islice(self._cache, len(self._cache) - self._bound // 2)):  # the oldest
+                del self._cache[key]
 
 
 def discard(path: Path) -> None:

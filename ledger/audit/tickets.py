@@ -14,7 +14,7 @@ from ledger.audit.facts import Facts, Ints
 from ledger.audit.facts import Ticket as KnownTicket
 from ledger.claims import NETWORK_BYTES
 from ledger.keys import PUBLIC_KEY_BYTES
-from ledger.layout import TICKET_BODY
+from ledger.layout import TICKET_BODY, record_ids
 from ledger.runs import Bools
 from ledger.ticket import ViewerClass
 
@@ -81,7 +81,8 @@ class Tickets:
         if len(wrong):  # not in memory, or another one is found at its place
             keys = [row.tobytes() for row in hashes[:, wrong].T]
             new = [key for key in dict.fromkeys(keys) if key not in self._slots]
-            known = [ticket for key in new if (ticket := self._facts.tickets.get(key)) is not None]
+            records = record_ids(new).tolist()
+            known = [ticket for key in records if (ticket := self._facts.tickets.get(key)) is not None]
             if len(known) < len(new):
                 return None
             if new:
