@@ -7,10 +7,10 @@ Invariant: an answer is about exactly the bytes that the replay reads: they are 
 import mmap
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
-from typing import IO, Final
+from typing import IO, Final, NamedTuple
 
 import msgspec
 
@@ -125,9 +125,31 @@ def load_bundle(source: Source, index: int, size: int) -> tuple[bytes, Ints, Bun
         raise AuditFailure(
             f"the entry does not hash to what {tile.path} says", position=start + bad, file=bundle.path
         )
+    read = read_entries(entries)
+    found = Bundle(
+        len(bundle.data),
+        b"".join(leaves),
+        merkle.root_of_hashes(leaves),
+        read.strange,
+        read.admitted,
+        read.claims,
+    )
+    return bundle.data, read.rows, found
+
+
+class Read(NamedTuple):
+    """What entries say by themselves; `rows` has the columns of ledger.claims, the others are as in Bundle."""
+
+    strange: int
+    admitted: Admitted
+    claims: list[int]
+    rows: Ints
+
+
+def read_entries(entries: Sequence[memoryview]) -> Read:
     known = admitted(entries)
     named = {*known.sessions, *known.tickets}
-    strange, served = width, []
+    strange, served = len(entries), []
     for i, entry in enumerate(entries):
         if i in named:
             continue
@@ -141,8 +163,7 @@ def load_bundle(source: Source, index: int, size: int) -> tuple[bytes, Ints, Bun
         if isinstance(event, SegmentsServed):
             served.append(event)
     rows, counts = claims(served)
-    found = Bundle(len(bundle.data), b"".join(leaves), merkle.root_of_hashes(leaves), strange, known, counts)
-    return bundle.data, rows, found
+    return Read(strange, known, counts, rows)
 
 
 # --- signatures

@@ -55,6 +55,11 @@ class Entries(NamedTuple):
     claims: list[Ints]  # ledger.claims of each SegmentsServed before that
 
 
+def by_event(rows: Ints, counts: list[int]) -> list[Ints]:
+    """The columns of each event."""
+    return [rows[:, low:end] for low, end in pairwise(accumulate(counts, initial=0))]
+
+
 class Edge(msgspec.Struct, array_like=True):
     """The right edge of a tree of whole level 0 tiles: what must be known to go on."""
 
@@ -98,8 +103,7 @@ class Log:
         ):
             entries = entry_views(data, min(WIDTH, self._checkpoint.size - start))
             self._add(data, bundle, len(entries))
-            ends = list(accumulate(bundle.claims, initial=0))
-            claims = [rows[:, low:end] for low, end in pairwise(ends)]
+            claims = by_event(rows, bundle.claims)
             yield Entries(start, entries, bundle.strange, bundle.admitted, claims)
         self._finish()
 

@@ -19,8 +19,10 @@ from ledger.audit.helpers import Helpers
 from ledger.audit.replay import Replay
 from ledger.audit.report import AuditFailure
 from ledger.audit.store import Store
+from ledger.audit.stream import Entries, by_event
 from ledger.batch import Batch
-from ledger.events import Event, SegmentsServed, SessionOpened, decode, encode
+from ledger.checks import read_entries
+from ledger.events import Event, SegmentsServed, SessionOpened, TicketIssued, decode, encode
 from ledger.receipt import Receipt, fold_digests, segment_digest, to_bitmap
 from ledger.services import broadcasts, crew, nodes
 from ledger.services.credit_index import CreditIndex
@@ -162,13 +164,19 @@ def crowd(seed: int) -> list[bytes]:
     return [r.data for r in Crowd(seed).life.ledger.read(0, NEVER)]
 
 
-def replayed(entries: Sequence[bytes], in_columns: int) -> tuple[object, ...]:
-    """What the replay says, and all that it then knows."""
+def replayed(entries: Sequence[bytes], in_columns: int, bundle: int = 0) -> tuple[object, ...]:
+    """What the replay says, and all that it then knows: event by event, or by bundles of so many."""
     with closing(Store()) as store, closing(Helpers(1)) as helpers:
         replay = Replay(store, helpers, verify_signatures=False, in_columns=in_columns)
         try:
-            for position, data in enumerate(entries):
-                replay.apply(position, data)
+            for start in range(0, len(entries), bundle or 1):
+                if bundle:
+                    views = [memoryview(e) for e in entries[start : start + bundle]]
+                    read = read_entries(views)
+                    claims = by_event(read.rows, read.claims)
+                    replay.apply_all(Entries(start, views, read.strange, read.admitted, claims))
+                else:
+                    replay.apply(start, entries[start])
                 replay.trim()
             replay.finish()
         except AuditFailure as e:
@@ -226,6 +234,44 @@ def test_columns_say_what_single_receipts_say(seed: int, tamper: int | None, tin
         assert replayed(entries, 1) == replayed(entries, NEVER)
     if tamper is None:
         assert replayed(entries, 1)[0] is None
+
+
+def misplaced(entries: Sequence[bytes], dice: random.Random) -> list[bytes]:
+    """One event is altered by a byte, missing, there twice, or at another place."""
+    at, to = dice.randrange(len(entries)), dice.randrange(len(entries))
+    data = entries[at]
+    if dice.random() < 0.7:  # sessions and tickets are what bundles are about
+        some = [i for i, e in enumerate(entries) if isinstance(decode(e), SessionOpened | TicketIssued)]
+        at, to = dice.choice(some), dice.choice(some)
+        data = entries[at]
+    rest = [*entries[:at], *entries[at + 1 :]]
+    change = dice.choice(["byte", "missing", "twice", "moved"])
+    if change == "byte":
+        i = dice.randrange(len(data))
+        return [
+            *entries[:at],
+            data[:i] + bytes([data[i] ^ 1 << dice.randrange(8)]) + data[i + 1 :],
+            *entries[at + 1 :],
+        ]
+    if change == "missing":
+        return rest
+    base = list(entries) if change == "twice" else rest
+    return [*base[:to], data, *base[to:]]
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.integers(0, 15), st.integers(0, 10**9) | st.none(), st.sampled_from([7, 40, 256]), st.booleans())
+def test_bundles_say_what_single_events_say(seed: int, change: int | None, width: int, tiny: bool) -> None:
+    entries = crowd(seed)
+    if change is not None:
+        dice = random.Random(change)
+        entries = dice.choice([tampered, misplaced, misplaced])(entries, dice)
+    with pytest.MonkeyPatch.context() as patch:
+        if tiny:
+            patch.setattr(credits, "BOUND", 3)
+            patch.setattr(facts, "SMALL", 2)
+            patch.setattr(facts, "BROADCASTS", 0)
+        assert replayed(entries, 1, width) == replayed(entries, NEVER)
 
 
 @settings(max_examples=16, deadline=None)
