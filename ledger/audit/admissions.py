@@ -59,7 +59,7 @@ class Admissions:
         self, start: int, entries: Entries, admitted: Admitted, between: list[tuple[int, Event]]
     ) -> bool:
         """Sessions and tickets of some entries, the first of which is at `start`; `between` are the other events."""
-        sessions = self._sessions(start, entries, admitted.sessions)
+        sessions, times = self._sessions(start, entries, admitted.sessions)
         rows = TICKETS.read([entries[i] for i in admitted.tickets])
         at_us = rows["at_us"].astype(np.int64)
         positions = [start + i for i in admitted.tickets]
@@ -72,8 +72,8 @@ class Admissions:
             return False
         if any(ids.get(event.originator_id.bytes, -1) > position for position, event in between):
             return False
-        times = [event.at_us for _, event in between] + self._times(entries, admitted.sessions)
-        if not self._dues.in_this_epoch(times + at_us.tolist()):
+        times += [event.at_us for _, event in between] + at_us.tolist()
+        if not self._dues.in_this_epoch(times):
             return False
         if positions:
             kept = self._tickets(rows, at_us, positions, sessions)
@@ -86,9 +86,16 @@ class Admissions:
 
     # --- sessions
 
-    def _sessions(self, start: int, entries: Entries, which: bytes) -> dict[bytes, KnownSession]:
+    def _sessions(
+        self, start: int, entries: Entries, which: bytes
+    ) -> tuple[dict[bytes, KnownSession], list[int]]:
+        """By id, and when they were opened."""
         sessions: dict[bytes, KnownSession] = {}
-        for size, some in _by_size(entries, which).items():
+        times: list[int] = []
+        by_size: dict[int, list[int]] = {}
+        for i in which:
+            by_size.setdefault(len(entries[i]), []).append(i)
+        for size, some in by_size.items():
             viewer_class, layout = SESSIONS[size]
             rows = layout.read([entries[i] for i in some])
             names = layout.rows.names or ()
@@ -105,13 +112,8 @@ class Admissions:
                 sessions[key] = KnownSession(
                     stream, int(viewer_class), viewer_key, network, account, start + i
                 )
-        return sessions
-
-    def _times(self, entries: Entries, which: bytes) -> list[int]:
-        times: list[int] = []
-        for size, some in _by_size(entries, which).items():
-            times += SESSIONS[size][1].read([entries[i] for i in some])["at_us"].tolist()
-        return times
+            times += rows["at_us"].tolist()
+        return sessions, times
 
     # --- tickets
 
@@ -222,10 +224,3 @@ class Admissions:
                 settle_by_s=by_s,
             )
         return [pools[key] for key in keys]
-
-
-def _by_size(entries: Entries, which: bytes) -> dict[int, list[int]]:
-    sizes: dict[int, list[int]] = {}
-    for i in which:
-        sizes.setdefault(len(entries[i]), []).append(i)
-    return sizes

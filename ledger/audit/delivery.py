@@ -450,6 +450,8 @@ class Deliveries:
 
     def sign(self, position: int, what: str, check: Check) -> None:
         """Checks are made in the order of positions: while deliveries wait, so do these."""
+        if not self._signatures.verify:
+            return
         if self._of is not None:
             self._held.append((position, what, check))
         else:
@@ -466,7 +468,7 @@ class Deliveries:
         if not header:
             require(tuple(indices) == (0,), "a receipt outside a batch comes alone")
             return
-        require(len(header) == HEADER_BYTES, f"a batch header is {HEADER_BYTES} bytes")
+        require(len(header) == HEADER_BYTES, "a batch header has another length")
         whole = indices == _ASCENDING[: len(indices)]
         if not whole:
             require(list(indices) == sorted(set(indices)), "the batch's indices are not ascending")

@@ -6,7 +6,7 @@ nor with the length of a broadcast.
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -210,7 +210,7 @@ class Facts:
         """1 when a session or the record of a ticket has that id, else 0."""
         return 1 if key in self.sessions or key in self.tickets else 0
 
-    def any_opened(self, keys: Iterable[bytes]) -> bool:
+    def any_opened(self, keys: Collection[bytes]) -> bool:
         return self.sessions.any(keys) or self.tickets.any(keys)
 
     def broadcast(self, key: bytes) -> Broadcast | None:

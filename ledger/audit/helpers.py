@@ -4,6 +4,7 @@ Invariant: an answer is about exactly the task that was sent; a process that die
 check that holds. Bundles come before signatures: the replay waits for them.
 """
 
+import os
 import subprocess
 import sys
 import threading
@@ -83,7 +84,13 @@ class Helpers:
 
 def _start() -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "ledger.checks"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1 << 20)
+    alone = {
+        **os.environ,
+        "OPENBLAS_NUM_THREADS": "1",
+    }  # numpy's threads for matrices would only be in the way
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1 << 20, env=alone
+    )
 
 
 def _ask(process: subprocess.Popen[bytes], task: Load | Verify) -> object:

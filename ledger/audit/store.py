@@ -7,7 +7,7 @@ exactly that: each row has a share in a sum that is kept beside it, so that not 
 
 import hashlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -260,12 +260,12 @@ class Table(Generic[V]):
         self._cache.update(rows)
         self._changed.update(rows)
 
-    def any(self, keys: Iterable[bytes]) -> bool:
+    def any(self, keys: Collection[bytes]) -> bool:
         """Whether there is a value under any of these keys."""
-        cache = self._cache
-        if any(cache.get(key) is not None for key in keys):
-            return True
-        return bool(self._store.get_all([self._name + key for key in keys if key not in cache]))
+        cache, name = self._cache, self._name
+        if cache.keys().isdisjoint(keys):
+            return bool(self._store.get_all([name + key for key in keys]))
+        return any(self.get(key) is not None for key in keys)
 
     def remove(self, key: bytes) -> None:
         self._cache[key] = None
