@@ -7,7 +7,9 @@ that could not be fetched this time.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
+
+TIMEOUT_S: Final = 30.0
 
 
 class SourceUnavailable(Exception):
@@ -56,6 +58,38 @@ class FolderSource:
 
     def close(self) -> None:
         pass
+
+
+class HttpSource:
+    def __init__(self, url: str) -> None:
+        """`url` is the prefix that `checkpoint` and `tile/` follow; a trailing /checkpoint is taken off."""
+        import httpx2  # takes long, and an audit of a folder starts several processes that have no use for it
+
+        self.name = url.rstrip("/").removesuffix("/checkpoint")
+        self._client = httpx2.Client(timeout=TIMEOUT_S, follow_redirects=True)
+        self._error = httpx2.HTTPError
+
+    def read(self, path: str, max_bytes: int) -> bytes | None:
+        try:
+            with self._client.stream("GET", f"{self.name}/{path}") as response:
+                if response.status_code in (404, 410):
+                    return None
+                if response.status_code != 200:
+                    raise SourceUnavailable(f"{self.name}/{path}: the server answered {response.status_code}")
+                data = bytearray()
+                for chunk in response.iter_bytes():
+                    data += chunk
+                    if len(data) > max_bytes:
+                        break
+                return bytes(data[: max_bytes + 1])
+        except self._error as e:
+            raise SourceUnavailable(f"{self.name}/{path}: {str(e) or type(e).__name__}") from e
+
+    def widths(self, tile: str) -> list[int]:  # noqa: ARG002 - a web server lists nothing
+        return []
+
+    def close(self) -> None:
+        self._client.close()
 
 
 @contextmanager
