@@ -96,15 +96,8 @@ class HttpSource:
 def open_source(place: str | Path) -> Iterator[Source]:
     """The source that `place` names, by its form a URL or a folder."""
     text = str(place)
-    source: Source
-    if text.startswith(("http://", "https://")):
-        from ledger.tlog.http_source import (
-            HttpSource,  # slow to import, and an audit starts several processes
-        )
-
-        source = HttpSource(text)
-    else:
-        source = FolderSource(Path(text))
+    is_url = text.startswith(("http://", "https://"))
+    source: Source = HttpSource(text) if is_url else FolderSource(Path(text))
     try:
         yield source
     finally:
