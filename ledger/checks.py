@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import IO, Final, NamedTuple
 
 import msgspec
+import numpy as np
 
 from ledger import merkle
 from ledger.claims import ROWS, Ints, claims
@@ -35,6 +36,7 @@ from ledger.tlog.tiles import (
 )
 
 LENGTH_BYTES: Final = 4
+TOGETHER: Final = 4_096  # receipts in a part of a bundle's claims, and those of one event more
 # Memory that is shared: a bundle's file, then its claims.
 CLAIMS_AT: Final = MAX_BUNDLE_BYTES
 SLOT_BYTES: Final = CLAIMS_AT + WIDTH * (MAX_EVENT_BYTES // SIGNED_BYTES) * ROWS * 8
@@ -80,7 +82,7 @@ class Bundle(msgspec.Struct, array_like=True, frozen=True):
     root: bytes  # of these leaves
     strange: int  # index of the first entry that is not the one encoding of a known event
     admitted: Admitted  # sessions and tickets, which are
-    claims: list[int]  # receipts that ledger.claims has of each SegmentsServed that is
+    claims: list[list[int]]  # how many receipts ledger.claims has of each SegmentsServed that is, by parts
 
 
 class Broken(msgspec.Struct, array_like=True, frozen=True):
@@ -102,7 +104,7 @@ def fetch(source: Source, tile: Tile) -> File:
     raise AuditFailure("the file is missing", position=tile.first_entry, file=tile.path)
 
 
-def load_bundle(source: Source, index: int, size: int) -> tuple[bytes, Ints, Bundle]:
+def load_bundle(source: Source, index: int, size: int) -> tuple[bytes, list[Ints], Bundle]:
     """The bundle's file, held against the tile over it, and its claims. Raises AuditFailure, SourceUnavailable."""
     bundle, tile = fetch(source, tile_of(ENTRIES, index, size)), fetch(source, tile_of(0, index, size))
     start = index * WIDTH
@@ -138,18 +140,27 @@ def load_bundle(source: Source, index: int, size: int) -> tuple[bytes, Ints, Bun
 
 
 class Read(NamedTuple):
-    """What entries say by themselves; `rows` has the columns of ledger.claims, the others are as in Bundle."""
+    """What entries say by themselves; `rows` has the parts of ledger.claims, the others are as in Bundle."""
 
     strange: int
     admitted: Admitted
-    claims: list[int]
-    rows: Ints
+    claims: list[list[int]]
+    rows: list[Ints]
 
 
 def read_entries(entries: Sequence[memoryview]) -> Read:
     known = admitted(entries)
     named = {*known.sessions, *known.tickets}
-    strange, served = len(entries), []
+    strange, waiting = len(entries), 0
+    served: list[SegmentsServed] = []
+    found = Read(0, known, [], [])
+
+    def read_claims() -> None:
+        rows, counts = claims(served)
+        found.rows.append(rows)
+        found.claims.append(counts)
+        served.clear()
+
     for i, entry in enumerate(entries):
         if i in named:
             continue
@@ -162,8 +173,12 @@ def read_entries(entries: Sequence[memoryview]) -> Read:
             continue
         if isinstance(event, SegmentsServed):
             served.append(event)
-    rows, counts = claims(served)
-    return Read(strange, known, counts, rows)
+            waiting += len(event.indices)
+            if waiting >= TOGETHER:  # more would only take memory
+                read_claims()
+                waiting = 0
+    read_claims()
+    return found._replace(strange=strange)
 
 
 # --- signatures
@@ -275,7 +290,10 @@ def _load(source: Source, task: Load) -> tuple[Bundle | None, Broken | None]:
         return None, Broken(str(e), None, None, unavailable=True)
     slot = _slot(task.slot)
     slot[: len(data)] = data
-    slot[CLAIMS_AT : CLAIMS_AT + rows.nbytes] = rows.tobytes()
+    at = CLAIMS_AT
+    for part in rows:
+        np.frombuffer(slot, np.int64, part.size, at).reshape(part.shape)[:] = part
+        at += part.nbytes
     return bundle, None
 
 

@@ -55,9 +55,22 @@ class Entries(NamedTuple):
     claims: list[Ints]  # ledger.claims of each SegmentsServed before that
 
 
-def by_event(rows: Ints, counts: list[int]) -> list[Ints]:
+def by_event(rows: list[Ints], counts: list[list[int]]) -> list[Ints]:
     """The columns of each event."""
-    return [rows[:, low:end] for low, end in pairwise(accumulate(counts, initial=0))]
+    return [
+        part[:, low:end]
+        for part, of_part in zip(rows, counts, strict=True)
+        for low, end in pairwise(accumulate(of_part, initial=0))
+    ]
+
+
+def _parts(memory: mmap.mmap, claims: list[list[int]]) -> list[Ints]:
+    counts = [sum(part) for part in claims]
+    starts = accumulate(counts, initial=0)
+    return [
+        np.frombuffer(memory, np.int64, ROWS * count, CLAIMS_AT + start * ROWS * 8).reshape(ROWS, count)
+        for start, count in zip(starts, counts, strict=False)
+    ]
 
 
 class Edge(msgspec.Struct, array_like=True):
@@ -109,7 +122,7 @@ class Log:
 
     # --- bundles
 
-    def _bundles(self, first: int, end: int) -> Iterator[tuple[int, memoryview, Ints, Bundle]]:
+    def _bundles(self, first: int, end: int) -> Iterator[tuple[int, memoryview, list[Ints], Bundle]]:
         here = end if end - first <= 2 * HERE else first + HERE
         with ExitStack() as stack:
             slots = deque(_Slots(stack).take(SLOTS)) if here < end else deque()
@@ -127,9 +140,8 @@ class Log:
                     continue
                 slot, future = ahead.popleft()
                 bundle = _answer(*future.result())
-                values = np.frombuffer(slot.memory, np.int64, ROWS * sum(bundle.claims), CLAIMS_AT)
                 view = memoryview(slot.memory)[: bundle.length]
-                yield n * WIDTH, view, values.reshape(ROWS, -1), bundle
+                yield n * WIDTH, view, _parts(slot.memory, bundle.claims), bundle
                 slots.append(slot)
 
     # --- the tree
