@@ -33,7 +33,7 @@ _WRONG_NODE, _BAD_SIGNATURE = (
 )
 _LATE, _OUT_OF_RANGE = VERDICT_CODES[Verdict.LATE.value], VERDICT_CODES[Verdict.OUT_OF_RANGE.value]
 _MISMATCH, _DUPLICATE = VERDICT_CODES[Verdict.DIGEST_MISMATCH.value], VERDICT_CODES[Verdict.DUPLICATE.value]
-TOGETHER: Final = 2_048  # receipts that are judged at once
+TOGETHER: Final = 4_096  # receipts that are judged at once
 _LIMIT: Final = 1 << 62
 
 

@@ -81,14 +81,14 @@ class Tickets:
         if len(wrong):  # not in memory, or another one is found at its place
             keys = [row.tobytes() for row in hashes[:, wrong].T]
             new = [key for key in dict.fromkeys(keys) if key not in self._slots]
-            records = record_ids(new).tolist()
-            known = [ticket for key in records if (ticket := self._facts.tickets.get(key)) is not None]
-            if len(known) < len(new):
-                return None
             if new:
+                records = record_ids(new).tolist()
+                known = [ticket for key in records if (ticket := self._facts.tickets.get(key)) is not None]
+                if len(known) < len(new):
+                    return None
                 self._load(new, known)
             places[wrong] = [self._slots[key] for key in keys]
-            columns = self.columns.take(places, axis=1)
+            columns[:, wrong] = self.columns.take(places[wrong], axis=1)
         return places, columns
 
     def firsts(self, groups: Ints) -> Bools:
