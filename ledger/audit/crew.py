@@ -6,7 +6,6 @@ an event's time is as good as the present one.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, Generic, TypeVar
 from uuid import UUID
@@ -44,16 +43,23 @@ _BROKEN: Final = (ValueError, KeyError, IndexError, TypeError, OverflowError, Do
 V = TypeVar("V")
 
 
-@contextmanager
-def failing_at(position: int) -> Iterator[None]:
+class failing_at:
     """Whatever the rules raise, as an AuditFailure that names the position."""
-    try:
-        yield
-    except AuditFailure as e:
-        at = position if e.position is None else e.position
-        raise AuditFailure(e.reason, position=at, file=e.file, before_rules=e.before_rules) from e
-    except _BROKEN as e:
-        raise AuditFailure(f"the event cannot be replayed: {e!r}", position=position) from e
+
+    __slots__ = ("_position",)
+
+    def __init__(self, position: int) -> None:
+        self._position = position
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, e: BaseException | None, _traceback: object) -> None:
+        if isinstance(e, AuditFailure):
+            at = self._position if e.position is None else e.position
+            raise AuditFailure(e.reason, position=at, file=e.file, before_rules=e.before_rules) from e
+        if isinstance(e, _BROKEN):
+            raise AuditFailure(f"the event cannot be replayed: {e!r}", position=self._position) from e
 
 
 def require(holds: bool, reason: str) -> None:

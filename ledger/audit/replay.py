@@ -28,6 +28,7 @@ from ledger.audit.signatures import Signatures
 from ledger.audit.store import Store
 from ledger.audit.stream import Entries
 from ledger.events import (
+    EVENT_TYPES,
     AdjustmentBooked,
     BroadcastEnded,
     BroadcastInterrupted,
@@ -76,7 +77,6 @@ from ledger.events import (
     TicketIssued,
     decode_stored,
     encode,
-    tag_of,
     upcast,
 )
 from ledger.ids import BOOK_ID, CREW_ID, TREE_ID
@@ -93,6 +93,7 @@ class _State(msgspec.Struct):
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(_State)
 _FIXED: Final = {"crew": CREW_ID, "book": BOOK_ID, "tree": TREE_ID}
+_ONLY: Final = {cls: _FIXED.get(tag.partition(".")[0]) for tag, cls in EVENT_TYPES.items()}
 # Deliveries may wait for others while these are met: nothing that a verdict rests on changes.
 _TOGETHER: Final = frozenset((SegmentsServed, SessionOpened, TicketIssued))
 # These neither change what a session or a ticket rests on, nor look at those that come after them.
@@ -258,8 +259,8 @@ class Replay:
             kind is not SessionOpened and kind is not TicketIssued
         ):  # those are known by their rows
             self._versions.put(key, expected)
-        only = _FIXED.get(tag_of(event).partition(".")[0])
-        require(only in (None, event.originator_id), "the event is not in the aggregate of its kind")
+        only = _ONLY[kind]
+        require(only is None or only == event.originator_id, "the event is not in the aggregate of its kind")
 
     def _founded(self, _position: int, event: CrewFounded) -> None:
         self.crew.founded(event)
