@@ -50,7 +50,7 @@ from ledger.ticket import DOMAIN as TICKET_DOMAIN
 from ledger.ticket import Ticket, ViewerClass
 from ledger.verdict import Verdict
 
-IN_COLUMNS: Final = 12  # receipts in an event from which on columns are faster
+IN_COLUMNS: Final = 12  # receipts from which on columns are faster
 _HEADER: Final = struct.Struct(">B32sQQH32s")  # ledger.batch: version, node key, window, count, Merkle root
 _RECEIPT: Final = struct.Struct(
     ">B32sIQ64s32s"
@@ -246,7 +246,7 @@ class Deliveries:
         broadcast = present(self._facts.broadcast(key), "a delivery of a broadcast that never started")
         node, settings = self._crew.node(event.node_id).now, self._crew.settings.now
         count, limit = len(event.indices), event.network_limit
-        together = count >= self._in_columns and settings.prefix_sessions_max == limit
+        together = settings.prefix_sessions_max == limit
         if not together or self._waiting_count >= columns.TOGETHER or broadcast is not self._of:
             self.settle()
         if together:
@@ -266,14 +266,16 @@ class Deliveries:
         waiting, broadcast, held = self._waiting, self._of, self._held
         if broadcast is None:
             return
+        few = self._waiting_count < self._in_columns
         self._waiting, self._of, self._held, self._waiting_count = [], None, [], 0
         checks: list[tuple[int, str, Check]] = []
         failure = None
         try:
-            if waiting and not self._judged_in_columns(waiting, broadcast, checks):
+            if few or not self._judged_in_columns(waiting, broadcast, checks):
                 for one in waiting:
                     with failing_at(one.position):
-                        if not self._judged_in_columns([one], broadcast, checks):
+                        few = len(one.event.indices) < self._in_columns
+                        if few or not self._judged_in_columns([one], broadcast, checks):
                             self._judged_one_by_one(one.position, one.event, broadcast, checks)
         except AuditFailure as e:
             failure = e

@@ -126,7 +126,7 @@ class Replay:
     ) -> None:
         """From the beginning, or from what `saved` gave; then `store` is as it was at that moment.
 
-        `in_columns` is the number of receipts in an event from which on they are judged in columns.
+        `in_columns` is the number of receipts, waiting together, from which on they are judged in columns.
         """
         state = _decoder.decode(saved) if saved is not None else _State()
         self.counts = state.counts
