@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from ledger.aggregates.base import DomainError
 from ledger.application import Conflict, NotFound, Unavailable
 from ledger.request import RequestAuthError
-from ledger.services.delivery import UnknownNodeError
+from ledger.services.judging import UnknownNodeError
 from ledger.ticket import WireError
 from projections.queries import ReadModelUnavailable
 

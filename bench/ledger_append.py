@@ -69,7 +69,15 @@ def single(ledger: Ledger, shipped: LibraryLedger) -> Iterator[Row]:
         node = Anything(uuid4())
 
         def once() -> None:
-            node.trigger(e.NodeProbed, at_us=1, outcome="ok", sequence=7, latency_us=900, segment_bytes=1_000)
+            node.trigger(
+                e.NodeProbed,
+                at_us=1,
+                outcome="ok",
+                sequence=7,
+                latency_us=900,
+                segment_bytes=1_000,
+                session_id=None,
+            )
             ledger.save(node)
 
         return once
@@ -102,7 +110,13 @@ def probes(count: int, aggregates: int) -> list[Anything]:
     made = [Anything(uuid4()) for _ in range(aggregates)]
     for n in range(count):
         made[n % aggregates].trigger(
-            e.NodeProbed, at_us=n, outcome="ok", sequence=n, latency_us=900, segment_bytes=1_000
+            e.NodeProbed,
+            at_us=n,
+            outcome="ok",
+            sequence=n,
+            latency_us=900,
+            segment_bytes=1_000,
+            session_id=None,
         )
     return made
 

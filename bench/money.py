@@ -6,6 +6,7 @@ nodes, each in 10 of 1,000 streams, folded from their events; then draft, book a
 
 import gc
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -35,12 +37,14 @@ from ledger.money import budget_account, friend_account
 from ledger.receipt import DOMAIN, Receipt, fold_digests, segment_digest, to_bitmap
 from ledger.services import broadcasts, crew, nodes, payouts, streams
 from ledger.services.credit_index import CreditIndex
-from ledger.services.delivery import DeliveryDesk, ReceiptAnswer
+from ledger.services.delivery import DeliveryDesk
+from ledger.services.judging import ReceiptAnswer
 from ledger.services.settle import collector_paused, draft
 from ledger.settlement import Page
 from ledger.store.database import connect_pool
 from ledger.store.migrate import migrate
 from ledger.ticket import Ticket, ViewerClass
+from ledger.verifiers import Verifiers
 
 NODES: Final = 10_000
 STREAMS: Final = 1_000
@@ -56,6 +60,7 @@ SEGMENTS_A_ROUND: Final = 5  # every 10 seconds
 BATCHES_A_TURN: Final = 8
 SESSIONS: Final = 20_000
 THREADS: Final = 4
+CORES: Final = os.cpu_count() or 1
 
 
 def named(kind: str, number: int) -> UUID:
@@ -242,8 +247,13 @@ def receipts_a_second(url: str, folder: Path) -> tuple[float, float]:
     They take turns, batch by batch, so that what else the machine does is shared by both.
     """
     ledger, keys = Ledger(url), KeyStore.open(folder)
-    with connect_pool(url) as tables, ThreadPoolExecutor(THREADS) as pool:
-        desk, receipts, bodies = _sent(ledger, keys, SegmentDigests(tables, keys))
+    with (
+        connect_pool(url) as tables,
+        ThreadPoolExecutor(THREADS) as pool,
+        closing(Verifiers(CORES)) as verifiers,
+    ):
+        desk, receipts, bodies = _sent(ledger, keys, SegmentDigests(tables, keys), verifiers)
+        verifiers.hold([(key, body + signature) for key, body, signature in receipts[:RECEIPTS_A_BATCH]])
         answers: list[list[ReceiptAnswer]] = []
         spent, held = [0.0, 0.0], 0
         for at in range(0, len(bodies), BATCHES_A_TURN):
@@ -301,7 +311,7 @@ def _held(checks: list[_Check]) -> int:
 
 
 def _sent(
-    ledger: Ledger, keys: KeyStore, digests: SegmentDigests
+    ledger: Ledger, keys: KeyStore, digests: SegmentDigests, verifiers: Verifiers
 ) -> tuple[DeliveryDesk, list[_Check], list[bytes]]:
     """A broadcast with its tickets; the receipts of ten rounds, and the batches in which its node sends them."""
     node_key = KeyPair(b"n" * 32)
@@ -331,7 +341,7 @@ def _sent(
     for n in range(10 * SEGMENTS_A_ROUND):
         digests.put(rendition_id, n, media[n])
     nonces = keys.nonces(rendition_id)
-    desk = DeliveryDesk(ledger, digest_of=digests.get)
+    desk = DeliveryDesk(ledger, digest_of=digests.get, verifiers=verifiers)
     tickets = []
     for n in range(VIEWERS):
         viewer, session = KeyPair(n.to_bytes(32, "big")), named("session", n)

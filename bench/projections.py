@@ -249,7 +249,13 @@ class Writer:
 
     def probe(self, n: int) -> None:
         self.nodes[n % 20].trigger(
-            e.NodeProbed, at_us=n, outcome="ok", sequence=n, latency_us=9, segment_bytes=1_000_000
+            e.NodeProbed,
+            at_us=n,
+            outcome="ok",
+            sequence=n,
+            latency_us=9,
+            segment_bytes=1_000_000,
+            session_id=None,
         )
 
     def publish(self, n: int) -> None:

@@ -5,6 +5,7 @@ When the process dies, its publishers reconnect and go on with the same broadcas
 """
 
 import asyncio
+import os
 import random
 import resource
 import secrets
@@ -47,6 +48,7 @@ from ledger.services.broadcasts import end_broadcast
 from ledger.services.delivery import DeliveryDesk
 from ledger.services.nodes import prefix_commitment, see_at
 from ledger.store.database import connect_pool, create_sql_engine
+from ledger.verifiers import Verifiers
 from projections.queries import Queries, ReadModelUnavailable
 from relay.origin.http import MediaHttpProtocol
 from relay.origin.settings import OriginSettings
@@ -88,7 +90,8 @@ class OriginProcess:
         in_pool = InPool(self._threads)
         self._in_pool = in_pool
         digests = SegmentDigests(self._tables, keys)
-        desk = DeliveryDesk(self._ledger, digest_of=digests.get)
+        self._verifiers = Verifiers(os.cpu_count() or 1)
+        desk = DeliveryDesk(self._ledger, digest_of=digests.get, verifiers=self._verifiers)
         self._steering = LedgerSteering(
             self._ledger,
             desk,
@@ -212,6 +215,7 @@ class OriginProcess:
     def _close(self) -> None:
         for threads in (self._threads, self._ingest_threads):
             threads.shutdown(wait=False, cancel_futures=True)
+        self._verifiers.close()
         self._ledger.close()
         self._tables.close()
         self._engine.dispose()

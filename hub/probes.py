@@ -6,7 +6,8 @@ or says its address is, holds a probe longer than `PLAY_S` or ends it with an er
 A node must not know a probe from a viewer. So a probe is a session like any other (class 2, public playlist), sends
 byte for byte what VLC sends over one connection, buffers as VLC does, fetches every segment of the playlist in order,
 also those that come from the hub, and leaves after a random number of them, as people who zap do. What is left to tell
-it by is the hub's own address, unless the probes go through a proxy (STREAMRP2P_PROBE_PROXY).
+it by is the hub's own address, unless the probes go through a proxy (STREAMRP2P_PROBE_PROXY). Only when it is over is
+its session named, in what is recorded of it: what a node delivered to a probe is not paid (ADR 0031).
 """
 
 import asyncio
@@ -89,6 +90,7 @@ class Prober:
                 sequence=last.sequence,
                 latency_us=last.latency_us,
                 segment_bytes=last.segment_bytes,
+                session_id=last.ticket.session_id,
                 at_us=at_us,
             )
             if last.outcome == "wrong_bytes":

@@ -232,17 +232,19 @@ class _Index:
 
     def find_all(self, rows: Rows, keys: Sequence[bytes]) -> Ints:
         """The row of each key, or -1."""
-        wanted = _keys(keys)
-        found = np.full(len(wanted), -1, np.int64)
-        left = np.arange(len(wanted))
-        at, step = self._home(wanted), 0
-        while len(left):
-            there = self._slots[at]
-            same = (there >= 0) & (rows[self._field][there] == wanted[left]).all(1)
-            found[left[same]] = there[same]
-            on = (there >= 0) & ~same
-            step += 1
-            left, at = left[on], (at[on] + step) & (len(self._slots) - 1)
+        wanted, held = _keys(keys), rows[self._field]
+        low, high, mask = held[:, 0], held[:, 1], len(self._slots) - 1
+        found: Ints = np.full(len(wanted), -1, np.int64)
+        left, home, first = np.arange(len(wanted)), self._home(wanted), 0
+        while len(left):  # once, but for the few with many others before them
+            at = np.arange(first, first + _PROBES)
+            there = self._slots[(home[left, None] + at * (at + 1) // 2) & mask]
+            taken, asked = there >= 0, wanted[left]
+            same = taken & (low[there] == asked[:, :1]) & (high[there] == asked[:, 1:])
+            which, probe = np.nonzero(same)
+            found[left[which]] = there[which, probe]
+            # Of a free slot nobody went on.
+            left, first = left[taken.all(1) & ~same.any(1)], first + _PROBES
         return found
 
     def add(self, rows: Rows, new: Iterable[int]) -> None:
@@ -270,6 +272,7 @@ class _Index:
         return (mixed >> np.uint64(32)).astype(np.int64) & (len(self._slots) - 1)
 
 
+_PROBES: Final = 8  # at once
 _MIX: Final = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
 
 

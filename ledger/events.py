@@ -282,11 +282,23 @@ class NodeWentOffline(Event, frozen=True, tag="node.went_offline.v1"):
     reason: str
 
 
-class NodeProbed(Event, frozen=True, tag="node.probed.v1"):
+class NodeProbedV1(Event, frozen=True, tag="node.probed.v1"):
+    """What NodeProbed was: it did not say whose session the probe's was."""
+
+    outcome: str
+    sequence: int
+    latency_us: int
+    segment_bytes: int
+
+
+class NodeProbed(Event, frozen=True, tag="node.probed.v2"):
+    """A spot check that is over. What its session was served is not paid, once this is known (docs/protocol.md)."""
+
     outcome: str  # "ok" | "wrong_bytes" | "unreachable" | "refused" | "slow"
     sequence: int
     latency_us: int
     segment_bytes: int
+    session_id: UUID | None  # as a plain player's; None in events of before
 
 
 class NodeSuspended(Event, frozen=True, tag="node.suspended.v1"):
@@ -518,8 +530,24 @@ def _served_in_columns(old: SegmentsServedV1) -> SegmentsServed:
     )
 
 
+def _probed_by_nobody(old: NodeProbedV1) -> NodeProbed:
+    return NodeProbed(
+        originator_id=old.originator_id,
+        originator_version=old.originator_version,
+        at_us=old.at_us,
+        outcome=old.outcome,
+        sequence=old.sequence,
+        latency_us=old.latency_us,
+        segment_bytes=old.segment_bytes,
+        session_id=None,
+    )
+
+
 # Old event class -> function to the class that replaced it. Raises ValueError for facts that never were.
-UPCASTERS: Final[dict[type[Event], Callable[[Any], Event]]] = {SegmentsServedV1: _served_in_columns}
+UPCASTERS: Final[dict[type[Event], Callable[[Any], Event]]] = {
+    NodeProbedV1: _probed_by_nobody,
+    SegmentsServedV1: _served_in_columns,
+}
 
 _encoder: Final = msgspec.msgpack.Encoder(uuid_format="bytes")
 _decoders: Final = {tag: msgspec.msgpack.Decoder(cls) for tag, cls in EVENT_TYPES.items()}

@@ -124,18 +124,19 @@ class Viewers(NamedTuple):
     @classmethod
     def of(cls, sessions: Sequence[bytes], facts: Sequence[SessionFacts]) -> "Viewers":
         """From the session of each receipt and what is known of it."""
-        numbers: dict[bytes, int] = {}
-        session_of = [numbers.setdefault(session, len(numbers)) for session in sessions]
-        networks: dict[bytes, int] = {}
-        network_of = [networks.setdefault(f.network, len(networks)) for f in facts]
         once = dict(zip(sessions, facts, strict=True))
-        return cls(
-            list(numbers),
-            np.array(session_of, np.uint8),
-            [once[session] for session in numbers],
-            list(networks),
-            np.array(network_of, np.uint8),
-        )
+        different, session_of = _numbered(sessions)
+        networks, network_of = _numbered([f.network for f in facts])
+        return cls(different, session_of, [once[s] for s in different], networks, network_of)
+
+
+def _numbered(values: Sequence[bytes]) -> tuple[Sequence[bytes], NDArray[np.uint8]]:
+    """The different ones as they are first met, and for each which of them it is."""
+    if len(set(values)) == len(values):
+        return values, np.arange(len(values), dtype=np.uint8)
+    numbers: dict[bytes, int] = {}
+    of = [numbers.setdefault(value, len(numbers)) for value in values]
+    return list(numbers), np.array(of, np.uint8)
 
 
 class Verdicts(NamedTuple):
@@ -159,22 +160,22 @@ class Verdicts(NamedTuple):
 
 def digests_by(receipts: Receipts, tickets: NDArray[Any], digest_of: ReceiptDigestOf) -> DigestsHold:
     """What the hub lost must not cost a friend: a digest that is not known holds."""
-    lowest, highest, run = receipts.lowest.tolist(), receipts.highest.tolist(), receipts.run.tolist()
-    digests, nonces = _split(receipts.rows["digest"]), _split(tickets["nonce"])
-    of_runs: dict[tuple[bytes, int, int], bytes | None] = {}  # viewers claim alike
+    run, digests, nonces = receipts.run.tolist(), _split(receipts.rows["digest"]), _split(tickets["nonce"])
+    claims = list(zip(nonces, receipts.lowest.tolist(), receipts.highest.tolist(), strict=True))
 
-    def expected(i: int) -> bytes | None:
-        nonce, start, end = nonces[i], lowest[i], highest[i] + 1
-        if not run[i]:
-            body = receipts.rows[i].tobytes()[:RECEIPT_BODY_BYTES]
-            return digest_of(nonce, Receipt.decode_body(body).sequences())
-        key = (nonce, start, end)
-        if key not in of_runs:
-            of_runs[key] = digest_of(nonce, range(start, end))
-        return of_runs[key]
+    def of_gaps(i: int) -> bytes | None:
+        body = receipts.rows[i].tobytes()[:RECEIPT_BODY_BYTES]
+        return digest_of(nonces[i], Receipt.decode_body(body).sequences())
 
     def holds(which: NDArray[np.intp]) -> Flags:
-        return np.array([expected(i) in (None, digests[i]) for i in which.tolist()], np.bool_)
+        at = which.tolist()
+        # Viewers claim alike.
+        runs = {
+            claim: digest_of(claim[0], range(claim[1], claim[2] + 1))
+            for claim in {claims[i] for i in at if run[i]}
+        }
+        expected = [runs[claims[i]] if run[i] else of_gaps(i) for i in at]
+        return np.array([e is None or e == digests[i] for e, i in zip(expected, at, strict=True)], np.bool_)
 
     return holds
 
@@ -272,9 +273,10 @@ class _Out:
         return undecided
 
     def refuse(self, which: Flags, verdict: Verdict, cap: Cap = Cap.NONE) -> None:
-        found = which & self.open
-        self.verdicts[found] = _CODE[verdict]
-        self.caps[found] = _CAP[cap]
+        if which.any():
+            found = which & self.open
+            self.verdicts[found] = _CODE[verdict]
+            self.caps[found] = _CAP[cap]
 
 
 def _within(receipts: Receipts, tickets: NDArray[Any], manifest: Manifest) -> Flags:

@@ -18,9 +18,9 @@ UNITS_BYTES: Final = 2
 SIZE_BYTES: Final = 8
 VERDICT_CODES: Final = {verdict.value: code for code, verdict in enumerate(VERDICTS)}
 CAP_CODES: Final = {cap.value: code for code, cap in enumerate(CAPS)}
-_VERDICT_NAMES: Final = tuple(verdict.value for verdict in VERDICTS)
+VERDICT_NAMES: Final = tuple(verdict.value for verdict in VERDICTS)
 _NUMBERS: Final = bytes(range(256))
-_CAP_NAMES: Final = tuple(cap.value for cap in CAPS)
+CAP_NAMES: Final = tuple(cap.value for cap in CAPS)
 T = TypeVar("T", bound=Hashable)
 
 
@@ -62,7 +62,7 @@ def unpack(verdicts: bytes, caps: bytes, units: bytes, credited_bytes: bytes) ->
     count = len(verdicts)
     return tuple(
         [
-            Judged(_VERDICT_NAMES[verdict], n, size, _CAP_NAMES[cap])
+            Judged(VERDICT_NAMES[verdict], n, size, CAP_NAMES[cap])
             for verdict, n, size, cap in zip(
                 verdicts,
                 struct.unpack(f">{count}H", units),

@@ -7,8 +7,7 @@ one kind can never be presented as another.
 import hashlib
 from dataclasses import dataclass, field
 
-from nacl.bindings import crypto_sign_open
-from nacl.exceptions import BadSignatureError
+from nacl._sodium import ffi, lib  # type: ignore[import-not-found]
 from nacl.signing import SigningKey
 
 SIGNATURE_BYTES = 64
@@ -26,11 +25,9 @@ def verify(public_key: bytes, domain: bytes, body: bytes, signature: bytes) -> b
     """True when `signature` (64 bytes) is `public_key`'s over `domain + body`. Never raises for bad input."""
     if len(signature) != SIGNATURE_BYTES or len(public_key) != PUBLIC_KEY_BYTES:
         return False
-    try:
-        crypto_sign_open(signature + domain + body, public_key)
-    except (BadSignatureError, ValueError):
-        return False
-    return True
+    signed = signature + domain + body
+    # PyNaCl's wrapper of this function also makes a copy of the message, which nobody here wants: 4 % of the price.
+    return bool(lib.crypto_sign_open(ffi.NULL, ffi.NULL, signed, len(signed), public_key) == 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,10 @@ class ExplanationOut(BaseModel):
     tariff: TariffOut | None = None
     steps: StepsOut | None = None
     receipts: list[ReceiptOut] | None = Field(None, description="null: only the whole log tells")
+    spot_checks: list[ReceiptOut] | None = Field(
+        None,
+        description="of a line for plain players: left out, they were the hub's own; null: not looked for",
+    )
     parts: list[PartOut] = Field([], description="the settlement lines that a released amount adds up")
     batch_id: UUID | None = None
     payout_line: int | None = None

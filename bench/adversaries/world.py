@@ -297,6 +297,7 @@ class World:
                 sequence=0,
                 latency_us=SEGMENT_BYTES * 1_000_000 // bytes_s,
                 segment_bytes=SEGMENT_BYTES,
+                session_id=None,
                 at_us=self.now_us,
             )
             if wrong:

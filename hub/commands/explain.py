@@ -142,6 +142,12 @@ def _receipts(made: Earned) -> Iterator[str]:
         yield f"    {f'{r.position}/{r.receipt}':<16}{r.units:>8,}{r.credited_bytes:>18,}"
     if len(receipts) > _SHOWN_RECEIPTS:
         yield f"    and {len(receipts) - _SHOWN_RECEIPTS:,} more (--json shows all)"
+    if made.spot_checks:
+        units, size = (
+            sum(r.units for r in made.spot_checks),
+            sum(r.credited_bytes for r in made.spot_checks),
+        )
+        yield f"  not in it: {units:,} segments, {size:,} bytes that were the hub's own spot checks"
 
 
 def _percent(bp: int) -> str:

@@ -94,7 +94,17 @@ class Node(Aggregate):
         if self.online:
             self.trigger(NodeWentOffline, at_us=at_us, reason=reason)
 
-    def probed(self, *, outcome: str, sequence: int, latency_us: int, segment_bytes: int, at_us: int) -> None:
+    def probed(
+        self,
+        *,
+        outcome: str,
+        sequence: int,
+        latency_us: int,
+        segment_bytes: int,
+        session_id: UUID | None,
+        at_us: int,
+    ) -> None:
+        """A spot check is over; `session_id` is what it watched as, and will not be paid for."""
         self.trigger(
             NodeProbed,
             at_us=at_us,
@@ -102,6 +112,7 @@ class Node(Aggregate):
             sequence=sequence,
             latency_us=latency_us,
             segment_bytes=segment_bytes,
+            session_id=session_id,
         )
 
     def suspend(self, *, reason: str, at_us: int) -> None:
@@ -169,7 +180,7 @@ class Node(Aggregate):
             case NodeRetired():
                 self.status, self.online = NodeStatus.RETIRED, False
             case NodeProbed():
-                pass  # read by projections only
+                pass  # read by settlement and projections, straight from the log
             case ReceiptsRefused():
                 day, count = self._refused_on
                 today = event.at_us // _DAY_US

@@ -32,6 +32,7 @@ from ledger.checks import Check, Receipts, Root, Signed
 from ledger.credit import CreditSet, Units
 from ledger.events import (
     BroadcastStarted,
+    NodeProbed,
     ReceiptsRefused,
     SegmentsPublished,
     SegmentsServed,
@@ -161,6 +162,15 @@ class Deliveries:
         opened = known is not None and known.position < position
         require(opened, "an observation of a session that was never opened")
         self._dues.observed(position, event)
+
+    def node_probed(self, position: int, event: NodeProbed) -> None:
+        """Whoever signs for what arrived is a viewer, whatever the hub says."""
+        if event.session_id is not None:
+            session = self._facts.sessions.get(event.session_id.bytes)
+            opened = session if session is not None and session.position < position else None
+            known = present(opened, "a spot check as a session that was never opened")
+            require(known.viewer_class == ViewerClass.PLAIN, "a spot check as a viewer who signs")
+        self._dues.probed(position, event)
 
     def ticket_issued(self, position: int, event: TicketIssued) -> None:
         data = event.ticket

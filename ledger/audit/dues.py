@@ -1,7 +1,7 @@
 """What each epoch has to pay, folded from the log a second time: as ledger.services.credit_index, in bounded memory.
 
 Invariant: `due` and `credits` give what `CreditIndex` gives on the same log; tests hold the two together. What is not
-settled yet is a row of 49 bytes for each event (of signing viewers) or receipt (of plain players), on disk but for the
+settled yet is a row of 57 bytes for each event (of signing viewers) or receipt (of plain players), on disk but for the
 newest.
 """
 
@@ -47,6 +47,7 @@ _FACT: Final = np.dtype(
         ("published", "<i8"),  # epoch of the newest segment claimed
         ("units", "<i8"),  # or segments polled
         ("size", "<u8"),  # credited bytes, or segments fetched at the hub
+        ("ticket", "<i8"),  # of a plain player: where it was issued
         ("kind", "u1"),
     ]
 )
@@ -60,6 +61,7 @@ class Fact(NamedTuple):
     published: int
     units: int
     size: int
+    ticket: int
     kind: int
 
 
@@ -92,7 +94,7 @@ class _Tally(msgspec.Struct, array_like=True):
     polled: int = 0
     fetched: int = 0
     paid: int = 0
-    waiting: list[tuple[int, int, int]] = []  # published epoch, units, bytes
+    waiting: list[tuple[int, int, int, int]] = []  # published epoch, units, bytes, ticket
 
 
 class _Player(msgspec.Struct, array_like=True):
@@ -114,6 +116,7 @@ class State(msgspec.Struct):
     settled_to: int = 0
     settings: list[tuple[int, Settings]] = []  # (position, from there on)
     rates: NodeRates = msgspec.field(default_factory=NodeRates)
+    probes: dict[int, tuple[int, int]] = {}  # ticket -> where its session was named a spot check's; its pool
     runs: list[tuple[int, int]] = []  # (position, epoch) wherever the epoch of events changes
     pools: dict[int, Pool] = {}
     made: int = 0  # pools ever
@@ -160,7 +163,12 @@ class Dues:
         self.state.settings.append((position, Settings.recorded(event.settings)))
 
     def probed(self, position: int, event: NodeProbed) -> None:
+        """The tickets that its session has by now are a spot check's."""
         self.state.rates.probed(position, event)
+        if event.session_id is not None:
+            for p in self._known_players(event.session_id.bytes):
+                if p.position < position:
+                    self.state.probes.setdefault(p.position, (position, p.pool))
 
     def issued(self, *, stream_id: UUID, node_id: UUID, friend_id: UUID, at_us: int, settle_by_s: int) -> int:
         """A ticket, signed or plain. Returns its pool."""
@@ -195,7 +203,11 @@ class Dues:
             i = bisect_left(marks, (due.newest, -1))
             published = marks[i][1] if i < len(marks) else epoch
             if due.plain:
-                self._add(Fact(position, epoch, due.pool, published, due.units, due.credited_bytes, PLAIN))
+                self._add(
+                    Fact(
+                        position, epoch, due.pool, published, due.units, due.credited_bytes, due.issued, PLAIN
+                    )
+                )
                 continue
             total = totals.setdefault((due.pool, published), [0, 0])
             total[0] += due.units
@@ -203,7 +215,7 @@ class Dues:
         for (pool, published), (units, size) in totals.items():
             if size >> 63:
                 raise BrokenLogError(f"position {position}: credits of more than 2^63 bytes")
-            self._add(Fact(position, epoch, pool, published, units, size, SIGNED))
+            self._add(Fact(position, epoch, pool, published, units, size, -1, SIGNED))
 
     def served_columns(
         self, served: Sequence[Served], broadcast: Broadcast, found: Columns, accepted: npt.NDArray[np.bool_]
@@ -226,7 +238,7 @@ class Dues:
             some = sizes[start:end]
             if simple[n] and marks[-1][0] >= broadcast.manifest.next - 1 and int(some.max()) < _FEW:
                 epoch, size = self.epoch_of(event.at_us), int(some.sum())
-                self._add(Fact(position, epoch, int(pools[start]), marks[-1][1], in_all[n], size, SIGNED))
+                self._add(Fact(position, epoch, int(pools[start]), marks[-1][1], in_all[n], size, -1, SIGNED))
                 continue
             which = start + np.flatnonzero(accepted[start:end])
             rows = zip(
@@ -246,12 +258,12 @@ class Dues:
     def observed(self, position: int, event: SessionObserved) -> None:
         """Each sequence counts once, for the newest ticket of the session that covers it."""
         session, epoch = event.session_id.bytes, self.epoch_of(event.at_us)
-        known = [
+        known = self._known_players(session)
+        covering = [
             p
-            for p in self._players.get(session) or []
-            if p.position < position and not self._forgotten(p.position, p.settle_by_us)
+            for p in reversed(known)
+            if p.position < position and p.first - BITMAP_BITS < event.base_sequence <= p.last
         ]
-        covering = [p for p in reversed(known) if p.first - BITMAP_BITS < event.base_sequence <= p.last]
         polled = int.from_bytes(event.polled, "little")
         fetched = int.from_bytes(event.fetched_at_hub, "little")
         for p in covering:
@@ -265,9 +277,15 @@ class Dues:
             p.fetched = _bits(int.from_bytes(p.fetched, "little") | _shift(at_hub, -offset))
             polled, fetched = polled & ~window, fetched & ~window
             if seen or at_hub:
-                self._add(Fact(position, epoch, p.pool, 0, seen.bit_count(), at_hub.bit_count(), SEEN))
+                counts = (seen.bit_count(), at_hub.bit_count())
+                self._add(Fact(position, epoch, p.pool, 0, *counts, p.position, SEEN))
         if known:
             self._players.put(session, known)
+
+    def _known_players(self, session: bytes) -> list[_Player]:
+        """The tickets of a plain player that are not forgotten, oldest first; also those later in the bundle."""
+        known = self._players.get(session) or []
+        return [p for p in known if not self._forgotten(p.position, p.settle_by_us)]
 
     def published(self, event: SegmentsPublished) -> None:
         marks = self._published.get(event.rendition_id.bytes) or []
@@ -308,6 +326,8 @@ class Dues:
             pool = state.pools.pop(number)
             del self._pool_of[pool.stream_id, pool.node_id, pool.day]
             self._tallies.remove(number.to_bytes(8))
+        if gone:
+            state.probes = {t: named for t, named in state.probes.items() if named[1] in state.pools}
         if state.pools:  # nothing was published before a ticket for it was issued, but for a few segments
             oldest_us = min(pool.day for pool in state.pools.values()) * DAY_US - HOUR_US
             state.rates.forget_before(oldest_us, self._epochs)
@@ -369,6 +389,8 @@ class Dues:
         for rows in self._facts(log_to):
             for row in rows[rows["kind"] != SIGNED].tolist():
                 fact = Fact(*row)
+                if self._is_probe(fact.ticket, log_to):
+                    continue
                 tally = tallies.get(fact.pool) or tallies.setdefault(fact.pool, self._tally(fact.pool))
                 if fact.kind == SEEN:
                     tally.polled, tally.fetched = tally.polled + fact.units, tally.fetched + fact.size
@@ -378,18 +400,25 @@ class Dues:
         for number, tally in tallies.items():
             waiting, tally.waiting = tally.waiting, []
             for claim in waiting:
+                if self._is_probe(claim[3], log_to):
+                    continue
                 allowed[number] -= _claim(tally, allowed[number], number, claim, pay)
         for rows in self._facts(log_to):
             for row in rows[rows["kind"] != SEEN].tolist():
                 fact = Fact(*row)
                 if fact.kind == SIGNED:
                     pay(fact.pool, False, fact.published, fact.units, fact.size)
-                else:
-                    claim, number = (fact.published, fact.units, fact.size), fact.pool
+                elif not self._is_probe(fact.ticket, log_to):
+                    claim, number = (fact.published, fact.units, fact.size, fact.ticket), fact.pool
                     allowed[number] -= _claim(tallies[number], allowed[number], number, claim, pay)
         found = self.state.rates.parts(totals, self._nodes(), log_to, settings, self._epochs)
         self._draft = (epoch, log_to, tallies, found)
         return tallies, found
+
+    def _is_probe(self, ticket: int, log_to: int) -> bool:
+        """Whether it is a spot check's, as far as the log before `log_to` tells."""
+        named = self.state.probes.get(ticket)
+        return named is not None and named[0] < log_to
 
     def _tally(self, number: int) -> _Tally:
         """A copy: asking changes nothing."""
@@ -459,10 +488,10 @@ class Dues:
 
 
 def _claim(
-    tally: _Tally, allowed: int, pool: int, claim: tuple[int, int, int], pay: Callable[..., None]
+    tally: _Tally, allowed: int, pool: int, claim: tuple[int, int, int, int], pay: Callable[..., None]
 ) -> int:
     """Pay what the observations allow of a plain claim; the rest waits. Returns the units paid."""
-    published, units, size = claim
+    published, units, size, ticket = claim
     if allowed <= 0:
         tally.waiting.append(claim)
         return 0
@@ -471,7 +500,7 @@ def _claim(
     pay(pool, True, published, taken, taken_bytes)
     tally.paid += taken
     if taken < units:
-        tally.waiting.append((published, units - taken, size - taken_bytes))
+        tally.waiting.append((published, units - taken, size - taken_bytes, ticket))
     return taken
 
 

@@ -286,7 +286,7 @@ class Replay:
             NodeJoined: _without_position(crew.node_joined),
             NodeMoved: _without_position(crew.node_moved),
             NodeSeenAt: _without_position(crew.node_moved),
-            NodeProbed: self._dues.probed,
+            NodeProbed: deliveries.node_probed,
             NodeSuspended: _without_position(crew.node_stopped),
             NodeRetired: _without_position(crew.node_stopped),
             NodeReinstated: _without_position(crew.node_reinstated),

@@ -12,6 +12,8 @@ Rules that the log alone decides:
   cumulative: a claim that comes before its observation waits for it and is settled with it.
 - A node is credited for at most what its line can have carried in an hour (or an epoch, when that is longer), by the
   time of publication of each claim's newest segment; what is beyond that is `over_rate` (ledger.node_rates).
+- What was delivered to a spot check is left out: the claims for the tickets that its session had when it was named
+  (NodeProbed), and what the hub observed of them, unless they were settled before that.
 - Settings are those in force at the end of the settled range.
 """
 
@@ -72,6 +74,11 @@ class _Ticket:
     pool: "_PoolKey"
     polled: int = 0  # bit i: segment first + i was listed to the player
     fetched: int = 0  # bit i: the hub saw it fetched
+    probed: int | None = None  # position where its session was named a spot check's
+
+    def is_probe(self, log_to: int) -> bool:
+        """As far as the log before `log_to` tells."""
+        return self.probed is not None and self.probed < log_to
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,12 +104,16 @@ class _Claim(msgspec.Struct, frozen=True, gc=False):
     credited_bytes: int
 
 
+class _PlainClaim(_Claim, frozen=True, gc=False):
+    ticket: _Ticket
+
+
 class _Seen(msgspec.Struct, frozen=True, gc=False):
     """What an observation newly says about one ticket."""
 
     position: int
     epoch: int
-    pool: _PoolKey
+    ticket: _Ticket
     polled: int
     fetched: int
 
@@ -125,7 +136,7 @@ class _Pool:
     polled: int = 0
     fetched: int = 0
     paid: int = 0
-    waiting: list[_Claim] = field(default_factory=list)
+    waiting: list[_PlainClaim] = field(default_factory=list)
 
 
 class CreditIndex:
@@ -148,7 +159,7 @@ class CreditIndex:
         self._runs: list[tuple[int, int]] = []  # (position, epoch) wherever the epoch of events changes
         # Not settled yet, by position. What plain players claim is bounded by what was seen, so their order counts.
         self._signed: list[_Claim] = []
-        self._plain: list[_Claim | _Seen] = []
+        self._plain: list[_PlainClaim | _Seen] = []
         self._pools: dict[_PoolKey, _Pool] = {}
         self._pool_keys: dict[tuple[UUID, UUID, int], _PoolKey] = {}  # by stream, node, day
 
@@ -178,6 +189,9 @@ class CreditIndex:
                 self._settings.append((position, Settings.recorded(event.settings)))
             case NodeProbed():
                 self._rates.probed(position, event)
+                for ticket in self._plain_tickets.get(event.session_id, ()) if event.session_id else ():
+                    if ticket.probed is None:
+                        ticket.probed = position
             case EpochSettled() if event.page == event.pages:
                 self._apply_settled(event)
             case _:
@@ -206,7 +220,8 @@ class CreditIndex:
             self._plain_tickets[known.session_id].append(known)
 
     def _apply_served(self, position: int, epoch: int, event: SegmentsServed) -> None:
-        claims = []  # all of the event's or none
+        signed: list[_Claim] = []  # all of the event's or none
+        plain: list[_PlainClaim] = []
         for i, judged in enumerate(event.judged):
             if judged.verdict != _ACCEPTED:
                 continue
@@ -218,20 +233,22 @@ class CreditIndex:
                 )
             newest = base + int.from_bytes(bitmap, "little").bit_length() - 1
             published = self._epoch_published(ticket.rendition_id, newest, epoch)
-            claims.append(
-                _Claim(
-                    position,
-                    epoch,
-                    i,
-                    ticket.pool,
-                    ticket.plain,
-                    published,
-                    judged.units,
-                    judged.credited_bytes,
-                )
+            of = (
+                position,
+                epoch,
+                i,
+                ticket.pool,
+                ticket.plain,
+                published,
+                judged.units,
+                judged.credited_bytes,
             )
-        for claim in claims:
-            (self._plain if claim.plain else self._signed).append(claim)
+            if ticket.plain:
+                plain.append(_PlainClaim(*of, ticket))
+            else:
+                signed.append(_Claim(*of))
+        self._signed += signed
+        self._plain += plain
 
     def _apply_observed(self, position: int, epoch: int, event: SessionObserved) -> None:
         """Each sequence counts once, for the newest ticket of the session that covers it."""
@@ -253,7 +270,7 @@ class CreditIndex:
             t.fetched |= _shift(fetched & window, -offset)
             polled, fetched = polled & ~window, fetched & ~window
             if seen or at_hub:
-                self._plain.append(_Seen(position, epoch, t.pool, seen, at_hub))
+                self._plain.append(_Seen(position, epoch, t, seen, at_hub))
 
     def _apply_published(self, event: SegmentsPublished) -> None:
         marks = self._published.setdefault(event.rendition_id, [])
@@ -293,7 +310,7 @@ class CreditIndex:
                     self._plain_tickets.pop(ticket.session_id, None)
         live = {t.pool for t in self._tickets.values()}
         live.update(fact.pool for fact in self._signed)
-        live.update(fact.pool for fact in self._plain)
+        live.update(fact.ticket.pool for fact in self._plain)
         self._pool_keys = {k: pool for k, pool in self._pool_keys.items() if pool in live}
         self._pools = {key: pool for key, pool in self._pools.items() if key in live}
         if live:  # nothing was published before a ticket for it was issued, but for a few segments
@@ -366,6 +383,16 @@ class CreditIndex:
             key=attrgetter("position", "receipt"),
         )
 
+    def spot_checks(self, epoch: int, log_to: int, *, stream_id: UUID, node_id: UUID) -> list[Source]:
+        """What a settlement leaves out, of one node: newly claimed for players that turned out to be the hub's."""
+        return [
+            Source(c.position, c.receipt, c.published_epoch < epoch, c.units, c.credited_bytes)
+            for c in takewhile(lambda fact: fact.position < log_to, self._plain)
+            if isinstance(c, _PlainClaim)
+            and c.ticket.is_probe(log_to)
+            and (c.pool.stream_id, c.pool.node_id) == (stream_id, node_id)
+        ]
+
     def settings(self, log_to: int) -> Settings:
         """Those in force at the end of the log before `log_to`."""
         return [s for position, s in self._settings if position < log_to or position == 0][-1]
@@ -396,11 +423,15 @@ class CreditIndex:
         for fact in self._plain:
             if fact.position >= log_to:
                 break
-            pool = touched.get(fact.pool)
+            if fact.ticket.is_probe(log_to):
+                continue
+            key = fact.ticket.pool
+            pool = touched.get(key)
             if pool is None:
-                known = self._pools.get(fact.pool, _Pool())
-                pool = touched[fact.pool] = replace(known, waiting=list(known.waiting))
-            if isinstance(fact, _Claim):
+                known = self._pools.get(key, _Pool())
+                waiting = [claim for claim in known.waiting if not claim.ticket.is_probe(log_to)]
+                pool = touched[key] = replace(known, waiting=waiting)
+            if isinstance(fact, _PlainClaim):
                 pool.waiting.append(fact)
             else:
                 pool.polled += fact.polled

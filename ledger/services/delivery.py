@@ -8,39 +8,36 @@ import struct
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Final, Generic, NamedTuple, TypeVar
+from itertools import compress
+from typing import Final, Generic, TypeVar
 from uuid import UUID
 
-import msgspec
 import numpy as np
 
-from ledger.aggregates.base import Aggregate, DomainError
+from ledger.aggregates.base import DomainError
 from ledger.aggregates.broadcast import Broadcast
-from ledger.aggregates.crew import Crew
-from ledger.aggregates.delivery import Delivery, Presented
+from ledger.aggregates.delivery import Presented
 from ledger.aggregates.node import Node
 from ledger.aggregates.session import Session, TicketRecord
 from ledger.application import Ledger
 from ledger.batch import HEADER_BYTES, Batch, batch_hash
-from ledger.events import Judged, ReceiptsRefused, SegmentsServed, SessionOpened, TicketIssued
-from ledger.ids import CREW_ID, delivery_id, node_id, ticket_record_id
+from ledger.events import SessionOpened, TicketIssued
+from ledger.ids import node_id, ticket_record_id
 from ledger.judge import SessionFacts
 from ledger.judge_columns import RECEIPT, well_formed
-from ledger.keys import KeyPair, verify
-from ledger.receipt import BODY_BYTES as RECEIPT_BODY_BYTES
-from ledger.receipt import DOMAIN as RECEIPT_DOMAIN
+from ledger.keys import KeyPair
 from ledger.receipt import SIGNED_BYTES
 from ledger.receipt_digests import ReceiptDigests, SegmentDigestOf
 from ledger.services import crew
+from ledger.services.judging import Judging, Place, ReceiptAnswer, Refused, Sent
 from ledger.services.retry import until_saved
-from ledger.settings import Settings
 from ledger.ticket import BODY_BYTES as TICKET_BODY_BYTES
 from ledger.ticket import SignedTicket, Ticket, ViewerClass, WireError
 from ledger.verdict import Verdict
+from ledger.verifiers import Verifiers
 
 CACHED_TICKETS: Final = 50_000  # of about 600 bytes
 CACHED_ANSWERS: Final = 4_096
-LOCKS: Final = 64
 
 # What a receipt's ticket hash leads to, in one object for each ticket; it never changes. The ticket's body, its
 # broadcast, whether it is known who watches, and who; behind them the commitment to the viewer's network.
@@ -52,37 +49,19 @@ _HAS_ACCOUNT: Final = _BROADCAST.stop
 _ACCOUNT: Final = slice(_HAS_ACCOUNT + 1, _HAS_ACCOUNT + 17)
 _TICKET_HASH: Final = slice(1, 33)  # of a receipt
 
-_Place = tuple[UUID, int]  # originator and version of an event
-_Refused = tuple[int, bytes, Verdict]  # index in the batch, receipt, why
-
-
-class UnknownNodeError(DomainError):
-    """The batch is signed by a key that never joined."""
-
-
-class ReceiptAnswer(msgspec.Struct, frozen=True, order=True, gc=False):
-    index: int  # of the receipt in its batch
-    verdict: str
-    units: int
-    credited_bytes: int
-    cap: str
-    position: int  # where the verdict stands in the log
-
-
-class _Claim(NamedTuple):
-    at: int  # in the batch
-    receipt: bytes
-    known: bytes  # _KNOWN
-    signed: bool
+_Claim = tuple[int, bytes, bytes, bool]  # index in the batch, receipt, _KNOWN, whether the signature holds
 
 
 class DeliveryDesk:
-    def __init__(self, ledger: Ledger, *, digest_of: SegmentDigestOf) -> None:
+    def __init__(
+        self, ledger: Ledger, *, digest_of: SegmentDigestOf, verifiers: Verifiers | None = None
+    ) -> None:
+        """`verifiers` belong to the caller; without them signatures are verified in the threads that bring them."""
         self._ledger = ledger
-        self._digests = ReceiptDigests(digest_of)
+        self._verifiers = verifiers or Verifiers(0)
+        self._judging = Judging(ledger, ReceiptDigests(digest_of))
         self._tickets: _Lru[bytes, bytes] = _Lru(CACHED_TICKETS)
-        self._answered: _Lru[bytes, tuple[_Place, ...]] = _Lru(CACHED_ANSWERS)  # batch hash -> its events
-        self._locks = tuple(threading.Lock() for _ in range(LOCKS))  # by broadcast; some share one
+        self._answered: _Lru[bytes, tuple[Place, ...]] = _Lru(CACHED_ANSWERS)  # batch hash -> its events
 
     # --- sessions and tickets
 
@@ -179,18 +158,15 @@ class DeliveryDesk:
         batch = Batch.decode(data)
         admit(batch.node_key)
         known_hash = batch_hash(data)
-        places = self._answered.get(known_hash)
-        if places is not None:
-            return self._answers_at(places)
-        claims, refused = self._claims(batch.receipts, batch.node_key)
-        return self._judge(
-            claims,
-            refused,
-            node_id(batch.node_key),
-            batch_header=data[:HEADER_BYTES],
-            known_hash=known_hash,
-            at_us=at_us,
+        known = self._answered.get(known_hash)
+        if known is not None:
+            return self._judging.answers_at(known)
+        presented, refused = self._presented(batch.receipts, batch.node_key)
+        answers, places = self._judging.judge(
+            Sent(presented, refused, node_id(batch.node_key), data[:HEADER_BYTES], known_hash, at_us)
         )
+        self._answered.put(known_hash, tuple(places))
+        return answers
 
     def judge_receipt(self, data: bytes, *, at_us: int) -> ReceiptAnswer:
         """The verdict on one receipt that the viewer sent itself, for the node its ticket names.
@@ -203,133 +179,33 @@ class DeliveryDesk:
         known = self._known([data[_TICKET_HASH]])[0]
         if known is None:
             raise WireError("the ticket of this receipt was never issued")
-        if not _signed(data, known):
+        if not self._verifiers.hold([(known[_VIEWER_KEY], data)])[0]:
             raise WireError("the receipt is not signed by the viewer its ticket names")
-        claims = {UUID(bytes=known[_BROADCAST]): [_Claim(0, data, known, signed=True)]}
-        return self._judge(
-            claims, [], node_id(known[_NODE_KEY]), batch_header=b"", known_hash=b"", at_us=at_us
-        )[0]
+        presented = {UUID(bytes=known[_BROADCAST]): _present([(0, data, known, True)])}
+        return self._judging.judge(Sent(presented, [], node_id(known[_NODE_KEY]), b"", b"", at_us)).answers[0]
 
-    def _claims(
+    def _presented(
         self, receipts: Sequence[bytes], node_key: bytes
-    ) -> tuple[dict[UUID, list[_Claim]], list[_Refused]]:
+    ) -> tuple[dict[UUID, Presented], list[Refused]]:
         """The receipts by broadcast, their signatures verified; and those that belong to none."""
-        claims: dict[bytes, list[_Claim]] = defaultdict(list)
-        refused: list[_Refused] = []
         well = well_formed(np.frombuffer(b"".join(receipts), RECEIPT)).tolist()
         tickets = self._known([r[_TICKET_HASH] if w else b"" for r, w in zip(receipts, well, strict=True)])
+        # What is another node's is refused whatever its signature.
+        own = [known is not None and known[_NODE_KEY] == node_key for known in tickets]
+        asked = [
+            (known[_VIEWER_KEY], r)
+            for r, known in zip(compress(receipts, own), compress(tickets, own), strict=True)
+            if known
+        ]
+        held = iter(self._verifiers.hold(asked))
+        refused: list[Refused] = []
+        of: dict[bytes, list[_Claim]] = defaultdict(list)
         for i, (receipt, known) in enumerate(zip(receipts, tickets, strict=True)):
             if known is None:
                 refused.append((i, receipt, Verdict.UNKNOWN_TICKET if well[i] else Verdict.MALFORMED))
             else:
-                # What is another node's is refused whatever its signature.
-                signed = known[_NODE_KEY] == node_key and _signed(receipt, known)
-                claims[known[_BROADCAST]].append(_Claim(i, receipt, known, signed))
-        return {UUID(bytes=broadcast): of for broadcast, of in claims.items()}, refused
-
-    def _judge(
-        self,
-        claims: dict[UUID, list[_Claim]],
-        refused: Sequence[_Refused],
-        nid: UUID,
-        *,
-        batch_header: bytes,
-        known_hash: bytes,
-        at_us: int,
-    ) -> list[ReceiptAnswer]:
-        # One order for all, so that nobody waits in a ring.
-        locks = [self._locks[n] for n in sorted({b.int % LOCKS for b in claims})]
-        for lock in locks:
-            lock.acquire()
-        try:
-            return until_saved(lambda: self._attempt(claims, refused, nid, batch_header, known_hash, at_us))
-        finally:
-            for lock in reversed(locks):
-                lock.release()
-
-    def _attempt(
-        self,
-        claims: dict[UUID, list[_Claim]],
-        refused: Sequence[_Refused],
-        nid: UUID,
-        batch_header: bytes,
-        known_hash: bytes,
-        at_us: int,
-    ) -> list[ReceiptAnswer]:
-        """Load everything in one query, decide, save in one transaction."""
-        ids = sorted(claims)
-        wanted: list[tuple[type[Aggregate], UUID]] = [(Crew, CREW_ID), (Node, nid)]
-        wanted += [(Broadcast, b) for b in ids] + [(Delivery, delivery_id(b)) for b in ids]
-        founded, node, *others = self._ledger.load_each(*wanted)
-        if not isinstance(node, Node):
-            raise UnknownNodeError("the node that signed this batch never joined")
-        settings = founded.settings if isinstance(founded, Crew) else Settings()
-        before: list[_Place] = []
-        fresh: list[tuple[Aggregate, SegmentsServed | ReceiptsRefused]] = []
-        for i, broadcast_id in enumerate(ids):
-            broadcast, delivery = others[i], others[len(ids) + i] or Delivery.of(broadcast_id)
-            assert isinstance(delivery, Delivery)
-            version = delivery.judged_before(known_hash) if known_hash else None
-            judged = version or self._judge_broadcast(
-                delivery, broadcast, claims[broadcast_id], node, settings, batch_header, at_us
-            )
-            if isinstance(judged, int):
-                before.append((delivery.id, judged))
-            else:
-                fresh.append((delivery, judged))
-        if refused:
-            version = node.refused_before(known_hash)
-            if version is None:
-                fresh.append((node, _refuse(node, refused, batch_header, at_us)))
-            else:
-                before.append((node.id, version))
-        answers = self._answers_at(before)
-        if fresh:
-            positions = self._ledger.save(*(aggregate for aggregate, _ in fresh))
-            for (_, event), position in zip(fresh, positions, strict=True):
-                answers += _answers(event, position)
-        if known_hash:
-            places = [(event.originator_id, event.originator_version) for _, event in fresh]
-            self._answered.put(known_hash, (*before, *places))
-        return sorted(answers)
-
-    def _judge_broadcast(
-        self,
-        delivery: Delivery,
-        broadcast: Aggregate | None,
-        claims: list[_Claim],
-        node: Node,
-        settings: Settings,
-        batch_header: bytes,
-        at_us: int,
-    ) -> SegmentsServed | int:
-        if not isinstance(broadcast, Broadcast) or broadcast.rendition_id is None:
-            raise DomainError("the broadcast never started")
-        rendition_id = broadcast.rendition_id
-        return delivery.judge(
-            Presented(
-                indices=bytes([c.at for c in claims]),
-                receipts=b"".join([c.receipt for c in claims]),
-                tickets=b"".join([c.known[:TICKET_BODY_BYTES] for c in claims]),
-                facts=[_facts(c.known) for c in claims],
-                signed=[c.signed for c in claims],
-            ),
-            batch_header=batch_header,
-            node_id=node.id,
-            node=node.facts,
-            manifest=broadcast.manifest,
-            settings=settings,
-            digest_of=lambda nonce, sequences: self._digests.expected(rendition_id, nonce, sequences),
-            at_us=at_us,
-        )
-
-    def _answers_at(self, places: Sequence[_Place]) -> list[ReceiptAnswer]:
-        """What was answered before, from the log."""
-        answers: list[ReceiptAnswer] = []
-        for recorded in self._ledger.find(places) if places else ():
-            assert isinstance(recorded.event, SegmentsServed | ReceiptsRefused)
-            answers += _answers(recorded.event, recorded.position)
-        return sorted(answers)
+                of[known[_BROADCAST]].append((i, receipt, known, own[i] and next(held)))
+        return {UUID(bytes=broadcast): _present(claims) for broadcast, claims in of.items()}, refused
 
     def _known(self, ticket_hashes: Sequence[bytes]) -> list[bytes | None]:
         """_KNOWN of each ticket that was issued; what is no hash is none."""
@@ -365,26 +241,14 @@ def _facts(known: bytes) -> SessionFacts:
     return SessionFacts(known[_KNOWN.size :], UUID(bytes=known[_ACCOUNT]) if known[_HAS_ACCOUNT] else None)
 
 
-def _signed(receipt: bytes, known: bytes) -> bool:
-    body, signature = receipt[:RECEIPT_BODY_BYTES], receipt[RECEIPT_BODY_BYTES:]
-    return verify(known[_VIEWER_KEY], RECEIPT_DOMAIN, body, signature)
-
-
-def _refuse(node: Node, refused: Sequence[_Refused], batch_header: bytes, at_us: int) -> ReceiptsRefused:
-    return node.refuse_receipts(
-        batch_header=batch_header,
-        indices=tuple(i for i, _, _ in refused),
-        receipts=b"".join(receipt for _, receipt, _ in refused),
-        judged=tuple(Judged(verdict.value) for _, _, verdict in refused),
-        at_us=at_us,
+def _present(claims: Sequence[_Claim]) -> Presented:
+    return Presented(
+        indices=bytes([i for i, _, _, _ in claims]),
+        receipts=b"".join([receipt for _, receipt, _, _ in claims]),
+        tickets=b"".join([known[:TICKET_BODY_BYTES] for _, _, known, _ in claims]),
+        facts=[_facts(known) for _, _, known, _ in claims],
+        signed=[signed for _, _, _, signed in claims],
     )
-
-
-def _answers(event: SegmentsServed | ReceiptsRefused, position: int) -> list[ReceiptAnswer]:
-    return [
-        ReceiptAnswer(i, j.verdict, j.units, j.credited_bytes, j.cap, position)
-        for i, j in zip(event.indices, event.judged, strict=True)
-    ]
 
 
 K = TypeVar("K", bound=Hashable)

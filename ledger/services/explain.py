@@ -112,6 +112,8 @@ class Earned:
     steps: Steps
     amount_micro: int
     receipts: tuple[Source, ...] | None  # empty for a floor share; None: not looked for
+    # Of a line for plain players: what was left out, because the player turned out to be a spot check of the hub's.
+    spot_checks: tuple[Source, ...] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +240,10 @@ def _explain_earned(log: Events, position: int, line: int, event: EpochSettled) 
             node_id=recorded.node_id,
             plain=recorded.reason.startswith("plain"),
         )
-    late = recorded.reason.endswith("_late")
+    late, plain = recorded.reason.endswith("_late"), recorded.reason.startswith("plain")
+    left_out = index.spot_checks(
+        event.epoch, event.log_to, stream_id=recorded.stream_id, node_id=recorded.node_id
+    )
     return explain_line(
         derivation,
         event,
@@ -246,6 +251,7 @@ def _explain_earned(log: Events, position: int, line: int, event: EpochSettled) 
         line,
         tariff_at=tariffs[setter.originator_version] if setter else None,
         receipts=None if receipts is None else tuple(r for r in receipts if r.late is late),
+        spot_checks=tuple(r for r in left_out if r.late is late) if plain else (),
     )
 
 
@@ -257,10 +263,11 @@ def explain_line(
     *,
     tariff_at: int | None,
     receipts: tuple[Source, ...] | None,
+    spot_checks: tuple[Source, ...] | None,
 ) -> Earned:
     """The explanation of one recorded line by a derivation of its stream. Raises ExplanationFailed.
 
-    `receipts` None: they were not looked for.
+    `receipts`, `spot_checks` None: they were not looked for.
     """
     recorded = event.lines[line]
     shares = derivation.nodes.get(recorded.node_id, [])
@@ -306,6 +313,7 @@ def explain_line(
         steps=steps,
         amount_micro=recorded.amount_micro,
         receipts=receipts,
+        spot_checks=spot_checks,
     )
 
 

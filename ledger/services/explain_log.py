@@ -6,6 +6,7 @@ the same numbers as the one that reads the whole log; what it cannot know from t
 
 from collections.abc import Iterator
 from typing import Final
+from uuid import UUID
 
 from ledger.aggregates.book import Book
 from ledger.aggregates.crew import Crew
@@ -16,6 +17,7 @@ from ledger.events import (
     DisputeRejected,
     EpochSettled,
     Event,
+    NodeProbed,
     SegmentsServed,
     SettingsChanged,
 )
@@ -86,6 +88,9 @@ def explain_recorded(ledger: Ledger, position: int, line: int) -> Explanation:
     over_rate = any(
         x.node_id == recorded.node_id and x.reason == OVER_RATE for page in pages for x in page.lines
     )
+    receipts, spot_checks = (None, None) if over_rate else _receipts(ledger, log, first, line)
+    if recorded.reason == FLOOR_SHARE:
+        receipts = ()
     means = Means()
     for event in ledger.history(BOOK_ID, up_to=first.originator_version - first.page):
         means.apply(event)
@@ -102,9 +107,8 @@ def explain_recorded(ledger: Ledger, position: int, line: int) -> Explanation:
         position,
         line,
         tariff_at=ledger.position_of(BOOK_ID, setter.originator_version) if setter else None,
-        receipts=None
-        if over_rate and recorded.reason != FLOOR_SHARE
-        else _receipts(ledger, log, first, line),
+        receipts=receipts,
+        spot_checks=spot_checks if recorded.reason.startswith("plain") else (),
     )
 
 
@@ -139,17 +143,25 @@ class _BookOnly:
                     yield position, event
 
 
-def _receipts(ledger: Ledger, log: Events, settled: EpochSettled, line: int) -> tuple[Source, ...] | None:
-    """Receipts of the settled range that add up to the line, or None: then only the whole log can say."""
+_Receipts = tuple[Source, ...]
+
+
+def _receipts(
+    ledger: Ledger, log: Events, settled: EpochSettled, line: int
+) -> tuple[_Receipts | None, _Receipts | None]:
+    """Receipts of the range that add up to the line, and those of spot checks. None: only the whole log tells."""
     recorded = settled.lines[line]
     if recorded.reason == FLOOR_SHARE:
-        return ()
+        return (), ()
     if settled.log_to - settled.log_from > RANGE_EVENTS_MAX:
-        return None
+        return None, None
     late = recorded.reason.endswith("_late")
     tickets: dict[bytes, Ticket | None] = {}
-    found: list[Source] = []
+    found: list[tuple[UUID, Source]] = []
+    probes: set[UUID] = set()  # sessions
     for position, event in log.events(settled.log_from, settled.log_to):
+        if isinstance(event, NodeProbed) and event.session_id is not None:
+            probes.add(event.session_id)
         if not isinstance(event, SegmentsServed) or event.node_id != recorded.node_id:
             continue
         for n, judged in enumerate(event.judged):
@@ -164,12 +176,16 @@ def _receipts(ledger: Ledger, log: Events, settled: EpochSettled, line: int) -> 
                 continue
             plain = ticket.viewer_class is ViewerClass.PLAIN
             if plain is recorded.reason.startswith("plain"):
-                found.append(Source(position, n, late, judged.units, judged.credited_bytes))
-    adds_up = (sum(s.units for s in found), sum(s.credited_bytes for s in found)) == (
+                source = Source(position, n, late, judged.units, judged.credited_bytes)
+                found.append((ticket.session_id, source))
+    paid = tuple(source for session, source in found if session not in probes)
+    adds_up = (sum(s.units for s in paid), sum(s.credited_bytes for s in paid)) == (
         recorded.units,
         recorded.credited_bytes,
     )
-    return tuple(found) if adds_up else None
+    if not adds_up:
+        return None, None
+    return paid, tuple(source for session, source in found if session in probes)
 
 
 def _ticket(ledger: Ledger, ticket_hash: bytes) -> Ticket | None:

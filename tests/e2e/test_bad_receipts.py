@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx2
 import pytest
@@ -28,12 +28,12 @@ from hub.probes import Prober
 from ledger.aggregates.broadcast import Broadcast
 from ledger.aggregates.node import Node, NodeStatus
 from ledger.aggregates.stream import Stream
-from ledger.events import NodeProbed
+from ledger.events import NodeProbed, SessionOpened
 from ledger.ids import stream_id
 from ledger.keys import KeyPair
 from ledger.receipt import SignedReceipt
 from ledger.services.delivery import DeliveryDesk
-from ledger.ticket import SignedTicket
+from ledger.ticket import SignedTicket, ViewerClass
 from relay.viewers.cheat import claim, forged
 
 
@@ -273,7 +273,13 @@ def test_a_node_that_serves_wrong_bytes_is_out_at_once_and_loses_only_its_bad_re
                 if ledger.load(Node, friend.node_id).status is NodeStatus.SUSPENDED:
                     break
                 prober.probe(SLUG, at_us=now_us())
-            events = [r.event for r in ledger.read(0, 50_000) if r.event.originator_id == friend.node_id]
+            everything = [r.event for r in ledger.read(0, 50_000)]
+            opened: set[UUID] = set()
+            for event in everything:  # a probe's session is any plain player's, until it is over
+                if isinstance(event, SessionOpened) and event.viewer_class == ViewerClass.PLAIN:
+                    opened.add(event.session_id)
+                assert not isinstance(event, NodeProbed) or event.session_id in opened
+            events = [e for e in everything if e.originator_id == friend.node_id]
             probed = [e.outcome for e in events if isinstance(e, NodeProbed) and e.outcome != "ok"]
             assert probed == ["wrong_bytes"], "the first is the last"
         assert post(f"{live.base}/api/receipts", wrong).json()["verdict"] == "digest_mismatch"

@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID, uuid5
@@ -36,13 +36,24 @@ def make_id(name: str) -> UUID:
     return uuid5(NAMESPACE, "test:" + name)
 
 
-def probe(ledger: Ledger, node_id: UUID, dice: random.Random, *, at_us: int) -> None:
-    """A probe of a slow line, as media is small here."""
+def probe(
+    ledger: Ledger, node_id: UUID, dice: random.Random, tickets: Iterable[SignedTicket] = (), *, at_us: int
+) -> None:
+    """A probe of a slow line, as media is small here; mostly as one of the plain players that have these tickets."""
     size, latency_us = dice.randrange(3_000), dice.randrange(1, 10**8)
+    plain = [t.ticket.session_id for t in tickets if t.ticket.viewer_class is ViewerClass.PLAIN]
+    session_id = dice.choice([None, *plain])
     nodes.change_node(
         ledger,
         node_id,
-        lambda n: n.probed(outcome="ok", sequence=0, latency_us=latency_us, segment_bytes=size, at_us=at_us),
+        lambda n: n.probed(
+            outcome="ok",
+            sequence=0,
+            latency_us=latency_us,
+            segment_bytes=size,
+            session_id=session_id,
+            at_us=at_us,
+        ),
     )
 
 

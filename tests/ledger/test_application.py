@@ -35,7 +35,13 @@ class Probed(Aggregate):
 
     def probe(self, sequence: int = 0, outcome: str = "ok") -> Event:
         return self.trigger(
-            ev.NodeProbed, at_us=1, outcome=outcome, sequence=sequence, latency_us=1, segment_bytes=1
+            ev.NodeProbed,
+            at_us=1,
+            outcome=outcome,
+            sequence=sequence,
+            latency_us=1,
+            segment_bytes=1,
+            session_id=None,
         )
 
 

@@ -22,7 +22,16 @@ from ledger.audit.store import Store
 from ledger.audit.stream import Entries, by_event
 from ledger.batch import Batch
 from ledger.checks import read_entries
-from ledger.events import Event, SegmentsServed, SessionOpened, TicketIssued, decode, encode
+from ledger.events import (
+    Event,
+    NodeProbed,
+    SegmentsServed,
+    SessionObserved,
+    SessionOpened,
+    TicketIssued,
+    decode,
+    encode,
+)
 from ledger.receipt import Receipt, fold_digests, segment_digest, to_bitmap
 from ledger.services import broadcasts, crew, nodes
 from ledger.services.credit_index import CreditIndex
@@ -78,7 +87,10 @@ class Crowd:
                 change = dice.choice([nodes.suspend, nodes.reinstate])
                 change(life.ledger, nid, reason="dice", at_us=life.now_us)
             if dice.random() < 0.3:
-                probe(life.ledger, life.nodes[node][1].id, dice, at_us=life.now_us)
+                nid = life.nodes[node][1].id
+                probe(life.ledger, nid, dice, [t for t, _, _ in tickets], at_us=life.now_us)
+            if dice.random() < 0.5:
+                self._observe(dice.choice(tickets)[0])
             if dice.random() < 0.5:
                 self._publish(dice.randrange(1, 30))
         broadcasts.end_broadcast(life.ledger, life.broadcast.id, reason="over", at_us=life.tick())
@@ -86,6 +98,21 @@ class Crowd:
     def _publish(self, count: int) -> None:
         for _ in range(0, count, 100):
             self.life.publish(min(count, 100))
+
+    def _observe(self, signed: SignedTicket) -> None:
+        """What the hub saw of a plain player, when it is one."""
+        ticket, dice = signed.ticket, self.dice
+        if ticket.viewer_class is not ViewerClass.PLAIN:
+            return
+        first = ticket.first_sequence
+        seen = range(first, min(ticket.last_sequence + 1, first + dice.randrange(1, 200)))
+        self.life.desk.observe(
+            ticket.session_id,
+            base_sequence=first,
+            polled=to_bitmap(first, seen),
+            fetched_at_hub=to_bitmap(first, [s for s in seen if dice.random() < 0.1]),
+            at_us=self.life.now_us,
+        )
 
     def _ticket(self, again: SignedTicket | None = None) -> tuple[SignedTicket, str, str]:
         """For a new session, or a further one for the session of `again`."""
@@ -241,7 +268,8 @@ def misplaced(entries: Sequence[bytes], dice: random.Random) -> list[bytes]:
     at, to = dice.randrange(len(entries)), dice.randrange(len(entries))
     data = entries[at]
     if dice.random() < 0.7:  # sessions and tickets are what bundles are about
-        some = [i for i, e in enumerate(entries) if isinstance(decode(e), SessionOpened | TicketIssued)]
+        kinds = (SessionOpened, TicketIssued, SessionObserved, NodeProbed)
+        some = [i for i, e in enumerate(entries) if isinstance(decode(e), kinds)]
         at, to = dice.choice(some), dice.choice(some)
         data = entries[at]
     rest = [*entries[:at], *entries[at + 1 :]]

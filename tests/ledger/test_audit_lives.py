@@ -155,7 +155,7 @@ class RandomLife:
         if change == "move":
             nodes.change_node(self.ledger, nid, lambda n: n.see_at(self.dice.randbytes(16), at_us=at_us))
         elif change == "probe":
-            probe(self.ledger, nid, self.dice, at_us=at_us)
+            probe(self.ledger, nid, self.dice, [t for t, _, _ in self.tickets], at_us=at_us)
         elif change == "online":
             nodes.change_node(self.ledger, nid, lambda n: n.go_online(at_us=at_us))
         elif change == "suspend":

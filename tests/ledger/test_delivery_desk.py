@@ -3,6 +3,8 @@
 import itertools
 import os
 import random
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -20,7 +22,8 @@ from ledger.events import Segment, SegmentsServed
 from ledger.keys import KeyPair
 from ledger.receipt import Receipt, fold_digests, segment_digest, to_bitmap
 from ledger.services import broadcasts, crew, nodes, streams
-from ledger.services.delivery import DeliveryDesk, ReceiptAnswer, UnknownNodeError
+from ledger.services.delivery import DeliveryDesk
+from ledger.services.judging import ReceiptAnswer, UnknownNodeError
 from ledger.ticket import SignedTicket, ViewerClass, WireError
 
 T0 = 1_800_000_000_000_000
@@ -363,3 +366,104 @@ def test_two_hubs_and_many_threads_that_get_the_same_batches_credit_each_segment
     # Ticket n is in the batches from n - 2 on; the last claims segments 0 to 4.
     assert sum(a.units for answer in by_batch.values() for a in answer) == 6 * 5
     assert {a.verdict for answer in by_batch.values() for a in answer} <= {"accepted", "duplicate"}
+
+
+def test_what_waits_is_judged_together_and_what_cannot_be_fails_nobody_else(
+    live: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, node = live.node()
+    tickets = [live.ticket(node, VIEWER) for _ in range(5)]
+    receipts = [live.receipt(t, VIEWER, [0, 1]) for t in tickets]
+    batches = [Batch.sign(key, n, n, [receipt]).encode() for n, receipt in enumerate(receipts[:4])]
+    longer = Batch.sign(key, 9, 9, [live.receipt(tickets[1], VIEWER, [0, 1, 2], 2), b"\0" * 205]).encode()
+    stranger = Batch.sign(KeyPair(b"?" * 32), 0, 0, [receipts[0]]).encode()
+
+    load, loads = live.ledger.load_each, []
+    first_runs, go = threading.Event(), threading.Event()
+
+    def load_each(*wanted: Any) -> Any:
+        loads.append(wanted)
+        first_runs.set()
+        assert go.wait(10)
+        return load(*wanted)
+
+    monkeypatch.setattr(live.ledger, "load_each", load_each)
+
+    def judge(data: bytes) -> Any:
+        if len(data) == 205:
+            return live.desk.judge_receipt(data, at_us=live.now_us)
+        return live.desk.judge_batch(data, at_us=live.now_us)
+
+    queue = live.desk._judging._together._queue
+    with ThreadPoolExecutor(9) as pool:
+        answers = [pool.submit(judge, batches[0])]
+        assert first_runs.wait(10)
+        waiting = [batches[1], stranger, batches[2], batches[2], longer, receipts[4], batches[3]]
+        for number, data in enumerate(waiting, 1):
+            answers.append(pool.submit(judge, data))
+            while len(queue) < number:
+                time.sleep(0.001)
+        go.set()
+        outcomes = [a.exception() or a.result() for a in answers]
+    assert len(loads) == 2
+    assert isinstance(outcomes.pop(2), UnknownNodeError)
+    assert outcomes[2] == outcomes[3]  # the same batch
+    alone = outcomes.pop(5)
+    assert (alone.verdict, alone.units) == ("accepted", 2)
+    units = [[(a.verdict, a.units) for a in answer] for answer in outcomes]
+    assert units == [
+        *[[("accepted", 2)]] * 4,
+        [("accepted", 1), ("malformed", 0)],  # after the two segments of the batch before it
+        [("accepted", 2)],
+    ]
+    for data, answer in zip([*batches[:3], batches[2], longer, batches[3]], outcomes, strict=True):
+        assert judge(data) == answer
+
+
+def test_a_save_that_fails_fails_all_that_waited_for_it_and_each_may_be_sent_again(
+    live: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, node = live.node()
+    batches = [
+        Batch.sign(key, n, n, [live.receipt(live.ticket(node, VIEWER), VIEWER, [0])]).encode()
+        for n in range(3)
+    ]
+    load, first_runs, go = live.ledger.load_each, threading.Event(), threading.Event()
+
+    def load_each(*wanted: Any) -> Any:
+        first_runs.set()
+        assert go.wait(10)
+        return load(*wanted)
+
+    monkeypatch.setattr(live.ledger, "load_each", load_each)
+
+    def judge(data: bytes) -> list[ReceiptAnswer]:
+        return live.desk.judge_batch(data, at_us=live.now_us)
+
+    queue = live.desk._judging._together._queue
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(judge, batches[0])]
+        assert first_runs.wait(10)
+        for number in (1, 2):
+            answers.append(pool.submit(judge, batches[number]))
+            while len(queue) < number:
+                time.sleep(0.001)
+        size = live.ledger.size()
+        save, saves = live.ledger.save, []
+
+        def fail_second(*aggregates: Any) -> Any:
+            saves.append(aggregates)
+            if len(saves) == 2:
+                save(*aggregates)
+                raise Unavailable("it is not known whether they were recorded")
+            return save(*aggregates)
+
+        monkeypatch.setattr(live.ledger, "save", fail_second)
+        go.set()
+        outcomes = [a.exception() for a in answers]
+    assert outcomes[0] is None
+    assert all(isinstance(e, Unavailable) for e in outcomes[1:])
+    assert outcomes[1] is not outcomes[2]
+    again = [judge(data) for data in batches]
+    assert [(a.verdict, a.units) for answer in again for a in answer] == [("accepted", 1)] * 3
+    assert live.ledger.size() == size + 3

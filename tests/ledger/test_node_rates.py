@@ -34,6 +34,7 @@ def probe(outcome: str, hour: int, latency_us: int, size: int) -> e.NodeProbed:
         sequence=0,
         latency_us=latency_us,
         segment_bytes=size,
+        session_id=None,
     )
 
 

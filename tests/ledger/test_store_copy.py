@@ -173,7 +173,9 @@ class Probed(Aggregate):
         return list(self._pending)
 
     def probe(self, outcome: str = "ok") -> None:
-        self.trigger(NodeProbed, at_us=1, outcome=outcome, sequence=0, latency_us=1, segment_bytes=1)
+        self.trigger(
+            NodeProbed, at_us=1, outcome=outcome, sequence=0, latency_us=1, segment_bytes=1, session_id=None
+        )
 
     def apply(self, event: Event) -> None:
         pass

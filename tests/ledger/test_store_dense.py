@@ -221,7 +221,7 @@ def test_appends_that_wait_share_a_transaction_and_a_conflict_fails_nobody_else(
         return thread
 
     def wait_for_queue(size: int) -> None:
-        while len(group._queue) < size:
+        while len(group._together._queue) < size:
             time.sleep(0.001)
 
     threads = [start(0, [stored(uuid4(), 1)])]
@@ -277,10 +277,10 @@ def test_whoever_waits_is_woken_though_threads_between_are_interrupted() -> None
     assert started.wait(10)
     for number in range(1, 6):
         threads.append(start())
-        while len(group._queue) < number:
+        while len(group._together._queue) < number:
             time.sleep(0.001)
     # What an interruption leaves behind: a waiter in the queue whose thread is no longer there.
-    gone = [group._queue[1], group._queue[3]]
+    gone = [group._together._queue[1], group._together._queue[3]]
     for waiting in gone:
         waiting.gone = True
     go.set()

@@ -238,6 +238,7 @@ class History:
                 sequence=1,
                 latency_us=2,
                 segment_bytes=3,
+                session_id=None,
                 at_us=self.now_us,
             )
             self.keep(node)
