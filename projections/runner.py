@@ -17,9 +17,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ledger.application import Unavailable
 from projections import schema, tracking
-from projections.base import Handlers, Projection, Unreadable
+from projections.base import Projection, Unreadable
 from projections.catalog import PROJECTIONS
 from projections.fold import ProjectionError
+from projections.following import Followers
 from projections.log import Log
 from projections.queries import Lag, Queries, ReadModelUnavailable
 from projections.rebuild import RebuildRunning, rebuild
@@ -67,7 +68,7 @@ class Runner:
         self._classes = {p.name: p for p in projections}
         self._tables = Tables(schema_name)
         self._active: dict[str, Projection] = {}
-        self._handlers_of: dict[tuple[str, ...], Handlers] = {}  # by those at the same position
+        self._followers_of: dict[tuple[str, ...], Followers] = {}  # by those at the same position
         self._positions: dict[str, int] = {}  # empty: to be read from the database
         self._batch_events = batch_events
         self._alive = alive
@@ -104,7 +105,7 @@ class Runner:
                 progress=lambda _done, _size: self._alive(),
             )
         self._active = {name: p(self._tables) for name, p in self._classes.items()}
-        self._handlers_of = {}
+        self._followers_of = {}
         self._positions = {}
 
     def step(self) -> int:
@@ -163,23 +164,21 @@ class Runner:
         group = [name for name in going if self._positions[name] == start]
         others = [self._positions[name] for name in going if self._positions[name] > start]
         limit = min([self._batch_events, *(position - start for position in others)])
-        handlers = self._handlers(tuple(group))
         try:
-            with self._log.scan(start, limit, handlers.ignored) as scan:
-                handlers.apply(scan)
-            if scan.end > start:
-                self._write(group, start, scan.end)
+            end = self._followers(tuple(group)).follow(self._log, start, limit)
+            if end > start:
+                self._write(group, start, end)
         except Unreadable as unreadable:
             # It stays where it is; the next step takes the batch again without it.
             self._stop(unreadable.name, unreadable.error)
             self._forget()
             return 1
-        return scan.end - start
+        return end - start
 
-    def _handlers(self, group: tuple[str, ...]) -> Handlers:
-        if group not in self._handlers_of:
-            self._handlers_of[group] = Handlers([self._active[name] for name in group])
-        return self._handlers_of[group]
+    def _followers(self, group: tuple[str, ...]) -> Followers:
+        if group not in self._followers_of:
+            self._followers_of[group] = Followers([self._active[name] for name in group])
+        return self._followers_of[group]
 
     def _flush(self, name: str, connection: Connection) -> None:
         try:

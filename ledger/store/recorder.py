@@ -30,6 +30,7 @@ from ledger.store.binary import columns, copy_rows
 from ledger.store.database import Datastore
 from ledger.store.group import GroupCommit, Rows
 from ledger.store.listener import Listener
+from ledger.store.parts import Parts
 
 PATIENCE_S: Final = 5.0  # how long a call tries to reach the database before it gives up
 COPY_FROM: Final = (
@@ -236,6 +237,16 @@ class DenseRecorder(PostgresApplicationRecorder):
             # A generator, though it is not typed as one: closed early it cancels the rest, for the next user's sake.
             with closing(cast("Generator[TupleRow]", rows)):
                 yield rows
+
+    def parts(self, start: int, limit: int, topics: Sequence[str]) -> Parts:
+        """Positions start..start+limit-1 whose topic is none of these, some hundreds in one row."""
+        return Parts(
+            self.datastore,
+            lambda statement, params: self._patiently(lambda: self._fetch(statement, params)),
+            start,
+            start + limit,
+            topics,
+        )
 
     def position_of(self, originator_id: UUID, originator_version: int) -> int | None:
         where = [("originator_id = %s", originator_id), ("originator_version = %s", originator_version)]

@@ -96,9 +96,10 @@ def test_postgres_reads_an_array_as_the_values_it_was_made_of(
 ) -> None:
     values = data.draw(st.lists(st.none() | VALUES[kind], max_size=6))
     column = Column("c", kind)
+    sent = [v.bytes if isinstance(v, UUID) else v for v in values]
     cast = {BigInteger: "bigint", Boolean: "boolean", Text: "text", Uuid: "uuid"}[kind]
     with engine.connect() as connection:
-        read = connection.exec_driver_sql(f"SELECT unnest(%s::{cast}[])", (array(column, values),))
+        read = connection.exec_driver_sql(f"SELECT unnest(%s::{cast}[])", (array(column, sent),))
         assert list(read.scalars()) == values
 
 
