@@ -70,6 +70,9 @@ _KINDS: Final[dict[type[Any], _Kind]] = {
 def _cells(column: Column[Any], values: Sequence[Any]) -> tuple[Cells, bool]:
     """And whether there is a NULL among them."""
     _, many, one = _KINDS[type(column.type)]
+    if len(values) > 1 and values[0] == values[-1] and values.count(values[0]) == len(values):
+        cell = np.frombuffer(_NULL if values[0] is None else one(values[0]), np.uint8)
+        return np.broadcast_to(cell, (len(values), len(cell))), values[0] is None
     if None not in values:
         return (many(values) if values else []), False
     return [_NULL if value is None else one(value) for value in values], True
@@ -102,7 +105,7 @@ def copy(columns: Iterable[tuple[Column[Any], Sequence[Any]]]) -> bytes:
     if len(blocks) == 1:
         body = np.hstack(blocks[0]).tobytes()
     else:
-        pieces = [block if isinstance(block[0], bytes) else _lines(np.hstack(block)) for block in blocks]
+        pieces = [block if isinstance(block[0], bytes) else _lines(block) for block in blocks]
         body = b"".join(chain.from_iterable(zip(*pieces, strict=True)))
     return _COPY_HEADER + body + _COPY_TRAILER
 
@@ -113,6 +116,7 @@ def _as_matrix(cells: Cells) -> Cells:
     return np.frombuffer(b"".join(cells), np.uint8).reshape(len(cells), len(cells[0]))
 
 
-def _lines(matrix: Any) -> list[bytes]:
+def _lines(matrices: list[Any]) -> list[bytes]:
+    matrix = np.ascontiguousarray(np.hstack(matrices))
     lines: list[bytes] = matrix.view(f"V{matrix.shape[1]}").ravel().tolist()
     return lines

@@ -12,6 +12,7 @@ import msgspec
 
 from ledger import events as e
 from ledger.events import Event, encode
+from ledger.receipt import SIGNED_BYTES
 from ledger.verdict import CAPS, VERDICTS
 
 Id = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]  # of a UUID
@@ -92,11 +93,14 @@ class SegmentsServed(Excerpt, frozen=True, tag="delivery.segments_served.v2"):
     caps: bytes
     units: bytes
     credited_bytes: bytes
+    receipts: bytes | int  # or their length, where the log left them out
 
     def __post_init__(self) -> None:
         count = len(self.verdicts)
+        length = self.receipts if isinstance(self.receipts, int) else len(self.receipts)
         if (
-            count != len(self.caps)
+            length != SIGNED_BYTES * count
+            or count != len(self.caps)
             or 2 * count != len(self.units)
             or 8 * count != len(self.credited_bytes)
             or self.verdicts.translate(None, _VERDICT_CODES)
