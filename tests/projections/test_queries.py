@@ -34,13 +34,6 @@ from projections.runner import Runner
 T = TypeVar("T")
 
 
-@pytest.fixture
-def own_engine(database_url: str) -> Iterator[Engine]:
-    engine = create_sql_engine(database_url)
-    yield engine
-    engine.dispose()
-
-
 def queries_after(moves: list[Move], engine: Engine) -> tuple[History, Queries]:
     history = History()
     log = Log(history.play([*OPENING, *moves]))
