@@ -48,6 +48,10 @@ class ShapeChangedError(Exception):
     """Another version of this program rebuilt a projection while this one ran: start the newer one."""
 
 
+class _OvertakenError(Exception):
+    """A projection is not where the batch begins."""
+
+
 class Runner:
     """One per process; several processes are safe (they take turns). `step` and `run` are for one thread."""
 
@@ -197,17 +201,19 @@ class Runner:
             projection.discard()
 
     def _write(self, group: Sequence[str], start: int, end: int) -> None:
-        with self._engine.begin() as connection:
-            tracking.lock(connection, self._tables, group)
-            tracked = tracking.read(connection, self._tables)
-            self._check_versions(tracked)
-            if any(tracked[name].position != start for name in group):
-                # Somebody else moved it while this batch was folded: theirs stands.
-                self._forget()
-                return
-            for name in group:
-                self._flush(name, connection)
-            tracking.move(connection, self._tables, group, end)
+        versions = {name: self._classes[name].version for name in group}
+        try:
+            with self._engine.begin() as connection:
+                tracking.lock(connection, self._tables, group)
+                if not tracking.move(connection, self._tables, versions, start, end):
+                    raise _OvertakenError
+                for name in group:
+                    self._flush(name, connection)
+        except _OvertakenError:
+            # Somebody else moved one while this batch was folded: theirs stands. Or built it in another version.
+            self._read_positions()
+            self._forget()
+            return
         self._positions |= dict.fromkeys(group, end)
 
     def _read_positions(self) -> dict[str, int]:

@@ -5,17 +5,20 @@ whoever found the position where its changes begin. So two runners, a runner and
 anywhere neither skip nor repeat an event.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import ColumnElement, Connection, Dialect, func, select
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from projections.schema import Tables
 
 _WRITE: Final = "write"
 _REBUILD: Final = "rebuild"
+_DIALECT: Final[Dialect] = PGDialect()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,7 @@ def lock(connection: Connection, tables: Tables, names: Iterable[str]) -> None:
 
     Always in the order of their names, so that two writers never wait for each other.
     """
-    for name in sorted(names):
-        connection.execute(select(func.pg_advisory_xact_lock(_key(tables, _WRITE, name))))
+    connection.exec_driver_sql(*_lock_sql(tables.schema, tuple(sorted(names))))
 
 
 def try_lock_rebuild(connection: Connection, tables: Tables, names: Iterable[str]) -> bool:
@@ -46,9 +48,14 @@ def try_lock_rebuild(connection: Connection, tables: Tables, names: Iterable[str
     )
 
 
-def move(connection: Connection, tables: Tables, names: Sequence[str], position: int) -> None:
-    t = tables.positions
-    connection.execute(t.update().where(t.c.name.in_(names)).values(position=position))
+def move(connection: Connection, tables: Tables, versions: Mapping[str, int], start: int, end: int) -> bool:
+    """Move those projections from `start` to `end`. False when one of them is elsewhere, or of another version.
+
+    Looks at what is committed now, also when the caller's transaction began before: to be called under the lock.
+    """
+    names, numbers = list(versions), list(versions.values())
+    moved = connection.exec_driver_sql(_move_sql(tables.schema), (end, names, numbers, start))
+    return moved.rowcount == len(versions)
 
 
 def put(connection: Connection, tables: Tables, name: str, version: int, position: int) -> None:
@@ -58,5 +65,26 @@ def put(connection: Connection, tables: Tables, name: str, version: int, positio
     connection.execute(row.on_conflict_do_update(index_elements=["name"], set_=changed))
 
 
+@lru_cache(64)
+def _lock_sql(schema: str | None, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    # Evaluated from left to right, each once.
+    locks = ", ".join(["pg_advisory_xact_lock(hashtextextended(%s, 0))"] * len(names))
+    return f"SELECT {locks}", tuple(_lock_name(schema, _WRITE, name) for name in names)
+
+
+@lru_cache(64)
+def _move_sql(schema: str | None) -> str:
+    table = _DIALECT.identifier_preparer.format_table(Tables(schema).positions)
+    return (
+        f"UPDATE {table} AS t SET position = %s"  # noqa: S608
+        " FROM unnest(%s::text[], %s::integer[]) AS c (name, version)"
+        " WHERE t.name = c.name AND t.version = c.version AND t.position = %s"
+    )
+
+
+def _lock_name(schema: str | None, purpose: str, name: str) -> str:
+    return f"{schema}/projections/{purpose}/{name}"
+
+
 def _key(tables: Tables, purpose: str, name: str) -> ColumnElement[int]:
-    return func.hashtextextended(f"{tables.schema}/projections/{purpose}/{name}", 0)
+    return func.hashtextextended(_lock_name(tables.schema, purpose, name), 0)
