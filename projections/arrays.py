@@ -20,6 +20,7 @@ _HEAD: Final = struct.Struct(
 )  # dimensions, has nulls, type of the elements, their number, first index
 _LENGTH: Final = struct.Struct(">i")
 _BIGINT: Final = struct.Struct(">iq")
+_FEW: Final = 16  # so many values cost less one by one
 _NULL: Final = _LENGTH.pack(-1)
 _UUID_LENGTH: Final = _LENGTH.pack(16)
 _BOOLS: Final = {False: b"\0\0\0\1\0", True: b"\0\0\0\1\1"}
@@ -70,11 +71,13 @@ _KINDS: Final[dict[type[Any], _Kind]] = {
 def _cells(column: Column[Any], values: Sequence[Any]) -> tuple[Cells, bool]:
     """And whether there is a NULL among them."""
     _, many, one = _KINDS[type(column.type)]
-    if len(values) > 1 and values[0] == values[-1] and values.count(values[0]) == len(values):
+    if len(values) < _FEW:
+        return [_NULL if value is None else one(value) for value in values], None in values
+    if values[0] == values[-1] and values.count(values[0]) == len(values):
         cell = np.frombuffer(_NULL if values[0] is None else one(values[0]), np.uint8)
         return np.broadcast_to(cell, (len(values), len(cell))), values[0] is None
     if None not in values:
-        return (many(values) if values else []), False
+        return many(values), False
     return [_NULL if value is None else one(value) for value in values], True
 
 

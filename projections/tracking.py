@@ -37,7 +37,8 @@ def lock(connection: Connection, tables: Tables, names: Iterable[str]) -> None:
 
     Always in the order of their names, so that two writers never wait for each other.
     """
-    connection.exec_driver_sql(*_lock_sql(tables.schema, tuple(sorted(names))))
+    locks, parameters = _locks(tables.schema, tuple(sorted(names)))
+    connection.exec_driver_sql(f"SELECT {locks}", parameters)
 
 
 def try_lock_rebuild(connection: Connection, tables: Tables, names: Iterable[str]) -> bool:
@@ -49,13 +50,13 @@ def try_lock_rebuild(connection: Connection, tables: Tables, names: Iterable[str
 
 
 def move(connection: Connection, tables: Tables, versions: Mapping[str, int], start: int, end: int) -> bool:
-    """Move those projections from `start` to `end`. False when one of them is elsewhere, or of another version.
+    """Lock these projections and move them from `start` to `end`, in one statement.
 
-    Looks at what is committed now, also when the caller's transaction began before: to be called under the lock.
+    False when one of them is elsewhere, or of another version: then the caller has to roll back.
     """
-    names, numbers = list(versions), list(versions.values())
-    moved = connection.exec_driver_sql(_move_sql(tables.schema), (end, names, numbers, start))
-    return moved.rowcount == len(versions)
+    statement, locks = _move_sql(tables.schema, tuple(sorted(versions)))
+    parameters = (*locks, end, list(versions), list(versions.values()), start)
+    return connection.exec_driver_sql(statement, parameters).rowcount == len(versions)
 
 
 def put(connection: Connection, tables: Tables, name: str, version: int, position: int) -> None:
@@ -66,20 +67,23 @@ def put(connection: Connection, tables: Tables, name: str, version: int, positio
 
 
 @lru_cache(64)
-def _lock_sql(schema: str | None, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    # Evaluated from left to right, each once.
+def _locks(schema: str | None, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """Calls that are evaluated from left to right, and their parameters."""
     locks = ", ".join(["pg_advisory_xact_lock(hashtextextended(%s, 0))"] * len(names))
-    return f"SELECT {locks}", tuple(_lock_name(schema, _WRITE, name) for name in names)
+    return locks, tuple(_lock_name(schema, _WRITE, name) for name in names)
 
 
 @lru_cache(64)
-def _move_sql(schema: str | None) -> str:
+def _move_sql(schema: str | None, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """What it waits for at the locks may have been committed after it began: Postgres then looks at the row again."""
+    locks, parameters = _locks(schema, names)
     table = _DIALECT.identifier_preparer.format_table(Tables(schema).positions)
-    return (
-        f"UPDATE {table} AS t SET position = %s"  # noqa: S608
-        " FROM unnest(%s::text[], %s::integer[]) AS c (name, version)"
+    statement = (
+        f"WITH locks AS MATERIALIZED (SELECT {locks}) UPDATE {table} AS t SET position = %s"  # noqa: S608
+        " FROM locks CROSS JOIN unnest(%s::text[], %s::integer[]) AS c (name, version)"
         " WHERE t.name = c.name AND t.version = c.version AND t.position = %s"
     )
+    return statement, parameters
 
 
 def _lock_name(schema: str | None, purpose: str, name: str) -> str:

@@ -71,7 +71,7 @@ class PartGap(Exception):
     """A position is missing although there are later ones."""
 
 
-Fetch = Callable[[Composed, Sequence[Any]], list[TupleRow]]
+Fetch = Callable[[bytes, Sequence[Any]], list[TupleRow]]
 
 
 class Parts:
@@ -117,7 +117,7 @@ class Parts:
 
 
 @lru_cache(64)
-def _statements(schema: str, topics: tuple[str, ...]) -> tuple[Composed, Composed]:
+def _statements(schema: str, topics: tuple[str, ...]) -> tuple[bytes, bytes]:
     events = Identifier(schema, "events")
     limit = SQL(_STOP).format(events=events)
 
@@ -131,4 +131,5 @@ def _statements(schema: str, topics: tuple[str, ...]) -> tuple[Composed, Compose
         return SQL(_PART).format(stop=stop, state=SQL(_SHORTENED).format(whole=_WHOLE_BYTES), rows=measured)
 
     more = part(SQL("g"), SQL("least(g + {}, s.stop)").format(PART_EVENTS))
-    return part(SQL("%s"), limit), SQL(_PARTS).format(limit=limit, size=PART_EVENTS, part=more)
+    more = SQL(_PARTS).format(limit=limit, size=PART_EVENTS, part=more)
+    return part(SQL("%s"), limit).as_bytes(), more.as_bytes()

@@ -280,7 +280,7 @@ class DenseRecorder(PostgresApplicationRecorder):
             params.append(limit)
         return self._patiently(lambda: self._fetch(SQL(statement).format(), params))
 
-    def _fetch(self, statement: Composed, params: Sequence[Any]) -> list[TupleRow]:
+    def _fetch(self, statement: Composed | bytes, params: Sequence[Any]) -> list[TupleRow]:
         with (
             self.datastore.get_connection() as connection,
             connection.cursor(binary=True, row_factory=tuple_row) as cursor,
