@@ -19,7 +19,7 @@ from psycopg.rows import TupleRow
 
 from ledger.aggregates.base import Aggregate
 from ledger.aggregates.book import Book
-from ledger.events import Event, UnknownEventError, decode
+from ledger.events import Event, UnknownEventError, decode, happened_us
 from ledger.money import EXTERNAL
 from ledger.store.cache import AggregateCache
 from ledger.store.database import Datastore
@@ -235,9 +235,22 @@ class Ledger:
             with _translated:
                 yield self._store.recorder.parts(start, limit, topics)
         except PartGap:
+            if (size := self.size()) < start:
+                raise LogGapError(
+                    f"the log ends at {size}; there were at least {start} events once"
+                ) from None
             raise LogGapError(
                 f"a position from {start} on is missing from the log; there are later ones"
             ) from None
+
+    def happened_us(self, position: int) -> int:
+        """When the event at a position happened, also of one that this program does not know.
+
+        Raises NotFound, LogGapError, Unavailable, UnknownEventError for bytes that are no event of any program.
+        """
+        for row in self.read_rows(position, 1):
+            return happened_us(row.state)
+        raise NotFound(f"the log has no position {position}")
 
     def last_event(self, aggregate_id: UUID) -> Event | None:
         """The newest event of an aggregate. Raises Unavailable, UnknownEventError."""

@@ -53,6 +53,10 @@ class Log(Protocol):
         """As `scan`, many events at a time."""
         ...
 
+    def happened_us(self, position: int) -> int:
+        """`at_us` of the event there, whatever it is. May raise UnknownEventError for bytes that are no event."""
+        ...
+
     def wait(self, size: int, timeout_s: float) -> int:
         """The size, as soon as it exceeds `size` or after `timeout_s`."""
         ...

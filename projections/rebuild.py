@@ -52,7 +52,11 @@ def rebuild(
         _no_time_limits(connection)
         if not tracking.try_lock_rebuild(connection, live, names):
             raise RebuildRunning(f"{', '.join(names)}: another rebuild is running")
-        schema.create(connection, [t for p in projections for t in p.tables(beside)])
+        tables = [t for p in projections for t in p.tables(beside)]
+        schema.drop(
+            connection, tables
+        )  # no rebuild leaves any; what somebody else left is not to be built upon
+        schema.create(connection, tables)
 
         def fold_to(end: int, position: int) -> int:
             while position < end:
@@ -65,8 +69,8 @@ def rebuild(
         position = fold_to(log.size(), 0)
         position = fold_to(log.size(), position)  # what came meanwhile; the runner still goes on
         tracking.lock(connection, live, names)
-        tracked = tracking.read(connection, live)
-        position = fold_to(max([position, *(tracked[n].position for n in names if n in tracked)]), position)
+        # All that any runner has applied, unless the log came from an older backup than the rows: then they go.
+        position = fold_to(log.size(), position)
         for p in projections:
             schema.switch(connection, p.tables(live), p.tables(beside))
             tracking.put(connection, live, p.name, p.version, position)
@@ -87,7 +91,7 @@ def _fold(
     except Unreadable as unreadable:
         raise unreadable.error from None
     if end == position:
-        raise LookupError(f"the log ends at {position}, before a position that was applied")
+        raise LookupError(f"the log ends at {position}, before its size")
     for projection in building:
         projection.flush(connection)
     return end

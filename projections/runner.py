@@ -86,6 +86,7 @@ class Runner:
         self._running = False
         self._kept: Connection | None = None
         self.stopped: dict[str, Exception] = {}  # projections that could not go on, and why
+        self._stopped_at: dict[str, int] = {}
 
     def prepare(self) -> None:
         """Create the tables that are missing; rebuild the projections whose shape changed. Idempotent."""
@@ -177,6 +178,8 @@ class Runner:
         return [name for name in self._active if name not in self.stopped]
 
     def _step(self) -> int:
+        if self.stopped:
+            self._resume()
         if not self._positions:
             self._positions = self._read_positions()
         going = self._going()
@@ -192,7 +195,7 @@ class Runner:
                 self._write(group, start, end)
         except Unreadable as unreadable:
             # It stays where it is; the next step takes the batch again without it.
-            self._stop(unreadable.name, unreadable.error)
+            self._stop(unreadable.name, start, unreadable.error)
             self._forget()
             return 1
         return end - start
@@ -208,8 +211,17 @@ class Runner:
         except ProjectionError as error:
             raise Unreadable(self._active[name], error) from error
 
-    def _stop(self, name: str, error: Exception) -> None:
+    def _resume(self) -> None:
+        """Go on with those that stopped and are elsewhere since: somebody rebuilt them."""
+        positions = self._read_positions()
+        for name in [n for n, at in self._stopped_at.items() if positions[n] != at]:
+            logger.info("projection goes on", name=name, position=positions[name])
+            del self.stopped[name], self._stopped_at[name]
+            self._positions = {}
+
+    def _stop(self, name: str, position: int, error: Exception) -> None:
         self.stopped[name] = error
+        self._stopped_at[name] = position
         logger.error("projection stopped", name=name, error=str(error))
 
     def _forget(self) -> None:

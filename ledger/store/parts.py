@@ -68,7 +68,7 @@ class Part(NamedTuple):
 
 
 class PartGap(Exception):
-    """A position is missing although there are later ones."""
+    """A position is missing although there are later ones, or it is the one before the first that is asked for."""
 
 
 Fetch = Callable[[bytes, Sequence[Any]], list[TupleRow]]
@@ -107,8 +107,6 @@ class Parts:
 
     def _taken(self, row: TupleRow) -> Iterator[Part]:
         stop, count, positions, states = row
-        if stop <= self.end:
-            return
         if count != stop - self.end:
             raise PartGap
         if positions:

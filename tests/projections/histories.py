@@ -70,6 +70,9 @@ class Log:
     def read(self, start: int, limit: int) -> list["Entry"]:
         return self.entries[start : start + limit]
 
+    def happened_us(self, position: int) -> int:
+        return self.entries[position].event.at_us
+
     @contextmanager
     def scan(self, start: int, limit: int, skip: Collection[type[Event]]) -> Iterator["Scan"]:
         page = self.entries[start : start + limit]

@@ -50,7 +50,7 @@ def taken(ledger: Ledger, start: int, limit: int, skip: set[type[Event]]) -> tup
 
 
 @some
-@given(start=st.integers(0, 60), limit=st.integers(1, 60), skip=st.sets(st.sampled_from(KINDS)))
+@given(start=st.integers(0, len(EVENTS)), limit=st.integers(1, 60), skip=st.sets(st.sampled_from(KINDS)))
 def test_parts_are_the_log_without_what_is_skipped(
     filled: Ledger,  # noqa: F811
     start: int,
@@ -169,11 +169,12 @@ def begins_as(excerpt: Any, event: Any) -> bool:
     return len(excerpt) <= len(event) and all(map(begins_as, excerpt, event))
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.bin")), ids=lambda path: path.stem)
+READ = [path for path in sorted(GOLDEN.glob("*.bin")) if e.EVENT_TYPES[path.stem] in EXCERPTS]
+
+
+@pytest.mark.parametrize("path", READ, ids=lambda path: path.stem)
 def test_an_excerpt_says_what_the_event_says(path: Path) -> None:
     event = decode_stored(path.read_bytes())
-    if type(event) not in EXCERPTS:
-        pytest.skip("no read model reads it")
     for name, value in fields(excerpts.of(event)).items():
         own = plain(getattr(event, name))
         assert begins_as(plain(value), own)
