@@ -4,6 +4,7 @@ Invariant: gathering changes one by one and merging them into the stored rows gi
 are cut into batches. Each column's `Merge` says how it takes a change, in memory and in SQL alike.
 """
 
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 from uuid import UUID
@@ -115,14 +116,14 @@ class _Changes:
         """Raises ProjectionError."""
         try:
             return tuple(array(column, values) for column, values in self._columns(rows, names))
-        except OverflowError as error:
+        except (OverflowError, struct.error) as error:
             raise ProjectionError(f"{self._table.name} has no room for a number: {error}") from error
 
     def _copied(self, rows: dict[Key, Row]) -> bytes:
         """Raises ProjectionError."""
         try:
             return copy(self._columns(rows, list(self._merges)))
-        except OverflowError as error:
+        except (OverflowError, struct.error) as error:
             raise ProjectionError(f"{self._table.name} has no room for a number: {error}") from error
 
     def _sql_name(self) -> str:

@@ -115,6 +115,9 @@ def test_postgres_reads_an_array_as_the_values_it_was_made_of(
     engine: Engine, kind: type[TypeEngine[Any]], data: st.DataObject
 ) -> None:
     values = data.draw(st.lists(st.none() | VALUES[kind], max_size=6))
+    values *= data.draw(st.sampled_from([1, 20]))  # from 16 on in columns
+    one_of_each = st.lists(VALUES[kind], min_size=16, max_size=20)
+    values = values or data.draw(one_of_each)
     column = Column("c", kind)
     sent = [v.bytes if isinstance(v, UUID) else v for v in values]
     cast = {BigInteger: "bigint", Boolean: "boolean", Text: "text", Uuid: "uuid"}[kind]
@@ -136,7 +139,7 @@ def test_a_copy_makes_the_rows_that_an_insert_makes(
                 VALUES[Uuid], few, st.none() | VALUES[BigInteger], st.none() | VALUES[Uuid], st.booleans()
             ),
             min_size=1,
-            max_size=8,
+            max_size=40,  # from 16 on in columns
         )
     )
     fold = Rows(made)
@@ -193,10 +196,11 @@ def flush_and_lose(engine: Engine, fold: Rows, operator: psycopg.Connection[Any]
         fold.flush(connection)
 
 
-def test_a_number_that_no_column_holds_is_refused(engine: Engine, table: Table) -> None:
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_number_that_no_column_holds_is_refused(engine: Engine, table: Table, rows: int) -> None:
     fold = Tally(table)
-    for _ in range(2):
-        fold.change("one", total=2**62, state="x", newest=1)
+    for number in range(2 * rows):
+        fold.change(f"row {number % rows}", total=2**62 + number, state="x", newest=1)
     with engine.connect() as connection, pytest.raises(ProjectionError, match="no room for a number"):
         fold.flush(connection)
 
