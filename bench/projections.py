@@ -146,10 +146,9 @@ class LibraryBalances(LibraryProjection[LibraryView]):
                 self.reached.set()
 
 
-def library_rate(url: str, cpu: Cpu) -> float:
-    """Of the library's runner."""
+def library_env(url: str) -> dict[str, str]:
     given = conninfo_to_dict(url)
-    env = {
+    return {
         "PERSISTENCE_MODULE": "eventsourcing.postgres",
         "POSTGRES_DBNAME": str(given["dbname"]),
         "POSTGRES_HOST": str(given["host"]),
@@ -157,6 +156,11 @@ def library_rate(url: str, cpu: Cpu) -> float:
         "POSTGRES_USER": str(given["user"]),
         "POSTGRES_PASSWORD": str(given.get("password", "")),
     }
+
+
+def library_rate(url: str, cpu: Cpu) -> float:
+    """Of the library's runner."""
+    env = library_env(url)
     app = LibraryLedger(env)
     book = LibraryBook()
     for n in range(LIBRARY_EVENTS):

@@ -19,7 +19,7 @@ from psycopg.rows import TupleRow
 
 from ledger.aggregates.base import Aggregate
 from ledger.aggregates.book import Book
-from ledger.events import Event, UnknownEventError, decode
+from ledger.events import Event, UnknownEventError, decode, happened_us
 from ledger.money import EXTERNAL
 from ledger.store.cache import AggregateCache
 from ledger.store.database import Datastore
@@ -27,6 +27,7 @@ from ledger.store.factory import Store
 from ledger.store.folds import Folds
 from ledger.store.listener import Listener
 from ledger.store.mapper import CorruptRowError, new_rows
+from ledger.store.parts import PartGap, Parts
 from ledger.store.recorder import Row
 
 A = TypeVar("A", bound=Aggregate)
@@ -221,6 +222,35 @@ class Ledger:
             topics = [str(kind.__struct_config__.tag) for kind in skip]
             with self._store.recorder.stream_others(start, end, topics) as rows:
                 yield Scan(start, end, rows)
+
+    @contextmanager
+    def parts(self, start: int, limit: int, skip: Collection[type[Event]]) -> Iterator[Parts]:
+        """As `scan`, with the exact bytes only, of some hundreds of events at a time: nothing is decoded.
+
+        Raises LogGapError, Unavailable, also while the parts are taken.
+        """
+        _check_page(start, limit)
+        topics = sorted(str(kind.__struct_config__.tag) for kind in skip)
+        try:
+            with _translated:
+                yield self._store.recorder.parts(start, limit, topics)
+        except PartGap:
+            if (size := self.size()) < start:
+                raise LogGapError(
+                    f"the log ends at {size}; there were at least {start} events once"
+                ) from None
+            raise LogGapError(
+                f"a position from {start} on is missing from the log; there are later ones"
+            ) from None
+
+    def happened_us(self, position: int) -> int:
+        """When the event at a position happened, also of one that this program does not know.
+
+        Raises NotFound, LogGapError, Unavailable, UnknownEventError for bytes that are no event of any program.
+        """
+        for row in self.read_rows(position, 1):
+            return happened_us(row.state)
+        raise NotFound(f"the log has no position {position}")
 
     def last_event(self, aggregate_id: UUID) -> Event | None:
         """The newest event of an aggregate. Raises Unavailable, UnknownEventError."""

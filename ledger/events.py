@@ -635,8 +635,21 @@ def _tag_in(data: bytes | memoryview) -> str:
 _HEAD_BYTES: Final = 40
 
 
+def happened_us(data: bytes) -> int:
+    """`at_us` of stored bytes, also of a type that this program does not know. Raises UnknownEventError."""
+    try:
+        return _when.decode(data).at_us
+    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
+        raise UnknownEventError(f"stored bytes are no event: {e}") from e
+
+
 class _Peek(msgspec.Struct):
     type: str
 
 
+class _When(msgspec.Struct):
+    at_us: int
+
+
 _peek: Final = msgspec.msgpack.Decoder(_Peek)
+_when: Final = msgspec.msgpack.Decoder(_When)

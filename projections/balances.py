@@ -9,6 +9,7 @@ from sqlalchemy import Table
 
 from ledger import events as e
 from projections import base
+from projections.excerpts import Transfer
 from projections.fold import Tally
 from projections.schema import Tables
 
@@ -42,6 +43,7 @@ class Balances(base.Projection):
 
     def __init__(self, tables: Tables) -> None:
         self._accounts = Tally(tables.balances)
+        self._change = self._accounts.changer("amount_micro", "last_position")
         handles: dict[type[e.Event], base.Handler] = dict.fromkeys(SINGLE, self._single)
         self.use([self._accounts], handles | dict.fromkeys(PAGES, self._page))
 
@@ -56,7 +58,8 @@ class Balances(base.Projection):
         for transfer in event.transfers:
             self._post(transfer, position)
 
-    def _post(self, transfer: e.Transfer, position: int) -> None:
+    def _post(self, transfer: Transfer, position: int) -> None:
         base.check_balanced(transfer, position)
-        for posting in transfer.postings:
-            self._accounts.change(posting.account, amount_micro=posting.amount_micro, last_position=position)
+        change = self._change
+        for account, amount_micro in transfer.postings:
+            change(account, amount_micro, position)

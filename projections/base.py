@@ -4,7 +4,7 @@ Invariant: the rows after position n are a function of events 0..n alone, whatev
 is either handled or named as ignored; any other stops the projection, so nothing is skipped because a program is old.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, ClassVar
 from uuid import UUID
@@ -13,10 +13,11 @@ from sqlalchemy import Connection, Table
 
 from ledger import events as e
 from ledger.events import Event, UnknownEventError
+from projections.excerpts import Transfer
 from projections.fold import ProjectionError, Rows, Tally
 from projections.schema import Tables
 
-Handler = Callable[[Any, int], None]
+Handler = Callable[[Any, int], None]  # of an excerpt of the event (projections.excerpts) and its position
 Kinds = frozenset[type[Event]]
 
 CREW: Kinds = frozenset({e.CrewFounded, e.SettingsChanged, e.KeyAdded, e.KeyRetired})
@@ -125,45 +126,14 @@ class Unreadable(Exception):
         self.error = error
 
 
-class Handlers:
-    """What several projections do with each event, so that an event meets only those that want it."""
-
-    def __init__(self, projections: Sequence[Projection]) -> None:
-        self._projections = projections
-        known = frozenset[type[Event]]().union(*(p.reads for p in projections))
-        self._of = {
-            kind: [(p, p.handlers[kind]) for p in projections if kind in p.handlers]
-            for kind in known
-            if all(kind in p.reads for p in projections)
-        }
-        self.ignored: Kinds = frozenset(kind for kind, handlers in self._of.items() if not handlers)
-
-    def apply(self, events: Iterable[tuple[int, Event]]) -> None:
-        """Gather the changes of events and their positions. Raises Unreadable."""
-        for position, event in events:
-            handlers = self._of.get(type(event))
-            if handlers is None:
-                raise self._unknown(event, position)
-            for projection, handler in handlers:
-                try:
-                    handler(event, position)
-                except ProjectionError as error:
-                    raise Unreadable(projection, error) from error
-
-    def _unknown(self, event: Event, position: int) -> Unreadable:
-        projection = next(p for p in self._projections if type(event) not in p.reads)
-        what = f"projection {projection.name} does not know {type(event).__name__} (position {position})"
-        return Unreadable(projection, UnknownEventError(what))
-
-
-def check_balanced(transfer: e.Transfer, position: int) -> None:
+def check_balanced(transfer: Transfer, position: int) -> None:
     """Raises ProjectionError when the postings do not sum to zero."""
-    if sum(p.amount_micro for p in transfer.postings) != 0:
+    if sum([amount_micro for _, amount_micro in transfer.postings]) != 0:
         raise ProjectionError(f"the postings of a transfer at position {position} do not sum to zero")
 
 
 @lru_cache(4_096)
-def friend_of(account: str) -> UUID | None:
+def friend_of(account: str) -> bytes | None:
     """The friend of `friend:<uuid>:<pot>`; None for every other account."""
     kind, _, rest = account.partition(":")
-    return UUID(rest.partition(":")[0]) if kind == "friend" else None
+    return UUID(rest.partition(":")[0]).bytes if kind == "friend" else None

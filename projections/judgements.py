@@ -3,12 +3,12 @@
 Invariant: the totals are those of adding up receipt by receipt; integers all the way.
 """
 
-from collections.abc import Iterator
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from ledger.events import SegmentsServed
 from ledger.verdict import CAPS, VERDICTS
 from projections.fold import ProjectionError
 
@@ -16,6 +16,23 @@ G = TypeVar("G")
 
 _KINDS: Final = len(VERDICTS) * len(CAPS)
 _BIGINT_MAX: Final = 2**63 - 1
+_VERDICTS: Final = attrgetter("verdicts")
+_CAPS: Final = attrgetter("caps")
+_UNITS: Final = attrgetter("units")
+_CREDITED_BYTES: Final = attrgetter("credited_bytes")
+
+
+class Judged(Protocol):
+    """Columns that fit together: of `ledger.events.SegmentsServed`, or an excerpt of it."""
+
+    @property
+    def verdicts(self) -> bytes: ...
+    @property
+    def caps(self) -> bytes: ...
+    @property
+    def units(self) -> bytes: ...
+    @property
+    def credited_bytes(self) -> bytes: ...
 
 
 class Total(NamedTuple, Generic[G]):
@@ -35,18 +52,16 @@ class Judgements(Generic[G]):
         self._numbers: dict[G, int] = {}
         self._of: list[int] = []  # for each event the number of its group
         self._positions: list[int] = []
-        self._verdicts: list[bytes] = []
-        self._caps: list[bytes] = []
-        self._units: list[bytes] = []
-        self._credited_bytes: list[bytes] = []
+        self._events: list[Judged] = []
 
-    def add(self, group: G, event: SegmentsServed, position: int) -> None:
-        self._of.append(self._numbers.setdefault(group, len(self._numbers)))
+    def add(self, group: G, event: Judged, position: int) -> None:
+        numbers = self._numbers
+        number = numbers.get(group)
+        if number is None:
+            number = numbers[group] = len(numbers)
+        self._of.append(number)
         self._positions.append(position)
-        self._verdicts.append(event.verdicts)
-        self._caps.append(event.caps)
-        self._units.append(event.units)
-        self._credited_bytes.append(event.credited_bytes)
+        self._events.append(event)
 
     def clear(self) -> None:
         self.__init__()  # type: ignore[misc]
@@ -55,15 +70,16 @@ class Judgements(Generic[G]):
         """Only what there is. Raises ProjectionError when the bytes are more than a table can hold."""
         if not self._of:
             return
-        receipts_of = np.array([len(verdicts) for verdicts in self._verdicts])
-        kinds = _column(self._verdicts, "u1") * len(CAPS) + _column(self._caps, "u1")
+        verdicts = list(map(_VERDICTS, self._events))
+        receipts_of = np.fromiter(map(len, verdicts), np.int64, len(verdicts))
+        kinds = _column(verdicts, "u1") * len(CAPS) + _column(map(_CAPS, self._events), "u1")
         keys = np.repeat(np.array(self._of), receipts_of) * _KINDS + kinds
         size = len(self._numbers) * _KINDS
         last = np.zeros(size, np.int64)
         np.maximum.at(last, keys, np.repeat(np.array(self._positions), receipts_of))
         receipts = np.bincount(keys, minlength=size)
-        units = _sums(keys, size, _column(self._units, ">u2"))
-        credited = _sums(keys, size, _column(self._credited_bytes, ">u8"))
+        units = _sums(keys, size, _column(map(_UNITS, self._events), ">u2"))
+        credited = _sums(keys, size, _column(map(_CREDITED_BYTES, self._events), ">u8"))
         groups = list(self._numbers)
         for key in np.flatnonzero(receipts).tolist():
             group, kind = divmod(key, _KINDS)
@@ -72,7 +88,7 @@ class Judgements(Generic[G]):
             yield Total(groups[group], VERDICTS[verdict].value, CAPS[cap].value, *counts)
 
 
-def _column(parts: list[bytes], kind: str) -> Any:
+def _column(parts: Iterable[bytes], kind: str) -> Any:
     values = np.frombuffer(b"".join(parts), kind)
     if len(values) * int(values.max(initial=0)) > _BIGINT_MAX:
         raise ProjectionError("a batch of receipts claims more than can be added up")

@@ -27,6 +27,15 @@ class Scan(Iterable[tuple[int, Event]], Protocol):
         ...
 
 
+class Parts(Iterable[tuple[Sequence[int], bytes]], Protocol):
+    """Positions, ascending, and the exact bytes of the events there, one behind the other. To be taken once."""
+
+    @property
+    def end(self) -> int:
+        """The next position, when all was taken."""
+        ...
+
+
 class Log(Protocol):
     def size(self) -> int:
         """The number of events = the next position. May raise ledger.application.Unavailable, as all of these."""
@@ -38,6 +47,14 @@ class Log(Protocol):
 
     def scan(self, start: int, limit: int, skip: Collection[type[Event]]) -> AbstractContextManager[Scan]:
         """As `read`, without the events of the types to skip."""
+        ...
+
+    def parts(self, start: int, limit: int, skip: Collection[type[Event]]) -> AbstractContextManager[Parts]:
+        """As `scan`, many events at a time."""
+        ...
+
+    def happened_us(self, position: int) -> int:
+        """`at_us` of the event there, whatever it is. May raise UnknownEventError for bytes that are no event."""
         ...
 
     def wait(self, size: int, timeout_s: float) -> int:

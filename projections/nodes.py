@@ -4,13 +4,12 @@ Invariant: `receipts_accepted` + `receipts_refused` is the number of receipts ju
 bytes are those of its accepted receipts, whether or not they are settled yet.
 """
 
-from uuid import UUID
-
 from sqlalchemy import Connection, Table
 
 from ledger import events as e
 from ledger.verdict import Verdict
 from projections import base
+from projections import excerpts as x
 from projections.fold import Rows, Tally
 from projections.health import BAD, GOOD, SPOILING, batch_mark, probe_mark
 from projections.judgements import Judgements
@@ -35,7 +34,10 @@ class Nodes(base.Projection):
     def __init__(self, tables: Tables) -> None:
         self._nodes = Rows(tables.nodes)
         self._verdicts = Tally(tables.node_verdicts)
-        self._served: Judgements[UUID] = Judgements()
+        self._probed_ok = self._nodes.changer("probes_ok", "recent_probes", "last_position", "last_seen_us")
+        self._probed_bad = self._nodes.changer("probes_bad", "recent_probes", "last_position")
+        self._batch_sent = self._nodes.changer("recent_batches", "last_seen_us")
+        self._served: Judgements[bytes] = Judgements()
         self.use(
             [self._nodes, self._verdicts],
             {
@@ -74,7 +76,7 @@ class Nodes(base.Projection):
         self._served.clear()
         super().discard()
 
-    def _joined(self, event: e.NodeJoined, position: int) -> None:
+    def _joined(self, event: x.NodeJoined, position: int) -> None:
         self._nodes.make(
             event.originator_id,
             friend_id=event.friend_id,
@@ -86,38 +88,33 @@ class Nodes(base.Projection):
             last_seen_us=event.at_us,
         )
 
-    def _moved(self, event: e.NodeMoved | e.NodeSeenAt, position: int) -> None:
+    def _moved(self, event: x.NodeMoved | x.NodeSeenAt, position: int) -> None:
         self._seen(event.originator_id, event, position)
 
-    def _went_online(self, event: e.NodeWentOnline, position: int) -> None:
+    def _went_online(self, event: x.NodeWentOnline, position: int) -> None:
         self._nodes.change(event.originator_id, presence="online")
         self._seen(event.originator_id, event, position)
 
-    def _went_offline(self, event: e.NodeWentOffline, position: int) -> None:
+    def _went_offline(self, event: x.NodeWentOffline, position: int) -> None:
         self._nodes.change(event.originator_id, presence="offline", last_position=position)
 
-    def _probed(self, event: e.NodeProbed, position: int) -> None:
-        ok = event.outcome == "ok"
-        self._nodes.change(
-            event.originator_id,
-            probes_ok=int(ok),
-            probes_bad=int(not ok),
-            recent_probes=probe_mark(event.outcome),
-            last_position=position,
-        )
-        if ok:
-            self._seen(event.originator_id, event, position)
+    def _probed(self, event: x.NodeProbed, position: int) -> None:
+        mark = probe_mark(event.outcome)
+        if event.outcome == "ok":
+            self._probed_ok(event.originator_id, 1, mark, position, event.at_us)
+        else:
+            self._probed_bad(event.originator_id, 1, mark, position)
 
-    def _suspended(self, event: e.NodeSuspended, position: int) -> None:
+    def _suspended(self, event: x.NodeSuspended, position: int) -> None:
         self._stands(event.originator_id, "suspended", event.reason, position)
 
-    def _reinstated(self, event: e.NodeReinstated, position: int) -> None:
+    def _reinstated(self, event: x.NodeReinstated, position: int) -> None:
         self._stands(event.originator_id, "active", "", position)
 
-    def _retired(self, event: e.NodeRetired, position: int) -> None:
+    def _retired(self, event: x.NodeRetired, position: int) -> None:
         self._stands(event.originator_id, "retired", event.reason, position)
 
-    def _receipts_refused(self, event: e.ReceiptsRefused, position: int) -> None:
+    def _receipts_refused(self, event: x.ReceiptsRefused, position: int) -> None:
         for j in event.judged:
             self._add(
                 event.originator_id,
@@ -131,16 +128,14 @@ class Nodes(base.Projection):
             spoiled = any(j.verdict in SPOILING for j in event.judged)
             self._nodes.change(event.originator_id, recent_batches=BAD if spoiled else GOOD)
 
-    def _segments_served(self, event: e.SegmentsServed, position: int) -> None:
+    def _segments_served(self, event: x.SegmentsServed, position: int) -> None:
         self._served.add(event.node_id, event, position)
         # What a viewer sends to the hub itself says nothing about the node's care.
         if event.batch_header:
-            self._nodes.change(
-                event.node_id, recent_batches=batch_mark(event.verdicts), last_seen_us=event.at_us
-            )
+            self._batch_sent(event.node_id, batch_mark(event.verdicts), event.at_us)
 
     def _add(
-        self, node_id: UUID, verdict: str, position: int, *, receipts: int, units: int, credited_bytes: int
+        self, node_id: bytes, verdict: str, position: int, *, receipts: int, units: int, credited_bytes: int
     ) -> None:
         accepted = verdict == Verdict.ACCEPTED
         self._nodes.change(
@@ -153,8 +148,8 @@ class Nodes(base.Projection):
         )
         self._verdicts.change(node_id, verdict, receipts=receipts)
 
-    def _stands(self, node_id: UUID, standing: str, reason: str, position: int) -> None:
+    def _stands(self, node_id: bytes, standing: str, reason: str, position: int) -> None:
         self._nodes.change(node_id, standing=standing, standing_reason=reason, last_position=position)
 
-    def _seen(self, node_id: UUID, event: e.Event, position: int) -> None:
+    def _seen(self, node_id: bytes, event: x.Excerpt, position: int) -> None:
         self._nodes.change(node_id, last_seen_us=event.at_us, last_position=position)

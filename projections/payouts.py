@@ -10,6 +10,7 @@ from sqlalchemy import Table
 
 from ledger import events as e
 from projections import base
+from projections import excerpts as x
 from projections.fold import Rows
 from projections.schema import Tables
 
@@ -40,6 +41,8 @@ class Payouts(base.Projection):
     def __init__(self, tables: Tables) -> None:
         self._batches = Rows(tables.payouts)
         self._lines = Rows(tables.payout_lines)
+        self._touch = self._batches.changer("last_position")
+        self._attempt = self._lines.changer("state", "attempts", "attempt_key", "last_position")
         self.use(
             [self._batches, self._lines],
             {
@@ -59,7 +62,7 @@ class Payouts(base.Projection):
     def tables(tables: Tables) -> tuple[Table, ...]:
         return (tables.payouts, tables.payout_lines)
 
-    def _planned(self, event: e.PayoutPlanned, position: int) -> None:
+    def _planned(self, event: x.PayoutPlanned, position: int) -> None:
         self._batches.make(
             event.originator_id,
             rail=event.rail,
@@ -86,29 +89,24 @@ class Payouts(base.Projection):
                 last_position=position,
             )
 
-    def _proposed(self, event: e.PayoutProposed, position: int) -> None:
+    def _proposed(self, event: x.PayoutProposed, position: int) -> None:
         self._batches.change(event.originator_id, planned_by=event.operator, last_position=position)
 
-    def _approved(self, event: e.PayoutApproved, position: int) -> None:
+    def _approved(self, event: x.PayoutApproved, position: int) -> None:
         self._decided(event, position, state="approved", decided_by=event.operator)
 
-    def _cancelled(self, event: e.PayoutCancelled, position: int) -> None:
+    def _cancelled(self, event: x.PayoutCancelled, position: int) -> None:
         self._decided(event, position, state="cancelled", reason=event.reason)
 
-    def _decided(self, event: e.Event, position: int, **values: Any) -> None:
+    def _decided(self, event: x.Excerpt, position: int, **values: Any) -> None:
         self._batches.change(event.originator_id, decided_us=event.at_us, last_position=position, **values)
 
-    def _attempted(self, event: e.PayoutAttempted, position: int) -> None:
-        self._line(
-            event.originator_id,
-            event.line,
-            position,
-            state="attempted",
-            attempts=event.attempt,
-            attempt_key=event.key,
-        )
+    def _attempted(self, event: x.PayoutAttempted, position: int) -> None:
+        line = (event.originator_id, event.line)
+        self._attempt(line, "attempted", event.attempt, event.key, position)
+        self._touch(event.originator_id, position)
 
-    def _resolved(self, event: e.PayoutResolved, position: int) -> None:
+    def _resolved(self, event: x.PayoutResolved, position: int) -> None:
         known = {} if event.outcome != "unknown" else {"state": "unknown"}
         self._line(
             event.originator_id,
@@ -119,15 +117,15 @@ class Payouts(base.Projection):
             **known,
         )
 
-    def _reserved(self, event: e.PayoutLineReserved, position: int) -> None:
+    def _reserved(self, event: x.PayoutLineReserved, position: int) -> None:
         self._line(event.batch_id, event.line, position, state="reserved")
 
-    def _confirmed(self, event: e.PayoutLineConfirmed, position: int) -> None:
+    def _confirmed(self, event: x.PayoutLineConfirmed, position: int) -> None:
         self._line(event.batch_id, event.line, position, state="confirmed")
 
-    def _failed(self, event: e.PayoutLineFailed, position: int) -> None:
+    def _failed(self, event: x.PayoutLineFailed, position: int) -> None:
         self._line(event.batch_id, event.line, position, state="failed")
 
-    def _line(self, batch_id: Any, line: int, position: int, **values: Any) -> None:
+    def _line(self, batch_id: bytes, line: int, position: int, **values: Any) -> None:
         self._lines.change(batch_id, line, last_position=position, **values)
-        self._batches.change(batch_id, last_position=position)
+        self._touch(batch_id, position)

@@ -3,7 +3,7 @@
 Invariant: a query only reads, and sees the rows of whole batches: what it returns is the state at one log position
 (see `positions`). Amounts are integer micro-units, times Unix microseconds, sizes bytes; there is no float here.
 
-Every method is one short statement on a pooled connection and may be called from any thread. Each raises
+Every method is one short statement, or two on one snapshot, and may be called from any thread. Each raises
 `ReadModelUnavailable` when the database does not answer or the tables are not there yet: transient, ask again.
 """
 
@@ -17,6 +17,7 @@ from sqlalchemy import BigInteger, ColumnElement, Engine, Row, Select, Table, ca
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from ledger.events import UnknownEventError
 from ledger.ids import stream_id
 from ledger.verdict import Verdict
 from projections.health import health
@@ -246,16 +247,14 @@ class Queries:
 
     def payouts(self, limit: int = 100) -> list[PayoutView]:
         """The latest batches, newest first, without their lines."""
-        return self._payouts(None, limit)
+        return [_payout(r) for r in self._all(self._select_payouts(None, limit))]
 
     def payout(self, batch_id: UUID) -> PayoutView | None:
         """One batch with its lines."""
-        found = self._payouts(batch_id, 1)
-        if not found:
-            return None
         t = self._tables.payout_lines
-        rows = self._all(select(t).where(t.c.batch_id == batch_id).order_by(t.c.line))
-        return replace(found[0], lines=tuple(_payout_line(r) for r in rows))
+        lines = select(t).where(t.c.batch_id == batch_id).order_by(t.c.line)
+        found, rows = self._each(self._select_payouts(batch_id, 1), lines)
+        return replace(_payout(found[0]), lines=tuple(_payout_line(r) for r in rows)) if found else None
 
     # --- positions ---------------------------------------------------------------------------------------------------
 
@@ -271,8 +270,10 @@ class Queries:
         size = log.size()
         oldest: dict[int, int] = {}
         for position in {r.position for r in rows if r.position < size}:
-            (first,) = log.read(position, 1)
-            oldest[position] = max(0, now_us - first.event.at_us)
+            try:
+                oldest[position] = max(0, now_us - log.happened_us(position))
+            except UnknownEventError:  # nobody can say: for ever
+                oldest[position] = now_us
         return [
             Lag(r.name, r.version, r.position, max(0, size - r.position), oldest.get(r.position, 0))
             for r in rows
@@ -297,9 +298,16 @@ class Queries:
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _all(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        return self._rows(self._engine, query)[0]
+
+    def _each(self, *queries: Select[Any]) -> list[Sequence[Row[Any]]]:
+        """Their rows at one position, although a batch may be written meanwhile."""
+        return self._rows(self._engine.execution_options(isolation_level="REPEATABLE READ"), *queries)
+
+    def _rows(self, engine: Engine, *queries: Select[Any]) -> list[Sequence[Row[Any]]]:
         try:
-            with self._engine.connect() as connection:
-                return connection.execute(query).all()
+            with engine.connect() as connection:
+                return [connection.execute(query).all() for query in queries]
         except DBAPIError as e:
             raise ReadModelUnavailable(f"the read models can not be read now: {e.orig}") from e
         except PoolTimeout as e:
@@ -327,7 +335,7 @@ class Queries:
             query = query.where(t.c.stream_id == wanted)
         return [_stream(r) for r in self._all(query.order_by(t.c.slug))]
 
-    def _payouts(self, batch_id: UUID | None, limit: int) -> list[PayoutView]:
+    def _select_payouts(self, batch_id: UUID | None, limit: int) -> Select[Any]:
         t, lines = self._tables.payouts, self._tables.payout_lines
         query = (
             select(
@@ -342,7 +350,7 @@ class Queries:
         )
         if batch_id is not None:
             query = query.where(t.c.batch_id == batch_id)
-        return [_payout(r) for r in self._all(query.limit(_page(limit)))]
+        return query.limit(_page(limit))
 
 
 def _page(limit: int) -> int:

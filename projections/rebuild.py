@@ -12,7 +12,8 @@ import structlog
 from sqlalchemy import Connection, Engine
 
 from projections import schema, tracking
-from projections.base import Handlers, Projection, Unreadable
+from projections.base import Projection, Unreadable
+from projections.following import Followers
 from projections.log import Log
 from projections.schema import NEXT, Tables
 
@@ -46,15 +47,21 @@ def rebuild(
     live, beside = Tables(schema_name), Tables(schema_name, NEXT)
     names = sorted(p.name for p in projections)
     building = [p(beside) for p in projections]
+    followers = Followers(building)
     with engine.begin() as connection:
         _no_time_limits(connection)
         if not tracking.try_lock_rebuild(connection, live, names):
             raise RebuildRunning(f"{', '.join(names)}: another rebuild is running")
-        schema.create(connection, [t for p in projections for t in p.tables(beside)])
+        tables = [t for p in projections for t in p.tables(beside)]
+        schema.drop(
+            connection, tables
+        )  # no rebuild leaves any; what somebody else left is not to be built upon
+        schema.create(connection, tables)
 
         def fold_to(end: int, position: int) -> int:
             while position < end:
-                position = _fold(log, connection, building, position, min(batch_events, end - position))
+                limit = min(batch_events, end - position)
+                position = _fold(log, connection, building, followers, position, limit)
                 if progress is not None:
                     progress(position, end)
             return position
@@ -62,8 +69,8 @@ def rebuild(
         position = fold_to(log.size(), 0)
         position = fold_to(log.size(), position)  # what came meanwhile; the runner still goes on
         tracking.lock(connection, live, names)
-        tracked = tracking.read(connection, live)
-        position = fold_to(max([position, *(tracked[n].position for n in names if n in tracked)]), position)
+        # All that any runner has applied, unless the log came from an older backup than the rows: then they go.
+        position = fold_to(log.size(), position)
         for p in projections:
             schema.switch(connection, p.tables(live), p.tables(beside))
             tracking.put(connection, live, p.name, p.version, position)
@@ -71,18 +78,23 @@ def rebuild(
     return position
 
 
-def _fold(log: Log, connection: Connection, building: Sequence[Projection], position: int, limit: int) -> int:
-    handlers = Handlers(building)
+def _fold(
+    log: Log,
+    connection: Connection,
+    building: Sequence[Projection],
+    followers: Followers,
+    position: int,
+    limit: int,
+) -> int:
     try:
-        with log.scan(position, limit, handlers.ignored) as scan:
-            handlers.apply(scan)
+        end = followers.follow(log, position, limit)
     except Unreadable as unreadable:
         raise unreadable.error from None
-    if scan.end == position:
-        raise LookupError(f"the log ends at {position}, before a position that was applied")
+    if end == position:
+        raise LookupError(f"the log ends at {position}, before its size")
     for projection in building:
         projection.flush(connection)
-    return scan.end
+    return end
 
 
 def _no_time_limits(connection: Connection) -> None:

@@ -7,12 +7,14 @@ it: `released` makes it available, `payout_reserved` puts it in flight, `payout_
 are what was earned, frozen or moved, never negative.
 """
 
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import Table
 
 from ledger import events as e
 from projections import base
+from projections import excerpts as x
 from projections.fold import ProjectionError, Rows
 from projections.schema import Tables
 
@@ -26,16 +28,8 @@ DISPUTE_KINDS: Final[dict[type[e.Event], str]] = {
     e.DisputeUpheld: "dispute_upheld",
     e.DisputeRejected: "dispute_rejected",
 }
-_EMPTY: Final[dict[str, Any]] = {
-    "epoch": None,
-    "stream_id": None,
-    "node_id": None,
-    "units": 0,
-    "credited_bytes": 0,
-    "rate_micro_per_gb": 0,
-    "batch_id": None,
-    "payout_line": None,
-}
+# Of what did not come from a settlement.
+_NO_DELIVERY: Final = {"units": 0, "credited_bytes": 0, "rate_micro_per_gb": 0}
 
 
 class Statements(base.Projection):
@@ -57,17 +51,23 @@ class Statements(base.Projection):
 
     def __init__(self, tables: Tables) -> None:
         self._lines = Rows(tables.statements)
-        handles: dict[type[e.Event], base.Handler] = dict.fromkeys(PAYOUT_KINDS, self._payout)
-        handles |= {e.EpochSettled: self._settled, e.HoldsReleased: self._released}
-        handles |= dict.fromkeys(DISPUTE_KINDS, self._disputed)
-        handles[e.AdjustmentBooked] = self._adjusted
+        self._make_moved = self._lines.maker(
+            "kind", "at_us", "reason", "amount_micro", "epoch", "batch_id", "payout_line", *_NO_DELIVERY
+        )
+        handles: dict[type[e.Event], base.Handler] = {
+            e.EpochSettled: self._settled,
+            e.HoldsReleased: self._released,
+            e.AdjustmentBooked: self._adjusted,
+        }
+        handles |= {event: partial(self._payout, kind) for event, kind in PAYOUT_KINDS.items()}
+        handles |= {event: partial(self._disputed, kind) for event, kind in DISPUTE_KINDS.items()}
         self.use([self._lines], handles)
 
     @staticmethod
     def tables(tables: Tables) -> tuple[Table, ...]:
         return (tables.statements,)
 
-    def _settled(self, event: e.EpochSettled, position: int) -> None:
+    def _settled(self, event: x.EpochSettled, position: int) -> None:
         for number, line in enumerate(event.lines):
             self._lines.make(
                 line.friend_id,
@@ -83,56 +83,62 @@ class Statements(base.Projection):
                 credited_bytes=line.credited_bytes,
                 rate_micro_per_gb=line.rate_micro_per_gb,
                 amount_micro=line.amount_micro,
-                batch_id=None,
-                payout_line=None,
             )
 
-    def _released(self, event: e.HoldsReleased, position: int) -> None:
+    def _released(self, event: x.HoldsReleased, position: int) -> None:
         for number, transfer in enumerate(event.transfers):
             self._moved("released", event, position, number, transfer, epoch=event.epoch)
 
-    def _payout(self, event: Any, position: int) -> None:
-        kind = PAYOUT_KINDS[type(event)]
-        reference = {"batch_id": event.batch_id, "payout_line": event.line}
-        self._moved(kind, event, position, 0, event.transfer, **reference)
+    def _payout(self, kind: str, event: Any, position: int) -> None:
+        self._moved(kind, event, position, 0, event.transfer, batch_id=event.batch_id, payout_line=event.line)
 
-    def _disputed(self, event: Any, position: int) -> None:
+    def _disputed(self, kind: str, event: Any, position: int) -> None:
         self._lines.make(
             event.friend_id,
             position,
             0,
-            kind=DISPUTE_KINDS[type(event)],
+            kind=kind,
             at_us=event.at_us,
             reason=event.reason,
             amount_micro=event.amount_micro,
-            **_EMPTY,
+            **_NO_DELIVERY,
         )
 
-    def _adjusted(self, event: e.AdjustmentBooked, position: int) -> None:
-        for posting in event.transfer.postings:
-            if base.friend_of(posting.account) is not None:
-                kind = "adjusted_up" if posting.amount_micro > 0 else "adjusted_down"
+    def _adjusted(self, event: x.AdjustmentBooked, position: int) -> None:
+        for account, amount_micro in event.transfer.postings:
+            if base.friend_of(account) is not None:
+                kind = "adjusted_up" if amount_micro > 0 else "adjusted_down"
                 self._moved(kind, event, position, 0, event.transfer)
 
     def _moved(
-        self, kind: str, event: e.Event, position: int, number: int, transfer: e.Transfer, **more: Any
+        self,
+        kind: str,
+        event: x.Excerpt,
+        position: int,
+        number: int,
+        transfer: x.Transfer,
+        *,
+        epoch: int | None = None,
+        batch_id: bytes | None = None,
+        payout_line: int | None = None,
     ) -> None:
         """The line of a transfer from one pot of a friend to another."""
-        friends = {base.friend_of(p.account) for p in transfer.postings} - {None}
-        friend_id = next(iter(friends), None)
-        if len(friends) != 1 or friend_id is None:
-            raise ProjectionError(
-                f"the transfer at position {position} does not move the money of one friend"
-            )
-        amount_micro = sum(p.amount_micro for p in transfer.postings if p.amount_micro > 0)
-        values = _EMPTY | more
-        self._lines.make(
-            friend_id,
-            position,
-            number,
-            kind=kind,
-            at_us=event.at_us,
-            reason=transfer.reason,
-            amount_micro=amount_micro,
-            **values,
+        friend_id, amount_micro = None, 0
+        for account, amount in transfer.postings:
+            friend = base.friend_of(account)
+            if friend is not None:
+                if friend_id is not None and friend != friend_id:
+                    raise _not_of_one_friend(position)
+                friend_id = friend
+            if amount > 0:
+                amount_micro += amount
+        if friend_id is None:
+            raise _not_of_one_friend(position)
+        key = (friend_id, position, number)
+        self._make_moved(
+            key, kind, event.at_us, transfer.reason, amount_micro, epoch, batch_id, payout_line, 0, 0, 0
         )
+
+
+def _not_of_one_friend(position: int) -> ProjectionError:
+    return ProjectionError(f"the transfer at position {position} does not move the money of one friend")

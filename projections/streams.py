@@ -5,12 +5,12 @@ back.
 """
 
 from typing import Final
-from uuid import UUID
 
 from sqlalchemy import Connection, Table
 
 from ledger import events as e
 from projections import base
+from projections import excerpts as x
 from projections.fold import Rows, StreamLookup
 from projections.schema import Tables
 
@@ -35,8 +35,10 @@ class Streams(base.Projection):
     def __init__(self, tables: Tables) -> None:
         self._streams = Rows(tables.streams)
         self._broadcasts = Rows(tables.broadcasts)
+        self._publish = self._broadcasts.changer(*_PUBLISHED)
+        self._publish_of_stream = self._streams.changer(*_PUBLISHED)
         self._stream_of = StreamLookup(tables.broadcasts)
-        self._published: dict[UUID, dict[str, int]] = {}  # by broadcast; its stream is found at the flush
+        self._published: dict[bytes, list[int]] = {}  # by broadcast; its stream is found at the flush
         self.use(
             [self._streams, self._broadcasts],
             {
@@ -60,8 +62,8 @@ class Streams(base.Projection):
     def flush(self, connection: Connection) -> None:
         streams = self._stream_of.find(connection, self._published)
         for broadcast_id, totals in self._published.items():
-            self._broadcasts.change(broadcast_id, **totals)
-            self._streams.change(streams[broadcast_id], **totals)
+            self._publish(broadcast_id, *totals)
+            self._publish_of_stream(streams[broadcast_id], *totals)
         self._published.clear()
         super().flush(connection)
 
@@ -69,7 +71,7 @@ class Streams(base.Projection):
         self._published.clear()
         super().discard()
 
-    def _registered(self, event: e.StreamRegistered, position: int) -> None:
+    def _registered(self, event: x.StreamRegistered, position: int) -> None:
         self._streams.make(
             event.originator_id,
             slug=event.name,
@@ -79,7 +81,7 @@ class Streams(base.Projection):
             last_position=position,
         )
 
-    def _went_live(self, event: e.StreamWentLive, position: int) -> None:
+    def _went_live(self, event: x.StreamWentLive, position: int) -> None:
         self._streams.change(
             event.originator_id,
             state="LIVE",
@@ -89,18 +91,18 @@ class Streams(base.Projection):
             last_position=position,
         )
 
-    def _went_offline(self, event: e.StreamWentOffline, position: int) -> None:
+    def _went_offline(self, event: x.StreamWentOffline, position: int) -> None:
         self._streams.change(
             event.originator_id, state="OFFLINE", ended_us=event.at_us, last_position=position
         )
 
-    def _archived(self, event: e.StreamArchived, position: int) -> None:
+    def _archived(self, event: x.StreamArchived, position: int) -> None:
         self._streams.change(event.originator_id, state="ARCHIVED", last_position=position)
 
-    def _marked_stale(self, event: e.StreamMarkedStale, position: int) -> None:
+    def _marked_stale(self, event: x.StreamMarkedStale, position: int) -> None:
         self._streams.change(event.originator_id, state="STALE", last_position=position)
 
-    def _broadcast_started(self, event: e.BroadcastStarted, position: int) -> None:
+    def _broadcast_started(self, event: x.BroadcastStarted, position: int) -> None:
         self._stream_of.learn(event.originator_id, event.stream_id)
         self._broadcasts.make(
             event.originator_id,
@@ -110,22 +112,23 @@ class Streams(base.Projection):
             last_position=position,
         )
 
-    def _broadcast_interrupted(self, event: e.BroadcastInterrupted, position: int) -> None:
+    def _broadcast_interrupted(self, event: x.BroadcastInterrupted, position: int) -> None:
         self._broadcasts.change(event.originator_id, interrupted=True, last_position=position)
 
-    def _broadcast_resumed(self, event: e.BroadcastResumed, position: int) -> None:
+    def _broadcast_resumed(self, event: x.BroadcastResumed, position: int) -> None:
         self._broadcasts.change(event.originator_id, interrupted=False, last_position=position)
 
-    def _segments_published(self, event: e.SegmentsPublished, position: int) -> None:
+    def _segments_published(self, event: x.SegmentsPublished, position: int) -> None:
         totals = self._published.get(event.originator_id)
         if totals is None:
-            totals = self._published[event.originator_id] = dict.fromkeys(_PUBLISHED, 0)
+            totals = self._published[event.originator_id] = [0] * len(_PUBLISHED)
         for segment in event.segments:
-            totals["segments"] += 1
-            totals["published_bytes"] += segment.segment_bytes
-            totals["duration_us"] += segment.duration_us
-            totals["last_sequence"] = max(totals["last_sequence"], segment.sequence)
-        totals["last_position"] = position
+            totals[0] += 1
+            totals[1] += segment.segment_bytes
+            totals[2] += segment.duration_us
+            if segment.sequence > totals[3]:
+                totals[3] = segment.sequence
+        totals[4] = position
 
-    def _session_opened(self, event: e.SessionOpened, position: int) -> None:
+    def _session_opened(self, event: x.SessionOpened, position: int) -> None:
         self._streams.change(event.stream_id, sessions=1, last_position=position)

@@ -5,17 +5,20 @@ whoever found the position where its changes begin. So two runners, a runner and
 anywhere neither skip nor repeat an event.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import ColumnElement, Connection, Dialect, func, select
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from projections.schema import Tables
 
 _WRITE: Final = "write"
 _REBUILD: Final = "rebuild"
+_DIALECT: Final[Dialect] = PGDialect()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,8 @@ def lock(connection: Connection, tables: Tables, names: Iterable[str]) -> None:
 
     Always in the order of their names, so that two writers never wait for each other.
     """
-    for name in sorted(names):
-        connection.execute(select(func.pg_advisory_xact_lock(_key(tables, _WRITE, name))))
+    locks, parameters = _locks(tables.schema, tuple(sorted(names)))
+    connection.exec_driver_sql(f"SELECT {locks}", parameters)
 
 
 def try_lock_rebuild(connection: Connection, tables: Tables, names: Iterable[str]) -> bool:
@@ -46,9 +49,14 @@ def try_lock_rebuild(connection: Connection, tables: Tables, names: Iterable[str
     )
 
 
-def move(connection: Connection, tables: Tables, names: Sequence[str], position: int) -> None:
-    t = tables.positions
-    connection.execute(t.update().where(t.c.name.in_(names)).values(position=position))
+def move(connection: Connection, tables: Tables, versions: Mapping[str, int], start: int, end: int) -> bool:
+    """Lock these projections and move them from `start` to `end`, in one statement.
+
+    False when one of them is elsewhere, or of another version: then the caller has to roll back.
+    """
+    statement, locks = _move_sql(tables.schema, tuple(sorted(versions)))
+    parameters = (*locks, end, list(versions), list(versions.values()), start)
+    return connection.exec_driver_sql(statement, parameters).rowcount == len(versions)
 
 
 def put(connection: Connection, tables: Tables, name: str, version: int, position: int) -> None:
@@ -58,5 +66,29 @@ def put(connection: Connection, tables: Tables, name: str, version: int, positio
     connection.execute(row.on_conflict_do_update(index_elements=["name"], set_=changed))
 
 
+@lru_cache(64)
+def _locks(schema: str | None, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """Calls that are evaluated from left to right, and their parameters."""
+    locks = ", ".join(["pg_advisory_xact_lock(hashtextextended(%s, 0))"] * len(names))
+    return locks, tuple(_lock_name(schema, _WRITE, name) for name in names)
+
+
+@lru_cache(64)
+def _move_sql(schema: str | None, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """What it waits for at the locks may have been committed after it began: Postgres then looks at the row again."""
+    locks, parameters = _locks(schema, names)
+    table = _DIALECT.identifier_preparer.format_table(Tables(schema).positions)
+    statement = (
+        f"WITH locks AS MATERIALIZED (SELECT {locks}) UPDATE {table} AS t SET position = %s"  # noqa: S608
+        " FROM locks CROSS JOIN unnest(%s::text[], %s::integer[]) AS c (name, version)"
+        " WHERE t.name = c.name AND t.version = c.version AND t.position = %s"
+    )
+    return statement, parameters
+
+
+def _lock_name(schema: str | None, purpose: str, name: str) -> str:
+    return f"{schema}/projections/{purpose}/{name}"
+
+
 def _key(tables: Tables, purpose: str, name: str) -> ColumnElement[int]:
-    return func.hashtextextended(f"{tables.schema}/projections/{purpose}/{name}", 0)
+    return func.hashtextextended(_lock_name(tables.schema, purpose, name), 0)

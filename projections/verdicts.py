@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Table
 from ledger import events as e
 from ledger.ids import delivery_id
 from projections import base
+from projections import excerpts as x
 from projections.fold import Rows, StreamLookup, Tally
 from projections.judgements import Judgements
 from projections.schema import NO_STREAM, Tables
@@ -36,7 +37,7 @@ class Verdicts(base.Projection):
         self._counts = Tally(tables.verdicts)
         self._deliveries = Rows(tables.verdict_deliveries)
         self._stream_of = StreamLookup(tables.verdict_deliveries)
-        self._served: Judgements[tuple[UUID, UUID]] = Judgements()  # by delivery and node
+        self._served: Judgements[tuple[bytes, bytes]] = Judgements()  # by delivery and node
         self.use(
             [self._counts, self._deliveries],
             {
@@ -72,18 +73,18 @@ class Verdicts(base.Projection):
         self._served.clear()
         super().discard()
 
-    def _broadcast_started(self, event: e.BroadcastStarted, _position: int) -> None:
-        delivery = delivery_id(event.originator_id)
+    def _broadcast_started(self, event: x.BroadcastStarted, _position: int) -> None:
+        delivery = delivery_id(UUID(bytes=event.originator_id)).bytes
         self._stream_of.learn(delivery, event.stream_id)
         self._deliveries.make(delivery, stream_id=event.stream_id)
 
-    def _segments_served(self, event: e.SegmentsServed, position: int) -> None:
+    def _segments_served(self, event: x.SegmentsServed, position: int) -> None:
         self._served.add((event.originator_id, event.node_id), event, position)
 
-    def _receipts_refused(self, event: e.ReceiptsRefused, position: int) -> None:
+    def _receipts_refused(self, event: x.ReceiptsRefused, position: int) -> None:
         for j in event.judged:
             self._counts.change(
-                NO_STREAM,
+                NO_STREAM.bytes,
                 event.originator_id,
                 j.verdict,
                 j.cap,

@@ -30,6 +30,7 @@ from ledger.store.binary import columns, copy_rows
 from ledger.store.database import Datastore
 from ledger.store.group import GroupCommit, Rows
 from ledger.store.listener import Listener
+from ledger.store.parts import Parts
 
 PATIENCE_S: Final = 5.0  # how long a call tries to reach the database before it gives up
 COPY_FROM: Final = (
@@ -237,6 +238,16 @@ class DenseRecorder(PostgresApplicationRecorder):
             with closing(cast("Generator[TupleRow]", rows)):
                 yield rows
 
+    def parts(self, start: int, limit: int, topics: Sequence[str]) -> Parts:
+        """Positions start..start+limit-1 whose topic is none of these, some hundreds in one row."""
+        return Parts(
+            self.datastore,
+            lambda statement, params: self._patiently(lambda: self._fetch(statement, params)),
+            start,
+            start + limit,
+            topics,
+        )
+
     def position_of(self, originator_id: UUID, originator_version: int) -> int | None:
         where = [("originator_id = %s", originator_id), ("originator_version = %s", originator_version)]
         rows = self._select("position", where, "position", 1)
@@ -269,7 +280,7 @@ class DenseRecorder(PostgresApplicationRecorder):
             params.append(limit)
         return self._patiently(lambda: self._fetch(SQL(statement).format(), params))
 
-    def _fetch(self, statement: Composed, params: Sequence[Any]) -> list[TupleRow]:
+    def _fetch(self, statement: Composed | bytes, params: Sequence[Any]) -> list[TupleRow]:
         with (
             self.datastore.get_connection() as connection,
             connection.cursor(binary=True, row_factory=tuple_row) as cursor,

@@ -26,3 +26,11 @@ def engine(postgres_url: str, migrated_template: str) -> Iterator[Engine]:
         finally:
             engine.dispose()
             connection.execute("DROP DATABASE test_projections WITH (FORCE)")
+
+
+@pytest.fixture
+def own_engine(database_url: str) -> Iterator[Engine]:
+    """On a database of the test's own."""
+    engine = create_sql_engine(database_url)
+    yield engine
+    engine.dispose()

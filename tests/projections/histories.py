@@ -29,6 +29,7 @@ from ledger.events import (
     Segment,
     SegmentsServed,
     SessionOpened,
+    encode,
 )
 from ledger.ids import BOOK_ID, NAMESPACE, delivery_id, node_id, stream_id
 from ledger.judged import pack
@@ -54,6 +55,9 @@ def pick(things: list[T], number: int) -> list[T]:
     return [things[number % len(things)]] if things else []
 
 
+PART_EVENTS = 3
+
+
 class Log:
     """Events at dense positions, in memory."""
 
@@ -66,6 +70,9 @@ class Log:
     def read(self, start: int, limit: int) -> list["Entry"]:
         return self.entries[start : start + limit]
 
+    def happened_us(self, position: int) -> int:
+        return self.entries[position].event.at_us
+
     @contextmanager
     def scan(self, start: int, limit: int, skip: Collection[type[Event]]) -> Iterator["Scan"]:
         page = self.entries[start : start + limit]
@@ -74,8 +81,24 @@ class Log:
             end=start + len(page),
         )
 
+    @contextmanager
+    def parts(self, start: int, limit: int, skip: Collection[type[Event]]) -> Iterator["Parts"]:
+        page = self.entries[start : start + limit]
+        wanted = [entry for entry in page if type(entry.event) not in skip]
+        few = [wanted[i : i + PART_EVENTS] for i in range(0, len(wanted), PART_EVENTS)]
+        yield Parts(
+            [([x.position for x in part], b"".join(encode(x.event) for x in part)) for part in few],
+            end=start + len(page),
+        )
+
     def wait(self, size: int, timeout_s: float) -> int:
         return self.size()
+
+
+class Parts(list[tuple[list[int], bytes]]):
+    def __init__(self, parts: list[tuple[list[int], bytes]], end: int) -> None:
+        super().__init__(parts)
+        self.end = end
 
 
 class Scan(list[tuple[int, Event]]):

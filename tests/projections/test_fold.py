@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from projections.arrays import array
 from projections.fold import ProjectionError, Rows, Tally
 from projections.health import BAD, GOOD, SPOILING, batch_mark
 from projections.judgements import Judgements
+from projections.runner import TRANSIENT
 from projections.schema import HISTORY_LENGTH, Merge
 
 SCHEMA = "crew_main"
@@ -43,6 +45,24 @@ def table(engine: Engine) -> Table:
         Column("state", Text, nullable=False, info={"merge": Merge.SET}),
         Column("newest", BigInteger, nullable=False, info={"merge": Merge.LATEST}),
         Column("history", Text, nullable=False, info={"merge": Merge.HISTORY}),
+    )
+    table.create(engine)
+    return table
+
+
+@pytest.fixture(scope="module")
+def made(engine: Engine) -> Table:
+    """Columns of each type, some of them with NULLs."""
+    fixed = {"merge": Merge.FIXED}
+    table = Table(
+        "test_made",
+        MetaData(schema=SCHEMA),
+        Column("number", BigInteger, primary_key=True, autoincrement=False, info={"merge": Merge.KEY}),
+        Column("owner", Uuid, nullable=False, info=fixed),
+        Column("kind", Text, nullable=False, info=fixed),
+        Column("size", BigInteger, nullable=True, info=fixed),
+        Column("other", Uuid, nullable=True, info=fixed),
+        Column("seen", Boolean, nullable=False, info=fixed),
     )
     table.create(engine)
     return table
@@ -95,11 +115,94 @@ def test_postgres_reads_an_array_as_the_values_it_was_made_of(
     engine: Engine, kind: type[TypeEngine[Any]], data: st.DataObject
 ) -> None:
     values = data.draw(st.lists(st.none() | VALUES[kind], max_size=6))
+    values *= data.draw(st.sampled_from([1, 20]))  # from 16 on in columns
+    one_of_each = st.lists(VALUES[kind], min_size=16, max_size=20)
+    values = values or data.draw(one_of_each)
     column = Column("c", kind)
+    sent = [v.bytes if isinstance(v, UUID) else v for v in values]
     cast = {BigInteger: "bigint", Boolean: "boolean", Text: "text", Uuid: "uuid"}[kind]
     with engine.connect() as connection:
-        read = connection.exec_driver_sql(f"SELECT unnest(%s::{cast}[])", (array(column, values),))
+        read = connection.exec_driver_sql(f"SELECT unnest(%s::{cast}[])", (array(column, sent),))
         assert list(read.scalars()) == values
+
+
+@some
+@given(data=st.data())
+def test_a_copy_makes_the_rows_that_an_insert_makes(
+    engine: Engine, made: Table, data: st.DataObject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = st.sampled_from(data.draw(st.lists(VALUES[Text], min_size=1, max_size=3)))
+    rows = data.draw(
+        st.dictionaries(
+            VALUES[BigInteger],
+            st.tuples(
+                VALUES[Uuid], few, st.none() | VALUES[BigInteger], st.none() | VALUES[Uuid], st.booleans()
+            ),
+            min_size=1,
+            max_size=40,  # from 16 on in columns
+        )
+    )
+    fold = Rows(made)
+    with engine.connect() as connection:
+        for copy_from in (1, 100):
+            monkeypatch.setattr("projections.fold.COPY_FROM", copy_from)
+            for number, (owner, kind, size, other, seen) in rows.items():
+                rest = {"size": size, "other": other and other.bytes, "seen": seen}
+                fold.make(number, owner=owner.bytes, kind=kind, **rest)
+            fold.flush(connection)
+            assert {r[0]: tuple(r[1:]) for r in connection.execute(select(made))} == rows
+            connection.rollback()
+
+
+@pytest.mark.parametrize("copy_from", [1, 100])
+def test_a_row_is_made_once(
+    engine: Engine, table: Table, copy_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a batch, and in a later one, by whichever way it goes to the table."""
+    monkeypatch.setattr("projections.fold.COPY_FROM", copy_from)
+    fold = Rows(table)
+    values = {"total": 1, "state": "x", "newest": 1, "history": ""}
+    with engine.connect() as connection:
+        fold.make("one", **values)
+        with pytest.raises(ProjectionError, match="there before"):
+            fold.make("one", **values)
+        fold.flush(connection)
+        fold.change("two", total=1)
+        with pytest.raises(ProjectionError, match="there before"):
+            fold.make("two", **values)
+        fold.discard()
+        fold.make("one", **values)
+        with pytest.raises(ProjectionError, match="made twice"):
+            fold.flush(connection)
+
+
+@pytest.mark.parametrize("copy_from", [1, 100])
+def test_a_connection_that_breaks_while_rows_are_made_is_transient(
+    engine: Engine, postgres_url: str, table: Table, copy_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projections.fold.COPY_FROM", copy_from)
+    fold = Rows(table)
+    fold.make("one", total=1, state="x", newest=1, history="")
+    with psycopg.connect(postgres_url, autocommit=True) as operator, pytest.raises(TRANSIENT):
+        flush_and_lose(engine, fold, operator)
+    with engine.connect() as connection:
+        assert connection.execute(select(table)).all() == []
+
+
+def flush_and_lose(engine: Engine, fold: Rows, operator: psycopg.Connection[Any]) -> None:
+    with engine.begin() as connection:
+        pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        operator.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+        fold.flush(connection)
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_number_that_no_column_holds_is_refused(engine: Engine, table: Table, rows: int) -> None:
+    fold = Tally(table)
+    for number in range(2 * rows):
+        fold.change(f"row {number % rows}", total=2**62 + number, state="x", newest=1)
+    with engine.connect() as connection, pytest.raises(ProjectionError, match="no room for a number"):
+        fold.flush(connection)
 
 
 judgements = st.lists(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 from uuid import UUID, uuid4
 
+import msgspec
 import psycopg
 import pytest
 from histories import MOVES, OPENING, History, Log, Move, named
@@ -16,29 +17,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rows import forget, rows_of
 from sqlalchemy import Engine
+from sqlalchemy import event as sql_event
 
 from hub.embedded.postgres import EmbeddedPostgres
 from ledger.aggregates.book import Book
 from ledger.aggregates.node import Node
-from ledger.application import Ledger, Unavailable
+from ledger.application import Ledger, LogGapError, Unavailable
 from ledger.events import Event, Transfer, UnknownEventError
 from ledger.ids import BOOK_ID, node_id, stream_id
 from ledger.store.database import create_sql_engine
 from ledger.store.migrate import migrate
+from projections import schema
 from projections.balances import Balances
 from projections.catalog import PROJECTIONS
+from projections.fold import ProjectionError
 from projections.queries import Queries, ReadModelUnavailable
 from projections.rebuild import rebuild
 from projections.runner import Runner
+from projections.schema import NEXT, Tables
 
 T = TypeVar("T")
-
-
-@pytest.fixture
-def own_engine(database_url: str) -> Iterator[Engine]:
-    engine = create_sql_engine(database_url)
-    yield engine
-    engine.dispose()
 
 
 def queries_after(moves: list[Move], engine: Engine) -> tuple[History, Queries]:
@@ -170,6 +168,31 @@ def test_a_payout_shows_each_line_with_what_the_rail_said(engine: Engine, number
         first.amount_micro if outcome == "unknown" else 0
     )
     assert queries.payout(uuid4()) is None
+
+
+def test_a_payout_and_its_lines_are_of_one_position(engine: Engine) -> None:
+    history, _ = queries_after([], engine)
+    (batch_id, _, _) = history.batches[0]
+    paid = Log(history.play([("pay", 0), ("pay", 1)]))
+
+    asked: list[str] = []
+
+    def meanwhile(*arguments: object) -> None:
+        if "FROM crew_main.read_payouts" in (statement := str(arguments[2])):
+            asked.append(statement)
+            Runner(paid, engine).catch_up()
+
+    sql_event.listen(engine, "after_cursor_execute", meanwhile)
+    try:
+        before = Queries(engine).payout(batch_id)
+    finally:
+        sql_event.remove(engine, "after_cursor_execute", meanwhile)
+    assert len(asked) == 1
+    after = Queries(engine).payout(batch_id)
+    assert [(p.state, {line.state for line in p.lines}) for p in (before, after)] == [
+        ("approved", {"unknown", "planned"}),
+        ("finished", {"confirmed", "failed"}),
+    ]
 
 
 def test_a_payout_is_finished_when_every_line_is_confirmed_or_failed(engine: Engine) -> None:
@@ -305,6 +328,75 @@ def test_an_event_this_program_cannot_read_stops_the_runner_before_it(
     with pytest.raises(UnknownEventError, match=r"position 1.*future\.thing\.v9"):
         runner.run(threading.Event())
     assert Queries(own_engine).positions() == {p.name: 1 for p in PROJECTIONS}
+    assert {(x.events, x.behind_us) for x in Queries(own_engine).lag(ledger, now_us=5)} == {(1, 5)}
+
+
+def test_the_age_of_an_event_from_a_newer_program_is_known(
+    ledger: Ledger, database_url: str, own_engine: Engine
+) -> None:
+    Runner(ledger, own_engine).prepare()
+    with psycopg.connect(database_url) as connection:
+        state = msgspec.msgpack.encode({"type": "future.thing.v9", "wings": 2, "at_us": 1_000})
+        connection.execute(
+            "SELECT * FROM crew_main.append_events(%s::uuid[], %s::bigint[], %s::text[], %s::bytea[])",
+            ([uuid4()], [1], ["future.thing.v9"], [state]),
+        )
+    lags = Queries(own_engine).lag(ledger, now_us=9_000)
+    assert {(x.events, x.behind_us) for x in lags} == {(1, 8_000)}
+
+
+def test_read_models_of_a_longer_log_are_refused(
+    ledger: Ledger, database_url: str, own_engine: Engine
+) -> None:
+    """A log that came from an older backup than the read models: what follows would not follow."""
+    for n in range(3):
+        deposit(ledger, named("stream", 0), f"r{n}")
+    runner = Runner(ledger, own_engine)
+    assert runner.catch_up() == 3
+    with psycopg.connect(database_url) as connection:
+        connection.execute("ALTER TABLE crew_main.events DISABLE TRIGGER ALL")
+        connection.execute("DELETE FROM crew_main.events WHERE position = 2")
+    with pytest.raises(LogGapError, match="ends at 2"):
+        runner.step()
+    rebuild(ledger, own_engine, PROJECTIONS)
+    assert runner.catch_up() == 2
+    assert Queries(own_engine).balance("external").amount_micro == -2_000
+
+
+def test_a_projection_that_stopped_goes_on_when_it_was_rebuilt(
+    own_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = History()
+    log = Log(history.play(OPENING))
+    runner = Runner(log, own_engine, batch_events=5)
+    with monkeypatch.context() as patched:
+        patched.setattr("projections.base.check_balanced", refuse)
+        runner.catch_up()
+        assert set(runner.stopped) == {"balances"}
+        runner.catch_up()
+    assert Queries(own_engine).positions()["balances"] == 0
+    rebuild(log, own_engine, [Balances])
+    more = Log(history.play([("deposit", 7)]))
+    runner._log = more
+    assert runner.catch_up() == more.size()
+    assert runner.stopped == {}
+    assert set(Queries(own_engine).positions().values()) == {more.size()}
+
+
+def refuse(*_: object) -> None:
+    raise ProjectionError("not today")
+
+
+def test_what_somebody_left_beside_the_live_tables_is_not_built_upon(
+    ledger: Ledger, own_engine: Engine
+) -> None:
+    deposit(ledger, named("stream", 0), "only")
+    with own_engine.begin() as connection:
+        schema.create(connection, Balances.tables(Tables("crew_main", NEXT)))
+        connection.exec_driver_sql("INSERT INTO crew_main.read_balances__next VALUES ('ghost', 1, 1)")
+    Runner(ledger, own_engine, projections=[Balances]).prepare()
+    rebuild(ledger, own_engine, [Balances])
+    assert "ghost" not in {b.account for b in Queries(own_engine).balances()}
 
 
 def test_the_runner_sits_out_a_restart_of_postgres(server_dir: Path) -> None:

@@ -1,0 +1,129 @@
+"""Read models beside a log that grows by a few events at a time, as on an evening, against the library's runner.
+
+Each side writes deposits into its own log, some at a time, forty times a second for two seconds, and is then given a
+second: once alone, once with its follower (ours keeps all six read models, the library's keeps balances). The CPU that
+the follower adds, of this process and the server together, is what the events cost. Rounds of both take turns.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from eventsourcing.projection import ProjectionRunner
+
+from bench import Row
+from bench.library import postgres, side_by_side
+from bench.projections import (
+    Cpu,
+    LibraryBalances,
+    LibraryBook,
+    LibraryLedger,
+    LibraryView,
+    Writer,
+    library_env,
+)
+from ledger.application import Ledger
+from ledger.store.database import create_sql_engine
+from ledger.store.migrate import migrate
+from projections.queries import Queries
+from projections.runner import Runner
+
+SAVES = 80
+EVERY_S = 0.025
+AFTER_S = 1.0
+ROUNDS = 3
+# At a time -> the ratio to come to. A transaction costs both sides the same: what is saved is to have fewer of them.
+CASES = {1: 3.0, 5: 10.0, 50: 50.0}
+
+
+def feed(save: Callable[[], object]) -> None:
+    due = time.monotonic()
+    for _ in range(SAVES):
+        save()
+        due += EVERY_S
+        time.sleep(max(0.0, due - time.monotonic()))
+    time.sleep(AFTER_S)
+
+
+@contextmanager
+def ours_follows(ledger: Ledger, url: str, schema: str) -> Iterator[None]:
+    engine, stop = create_sql_engine(url, schema), threading.Event()
+    runner = Runner(ledger, engine, schema_name=schema)
+    runner.catch_up()
+    thread = threading.Thread(target=runner.run, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        followed = set(Queries(engine, schema).positions().values())
+        engine.dispose()
+    if followed != {ledger.size()}:
+        raise TimeoutError("our runner did not get to the end")
+
+
+def our_cost(url: str, schema: str, at_a_time: int, cpu: Cpu) -> float:
+    """Events a second of CPU that following them adds."""
+    ledger = Ledger(url, schema=schema)
+    writer = Writer(ledger)
+    writer.begin()
+    number = iter(range(1_000_000_000))
+
+    def save() -> None:
+        for _ in range(at_a_time):
+            writer.deposit(next(number))
+        writer.save()
+
+    try:
+        ledger.wait(0, 0)  # its listener is there in both
+        alone = cpu.of(lambda: feed(save))
+        with ours_follows(ledger, url, schema):
+            both = cpu.of(lambda: feed(save))
+    finally:
+        ledger.close()
+    return at_a_time * SAVES / max(both - alone, 1e-3)
+
+
+def library_cost(url: str, at_a_time: int, cpu: Cpu) -> float:
+    app, book = LibraryLedger(library_env(url)), LibraryBook()
+
+    def save() -> None:
+        for n in range(at_a_time):
+            book.transfer("external", f"budget:{n}", 1_000)
+        LibraryBalances.last = app.save(book)[-1].notification.id
+
+    try:
+        alone = cpu.of(lambda: feed(save))
+        LibraryBalances.reached.clear()
+        with ProjectionRunner(
+            application_class=LibraryLedger,
+            projection_class=LibraryBalances,
+            view_class=LibraryView,
+            env=library_env(url),
+        ):
+            if not LibraryBalances.reached.wait(300):
+                raise TimeoutError("the library's runner did not get to the beginning")
+            LibraryBalances.reached.clear()
+            both = cpu.of(lambda: (feed(save), LibraryBalances.reached.wait(300)))
+    finally:
+        app.close()
+    return at_a_time * SAVES / max(both - alone, 1e-3)
+
+
+def rows() -> Iterator[Row]:
+    with postgres() as url:
+        cpu = Cpu(url)
+        for at_a_time, reach in CASES.items():
+            schema = f"live_{at_a_time}"
+            migrate(url, schema)
+
+            def ours(schema: str = schema, at_a_time: int = at_a_time) -> float:
+                return our_cost(url, schema, at_a_time, cpu)
+
+            def library(at_a_time: int = at_a_time) -> float:
+                return library_cost(url, at_a_time, cpu)
+
+            name = f"projections: live, {at_a_time} at a time, 40 times a second"
+            yield Row(name, *side_by_side(ROUNDS, ours, library), "events/cpu s", reach)
