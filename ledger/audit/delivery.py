@@ -26,9 +26,9 @@ from ledger.audit.report import AuditFailure, Counts
 from ledger.audit.signatures import Signatures
 from ledger.audit.store import Store
 from ledger.batch import BODY_BYTES as BATCH_BODY_BYTES
-from ledger.batch import DOMAIN as BATCH_DOMAIN
+from ledger.batch import DOMAINS as BATCH_DOMAINS
 from ledger.batch import HEADER_BYTES
-from ledger.checks import Check, Receipts, Root, Signed
+from ledger.checks import Check, Contents, Receipts, Signed
 from ledger.credit import CreditSet, Units
 from ledger.events import (
     BroadcastStarted,
@@ -51,7 +51,9 @@ from ledger.ticket import Ticket, ViewerClass
 from ledger.verdict import Verdict
 
 IN_COLUMNS: Final = 12  # receipts in an event from which on columns are faster
-_HEADER: Final = struct.Struct(">B32sQQH32s")  # ledger.batch: version, node key, window, count, Merkle root
+_HEADER: Final = struct.Struct(
+    ">B32sQQH32s"
+)  # ledger.batch: version, node key, window, count, digest of the receipts
 _RECEIPT: Final = struct.Struct(
     ">B32sIQ64s32s"
 )  # ledger.receipt: version, ticket, counter, base, bitmap, digest
@@ -469,7 +471,8 @@ class Deliveries:
         if not whole:
             require(list(indices) == sorted(set(indices)), "the batch's indices are not ascending")
         body, signature = header[:BATCH_BODY_BYTES], header[BATCH_BODY_BYTES:]
-        _, node_key, _, _, count, root = _HEADER.unpack(body)
+        version, node_key, _, _, count, digest = _HEADER.unpack(body)
+        require(version in BATCH_DOMAINS, f"a batch of version {version}")
         require(node_key == node.now.public_key, "the batch is another node's")
         name = hashlib.sha256(body).digest()
         if name in self._complete:
@@ -485,10 +488,10 @@ class Deliveries:
             if len(known) == count:
                 receipts = b"".join([data for _, data in sorted(known.items())])
         if receipts is not None:
-            self._sign(position, "the batch", Root(root, receipts))
+            self._sign(position, "the batch", Contents(version, digest, receipts))
         if batch is None:
             self._counts.batches += 1
-            check = Signed(node_key, BATCH_DOMAIN, body, signature)
+            check = Signed(node_key, BATCH_DOMAINS[version], body, signature)
             self._sign(position, "the batch", check)
         if receipts is not None:
             self._complete.put(name, b"")

@@ -413,6 +413,16 @@ FORGERIES: dict[str, tuple[Forge, str, type[Event] | None]] = {
         "",
         None,
     ),
+    "a batch of a version that there is not": (
+        _served(0, batch_header=lambda e: b"\3" + e.batch_header[1:]),
+        "a batch of version 3",
+        None,
+    ),
+    "a batch called one of another version": (
+        _served(0, batch_header=lambda e: bytes([e.batch_header[0] ^ 3]) + e.batch_header[1:]),
+        "",  # its signature, or what it says of its receipts
+        None,
+    ),
     "a wider network limit": (_served(0, network_limit=lambda _: 9), "the network limit", None),
     "another network": (_served(1, viewer_networks=lambda _: (b"elsewhere",)), "networks are not", None),
     "another session": (_served(1, session_ids=lambda _: (make_id("x"),)), "sessions are not", None),
