@@ -31,7 +31,7 @@ class Batch:
     node_key: bytes  # 32 bytes
     window_start_s: int  # Unix seconds, the node's clock: for people, nothing is decided by it
     window_end_s: int
-    receipts: tuple[bytes, ...]  # signed receipts, 205 bytes each, not yet decoded
+    data: bytes  # signed receipts, 205 bytes each, one after the other, not yet decoded
     signature: bytes  # 64 bytes
     version: int
 
@@ -45,19 +45,28 @@ class Batch:
         *,
         version: int = VERSION,
     ) -> Self:
-        body = _pack(version, node.public_key, window_start_s, window_end_s, receipts)
+        """Raises WireError for more receipts than a batch holds, and for what is no receipt by its length."""
+        data = b"".join(receipts)
+        if len(data) != len(receipts) * RECEIPT_BYTES:
+            raise WireError(f"a signed receipt is {RECEIPT_BYTES} bytes")
+        body = _pack(version, node.public_key, window_start_s, window_end_s, data)
         return cls(
             node_key=node.public_key,
             window_start_s=window_start_s,
             window_end_s=window_end_s,
-            receipts=tuple(receipts),
+            data=data,
             signature=node.sign(DOMAINS[version], body),
             version=version,
         )
 
     def body(self) -> bytes:
         """The 83 signed bytes."""
-        return _pack(self.version, self.node_key, self.window_start_s, self.window_end_s, self.receipts)
+        return _pack(self.version, self.node_key, self.window_start_s, self.window_end_s, self.data)
+
+    @property
+    def receipts(self) -> tuple[bytes, ...]:
+        """The signed receipts one by one. Made anew each time."""
+        return _split(self.data)
 
     @property
     def hash(self) -> bytes:
@@ -65,7 +74,7 @@ class Batch:
         return batch_hash(self.body())
 
     def encode(self) -> bytes:
-        return self.body() + self.signature + b"".join(self.receipts)
+        return self.body() + self.signature + self.data
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -78,7 +87,8 @@ class Batch:
             raise WireError(f"unknown batch version {version}")
         if len(data) != HEADER_BYTES + count * RECEIPT_BYTES:
             raise WireError(f"a batch of {count} receipts is not {len(data)} bytes")
-        if count > MAX_RECEIPTS or receipts_digest(version, data[HEADER_BYTES:]) != digest:
+        receipts = data[HEADER_BYTES:]
+        if count > MAX_RECEIPTS or receipts_digest(version, receipts) != digest:
             raise WireError("the batch does not have the receipts that its body names")
         signature = data[BODY_BYTES:HEADER_BYTES]
         if not verify(node_key, DOMAINS[version], body, signature):
@@ -87,7 +97,7 @@ class Batch:
             node_key=node_key,
             window_start_s=start,
             window_end_s=end,
-            receipts=_split(data[HEADER_BYTES:]),
+            data=receipts,
             signature=signature,
             version=version,
         )
@@ -110,8 +120,8 @@ def _split(receipts: bytes) -> tuple[bytes, ...]:
     return tuple([receipts[i : i + RECEIPT_BYTES] for i in range(0, len(receipts), RECEIPT_BYTES)])
 
 
-def _pack(version: int, node_key: bytes, start_s: int, end_s: int, receipts: Sequence[bytes]) -> bytes:
-    if len(receipts) > MAX_RECEIPTS:
+def _pack(version: int, node_key: bytes, start_s: int, end_s: int, receipts: bytes) -> bytes:
+    count = len(receipts) // RECEIPT_BYTES
+    if count > MAX_RECEIPTS:
         raise WireError(f"a batch holds at most {MAX_RECEIPTS} receipts")
-    digest = receipts_digest(version, b"".join(receipts))
-    return _BODY.pack(version, node_key, start_s, end_s, len(receipts), digest)
+    return _BODY.pack(version, node_key, start_s, end_s, count, receipts_digest(version, receipts))

@@ -182,7 +182,7 @@ class DeliveryDesk:
         places = self._answered.get(known_hash)
         if places is not None:
             return self._answers_at(places)
-        claims, refused = self._claims(batch.receipts, batch.node_key)
+        claims, refused = self._claims(batch.data, batch.node_key)
         return self._judge(
             claims,
             refused,
@@ -210,13 +210,12 @@ class DeliveryDesk:
             claims, [], node_id(known[_NODE_KEY]), batch_header=b"", known_hash=b"", at_us=at_us
         )[0]
 
-    def _claims(
-        self, receipts: Sequence[bytes], node_key: bytes
-    ) -> tuple[dict[UUID, list[_Claim]], list[_Refused]]:
+    def _claims(self, data: bytes, node_key: bytes) -> tuple[dict[UUID, list[_Claim]], list[_Refused]]:
         """The receipts by broadcast, their signatures verified; and those that belong to none."""
         claims: dict[bytes, list[_Claim]] = defaultdict(list)
         refused: list[_Refused] = []
-        well = well_formed(np.frombuffer(b"".join(receipts), RECEIPT)).tolist()
+        well = well_formed(np.frombuffer(data, RECEIPT)).tolist()
+        receipts = [data[i : i + SIGNED_BYTES] for i in range(0, len(data), SIGNED_BYTES)]
         tickets = self._known([r[_TICKET_HASH] if w else b"" for r, w in zip(receipts, well, strict=True)])
         for i, (receipt, known) in enumerate(zip(receipts, tickets, strict=True)):
             if known is None:
