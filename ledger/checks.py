@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from ledger import merkle
+from ledger.batch import receipts_digest
 from ledger.claims import ROWS, Ints, claims
 from ledger.events import MAX_EVENT_BYTES, SegmentsServed, decode_stored, encode
 from ledger.keys import PUBLIC_KEY_BYTES, verify
@@ -209,20 +210,18 @@ class Receipts(msgspec.Struct, array_like=True, frozen=True, tag=True):
         return -1
 
 
-class Root(msgspec.Struct, array_like=True, frozen=True, tag=True):
-    """The receipts of a whole batch, and the Merkle root that its node signed."""
+class Contents(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """The receipts of a whole batch, and what its node signed of them (ledger.batch)."""
 
-    root: bytes
+    version: int
+    digest: bytes
     receipts: bytes
 
     def holds(self) -> bool:
-        data = self.receipts
-        return (
-            merkle.root([data[i : i + SIGNED_BYTES] for i in range(0, len(data), SIGNED_BYTES)]) == self.root
-        )
+        return receipts_digest(self.version, self.receipts) == self.digest
 
 
-Check = Signed | Receipts | Root
+Check = Signed | Receipts | Contents
 
 
 def first_failure(checks: list[Check]) -> tuple[int, int]:
@@ -232,7 +231,7 @@ def first_failure(checks: list[Check]) -> tuple[int, int]:
             bad = check.first_failure()
             if bad >= 0:
                 return i, bad
-        elif isinstance(check, Root):
+        elif isinstance(check, Contents):
             if not check.holds():
                 return i, 0
         elif not verify(check.public_key, check.domain, check.body, check.signature):

@@ -623,12 +623,12 @@ def _tag_in(data: bytes | memoryview) -> str:
     """The tag, from the head of the bytes where it stands as we write it: the rest is long."""
     head = bytes(data[:_HEAD_BYTES])
     at = 3 if head[:1] == b"\xde" else 1  # after the map's size
-    if (
+    short = (
         len(head) > at + 5 and head[at : at + 5] == b"\xa4type" and 0xA0 <= head[at + 5] < 0xC0
-    ):  # MessagePack: fixstr
-        end = at + 6 + (head[at + 5] & 0x1F)
-        if end <= len(head):
-            return head[at + 6 : end].decode()
+    )  # a fixstr
+    end = at + 6 + (head[at + 5] & 0x1F) if short else 0
+    if 0 < end <= len(head):
+        return head[at + 6 : end].decode()
     return _peek.decode(data).type
 
 

@@ -7,6 +7,7 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from api.text import Count, Name, Port
+from ledger.batch import VERSION
 
 
 def _base_url(text: str) -> str:
@@ -76,6 +77,7 @@ class HeartbeatAnswer(BaseModel):
     status: str = Field(description="active, suspended or retired")
     ticket_keys: list[str]
     earned: Earned
+    batch_version: int = Field(VERSION, description="the newest batch format this hub takes")
 
 
 class NodeOut(BaseModel):

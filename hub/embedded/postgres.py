@@ -31,8 +31,11 @@ TUNING = {
     "effective_cache_size": "384MB",
     "work_mem": "4MB",
     "maintenance_work_mem": "48MB",
-    "max_wal_size": "512MB",
+    # After a checkpoint the first change of each page puts all of it into the WAL: with few checkpoints, few pages.
+    "max_wal_size": "2GB",
     "min_wal_size": "80MB",
+    "checkpoint_timeout": "15min",
+    "autovacuum_naptime": "30s",  # soon after the events were written, their pages need not go into the WAL again
     "io_method": "sync",  # the default keeps three more processes
     "max_parallel_workers_per_gather": "0",
     "jit": "off",

@@ -26,9 +26,9 @@ from ledger.audit.report import AuditFailure, Counts
 from ledger.audit.signatures import Signatures
 from ledger.audit.store import Store
 from ledger.batch import BODY_BYTES as BATCH_BODY_BYTES
-from ledger.batch import DOMAIN as BATCH_DOMAIN
+from ledger.batch import DOMAINS as BATCH_DOMAINS
 from ledger.batch import HEADER_BYTES
-from ledger.checks import Check, Receipts, Root, Signed
+from ledger.checks import Check, Contents, Receipts, Signed
 from ledger.credit import CreditSet, Units
 from ledger.events import (
     BroadcastStarted,
@@ -52,7 +52,8 @@ from ledger.ticket import Ticket, ViewerClass
 from ledger.verdict import Verdict
 
 IN_COLUMNS: Final = 12  # receipts from which on columns are faster
-_HEADER: Final = struct.Struct(">B32sQQH32s")  # ledger.batch: version, node key, window, count, Merkle root
+# ledger.batch: version, node key, window, count, digest of the receipts
+_HEADER: Final = struct.Struct(">B32sQQH32s")
 _RECEIPT: Final = struct.Struct(
     ">B32sIQ64s32s"
 )  # ledger.receipt: version, ticket, counter, base, bitmap, digest
@@ -65,6 +66,7 @@ class _Batch(msgspec.Struct, array_like=True):
     """The receipts of a batch as they are met in the log, until all are there."""
 
     position: int
+    signed: bytes  # SHA-256 of the signature that was verified
     receipts: dict[int, bytes] = {}
 
 
@@ -104,9 +106,8 @@ class Deliveries:
         self._facts = facts
         self._credits = Credits(store, self._facts)
         self._batches = struct_table(store, b"B", _Batch, 256)
-        self._complete = store.table(
-            b"k", bytes, bytes, 65_536
-        )  # bodies' hashes of batches that are all there
+        # Of batches that are all there: their bodies' hashes, and those of their signatures.
+        self._complete = store.table(b"k", bytes, bytes, 65_536)
         self._in_columns = in_columns
         self._waiting: list[columns.Served] = []  # deliveries of one broadcast that are judged together
         self._waiting_count = 0  # receipts
@@ -485,12 +486,15 @@ class Deliveries:
         if not whole:
             require(list(indices) == sorted(set(indices)), "the batch's indices are not ascending")
         body, signature = header[:BATCH_BODY_BYTES], header[BATCH_BODY_BYTES:]
-        _, node_key, _, _, count, root = _HEADER.unpack(body)
+        version, node_key, _, _, count, digest = _HEADER.unpack(body)
+        require(version in BATCH_DOMAINS, f"a batch of version {version}")
         require(node_key == node.now.public_key, "the batch is another node's")
-        name = hashlib.sha256(body).digest()
-        if name in self._complete:
+        name, signed = hashlib.sha256(body).digest(), hashlib.sha256(signature).digest()
+        complete, batch = self._complete.get(name), self._batches.get(name)
+        if signed != (batch.signed if batch is not None else complete):
+            self.sign(position, "the batch", Signed(node_key, BATCH_DOMAINS[version], body, signature))
+        if complete is not None:
             return  # sent again after the hub had forgotten it: judged again, receipt by receipt
-        batch = self._batches.get(name)
         known = batch.receipts if batch is not None else {}
         if not whole or known or len(indices) > count:
             for index in indices:
@@ -501,17 +505,15 @@ class Deliveries:
             if len(known) == count:
                 receipts = b"".join([data for _, data in sorted(known.items())])
         if receipts is not None:
-            self.sign(position, "the batch", Root(root, receipts))
+            self.sign(position, "the batch", Contents(version, digest, receipts))
         if batch is None:
             self._counts.batches += 1
-            check = Signed(node_key, BATCH_DOMAIN, body, signature)
-            self.sign(position, "the batch", check)
         if receipts is not None:
-            self._complete.put(name, b"")
+            self._complete.put(name, signed)
             if batch is not None:
                 self._batches.remove(name)
         else:
-            self._batches.put(name, batch or _Batch(position, known))
+            self._batches.put(name, batch or _Batch(position, signed, known))
 
 
 def _judge_all(

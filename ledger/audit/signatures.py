@@ -1,4 +1,4 @@
-"""Signatures and the Merkle roots of batches, verified on all cores while the replay goes on.
+"""Signatures and the contents of batches, verified on all cores while the replay goes on.
 
 Invariant: after `finish` every check that was handed in has been made, and the failure reported is the one with the
 lowest position.
@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from ledger.audit.helpers import Helpers
 from ledger.audit.report import AuditFailure
-from ledger.checks import Check, Receipts, Root, Verify, first_failure
+from ledger.checks import Check, Contents, Receipts, Verify, first_failure
 
 CHUNK: Final = 128  # signatures that go to a helper together
 BACKLOG: Final = 64 * CHUNK  # signatures under way; bounds memory
@@ -42,7 +42,7 @@ class Signatures:
         if not self.verify:
             return
         weight = len(check.refused) if isinstance(check, Receipts) else 1
-        self.count += 0 if isinstance(check, Root) else weight
+        self.count += 0 if isinstance(check, Contents) else weight
         self._about.append((position, what))
         self._checks.append(check)
         self._weight += weight
@@ -74,7 +74,7 @@ class Signatures:
         if index < 0:
             return
         (position, what), check = chunk.about[index], chunk.checks[index]
-        if isinstance(check, Root):
+        if isinstance(check, Contents):
             reason = "the receipts are not those the node signed for"
             raise AuditFailure(reason, position=position, before_rules=True)
         if isinstance(check, Receipts) and check.refused[which]:

@@ -161,7 +161,7 @@ class DeliveryDesk:
         known = self._answered.get(known_hash)
         if known is not None:
             return self._judging.answers_at(known)
-        presented, refused = self._presented(batch.receipts, batch.node_key)
+        presented, refused = self._presented(batch.data, batch.node_key)
         answers, places = self._judging.judge(
             Sent(presented, refused, node_id(batch.node_key), data[:HEADER_BYTES], known_hash, at_us)
         )
@@ -184,11 +184,10 @@ class DeliveryDesk:
         presented = {UUID(bytes=known[_BROADCAST]): _present([(0, data, known, True)])}
         return self._judging.judge(Sent(presented, [], node_id(known[_NODE_KEY]), b"", b"", at_us)).answers[0]
 
-    def _presented(
-        self, receipts: Sequence[bytes], node_key: bytes
-    ) -> tuple[dict[UUID, Presented], list[Refused]]:
+    def _presented(self, data: bytes, node_key: bytes) -> tuple[dict[UUID, Presented], list[Refused]]:
         """The receipts by broadcast, their signatures verified; and those that belong to none."""
-        well = well_formed(np.frombuffer(b"".join(receipts), RECEIPT)).tolist()
+        well = well_formed(np.frombuffer(data, RECEIPT)).tolist()
+        receipts = [data[i : i + SIGNED_BYTES] for i in range(0, len(data), SIGNED_BYTES)]
         tickets = self._known([r[_TICKET_HASH] if w else b"" for r, w in zip(receipts, well, strict=True)])
         # What is another node's is refused whatever its signature.
         own = [known is not None and known[_NODE_KEY] == node_key for known in tickets]

@@ -16,7 +16,8 @@ from psycopg.pq import Format
 
 NewRow = tuple[UUID, int, str, bytes]  # originator, its version, topic, state
 
-ROWS_PER_PART: Final = 512  # the server takes in one part while the next is made
+PART_BYTES: Final = 128 * 1024  # about: the server takes in one part while the next is made
+ROW_BYTES: Final = 80  # about, beside the state
 _HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER: Final = b"\xff\xff"
 _ROW: Final = struct.pack(">hi", 5, 8)  # five columns; the first, the position, has 8 bytes
@@ -33,16 +34,18 @@ _UUID, _BIGINT, _TEXT, _BYTEA = 2950, 20, 25, 17  # pg_type.oid
 def copy_rows(first: int, rows: Iterable[NewRow]) -> Iterator[bytes]:
     """(position, originator_id, originator_version, topic, state) of each row, in parts."""
     parts = [_HEADER]
-    originator, id_column = None, b""
+    originator, id_column, size = None, b"", 0
     for position, (originator_id, version, topic, state) in enumerate(rows, first):
         if originator_id is not originator:  # the events of an aggregate mostly share one object
             originator, id_column = originator_id, _BEFORE_ID + originator_id.bytes + _BEFORE_VERSION
         pack, topic_column = _fixed_columns(topic)
         parts.append(pack(_ROW, position, id_column, version, topic_column, len(state)))
         parts.append(state)
-        if len(parts) >= 2 * ROWS_PER_PART:
+        size += len(state) + ROW_BYTES
+        if size >= PART_BYTES:
             yield b"".join(parts)
             parts.clear()
+            size = 0
     parts.append(_TRAILER)
     yield b"".join(parts)
 

@@ -33,9 +33,9 @@ from ledger.store.listener import Listener
 from ledger.store.parts import Parts
 
 PATIENCE_S: Final = 5.0  # how long a call tries to reach the database before it gives up
-COPY_FROM: Final = (
-    100  # events: from here on a COPY's three round trips cost less than arrays through one call
-)
+# From so many events or bytes on, a COPY's three round trips cost less than arrays through one call.
+COPY_FROM: Final = 100
+COPY_FROM_BYTES: Final = 128 * 1024
 _PAUSE_S: Final = 0.1
 _STREAMED_ROWS: Final = 100  # at once from the driver
 
@@ -127,7 +127,7 @@ class DenseRecorder(PostgresApplicationRecorder):
             return position
 
     def _append(self, rows: Rows) -> int:
-        if len(rows) >= COPY_FROM:
+        if len(rows) >= COPY_FROM or sum([len(state) for _, _, _, state in rows]) >= COPY_FROM_BYTES:
             return self._append_copy(rows)
         return int(self._fetch(self._append_sql, columns(list(rows)))[0][0])
 

@@ -56,6 +56,7 @@ class HeartbeatAnswer(msgspec.Struct, frozen=True):
     status: str
     ticket_keys: list[str]
     earned: Earned
+    batch_version: int = 1  # a hub that does not say takes the first format only
 
 
 class VerdictLine(msgspec.Struct, frozen=True):
@@ -115,6 +116,7 @@ class HubClient:
         self.hub_url = hub_url.rstrip("/")
         self._key = key
         self._now_s = now_s
+        self.batch_version = 1  # the newest that the hub takes, as far as it has said
         self._prefix = urlsplit(self.hub_url).path
         self._http = httpx2.AsyncClient(
             timeout=httpx2.Timeout(10.0, connect=5.0),
@@ -138,7 +140,9 @@ class HubClient:
         self, *, url: str | None, port: int, viewers: int, uploaded_bytes: int
     ) -> HeartbeatAnswer:
         body = {"url": url, "port": port, "viewers": viewers, "uploaded_bytes": uploaded_bytes}
-        return await self._json("POST", "/api/nodes/me/heartbeat", body, HeartbeatAnswer)
+        answer = await self._json("POST", "/api/nodes/me/heartbeat", body, HeartbeatAnswer)
+        self.batch_version = answer.batch_version
+        return answer
 
     async def ticket_keys(self) -> list[bytes]:
         """Every ticket key the hub has ever had, retired ones too: their tickets may still be in use."""

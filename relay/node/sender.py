@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import structlog
 
-from ledger.batch import MAX_RECEIPTS, Batch
+from ledger.batch import MAX_RECEIPTS, VERSION, Batch
 from ledger.keys import KeyPair
 from ledger.receipt import SignedReceipt
 from relay.node.claims import PlainClaims
@@ -96,7 +96,13 @@ class Sender:
     async def _send(self, receipts: list[SignedReceipt]) -> None:
         now = int(self._now_s())
         encoded = [r.encode() for r in receipts]
-        batch = Batch.sign(self._key, min(self._window_start_s, now), max(now, 0), encoded)
+        batch = Batch.sign(
+            self._key,
+            min(self._window_start_s, now),
+            max(now, 0),
+            encoded,
+            version=VERSION if self._hub.batch_version >= VERSION else 1,
+        )
         verdicts = await self._hub.send_batch(batch)
         self._window_start_s = now
         self.batches += 1

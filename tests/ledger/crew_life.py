@@ -63,6 +63,7 @@ class Life:
 
     ledger: Ledger
     now_us: int = T0
+    batches: int = 0
     media: dict[int, bytes] = field(default_factory=dict)
     serial: int = 0
     index: CreditIndex = field(default_factory=CreditIndex)
@@ -181,7 +182,8 @@ class Life:
     def batch(self, node: str, *receipts: bytes) -> list[str]:
         key = self.nodes[node][0]
         at_s = self.tick() // 1_000_000
-        data = Batch.sign(key, at_s - 10, at_s, receipts).encode()
+        self.batches += 1  # by turns of nodes that know only the first version, and of others
+        data = Batch.sign(key, at_s - 10, at_s, receipts, version=1 + self.batches % 2).encode()
         return [a.verdict for a in self.desk.judge_batch(data, at_us=self.now_us)]
 
     def settle(self) -> list[int]:

@@ -396,7 +396,7 @@ FORGERIES: dict[str, tuple[Forge, str, type[Event] | None]] = {
             viewer_networks=lambda e: e.viewer_networks[:-1],
         ),
         "receipts of this batch have no verdict",
-        None,
+        ReceiptsRefused,  # where the batch begins
     ),
     "a receipt altered": (
         _served(0, receipts=lambda e: e.receipts[:40] + bytes([e.receipts[40] ^ 1]) + e.receipts[41:]),
@@ -411,6 +411,16 @@ FORGERIES: dict[str, tuple[Forge, str, type[Event] | None]] = {
     "a node's signature altered": (
         _served(0, batch_header=lambda e: e.batch_header[:-1] + bytes([e.batch_header[-1] ^ 1])),
         "",
+        None,
+    ),
+    "a batch of a version that there is not": (
+        _served(0, batch_header=lambda e: b"\3" + e.batch_header[1:]),
+        "a batch of version 3",
+        None,
+    ),
+    "a batch called one of another version": (
+        _served(0, batch_header=lambda e: bytes([e.batch_header[0] ^ 3]) + e.batch_header[1:]),
+        "",  # its signature, or what it says of its receipts
         None,
     ),
     "a wider network limit": (_served(0, network_limit=lambda _: 9), "the network limit", None),

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import psycopg
@@ -14,7 +15,7 @@ from psycopg.rows import tuple_row
 from ledger.aggregates.base import Aggregate
 from ledger.application import Ledger, StaleAggregateError
 from ledger.events import Event, NodeProbed, encode
-from ledger.store.binary import ROWS_PER_PART, NewRow, columns, copy_rows
+from ledger.store.binary import PART_BYTES, NewRow, columns, copy_rows
 from ledger.store.database import Datastore
 from ledger.store.group import GROUP_EVENTS_MAX, Rows
 from ledger.store.recorder import COPY_FROM, DenseRecorder
@@ -57,11 +58,20 @@ def log_of(recorder: DenseRecorder) -> list[tuple[int, str, bytes]]:
 
 
 def test_a_copied_batch_reads_back_as_it_was_given(recorder: FlakyCopy) -> None:
-    few, many = events(uuid4(), 1, 3), events(uuid4(), 1, 3 * ROWS_PER_PART + 1)
+    few, many = events(uuid4(), 1, 3), events(uuid4(), 1, 3 * PART_BYTES // 80)
     assert recorder.insert_events(few) == [1, 2, 3]
     assert recorder.insert_events(many) == list(range(4, 4 + len(many)))
     assert log_of(recorder) == [(i, e.topic, e.state) for i, e in enumerate(few + many)]
     assert list(recorder.select_events(many[0].originator_id)) == many
+
+
+@pytest.mark.parametrize("plan", [["persisted"], ["not persisted"], ["not persisted", "persisted", "none"]])
+def test_a_few_large_events_are_copied_and_count_once(recorder: FlakyCopy, plan: list[str]) -> None:
+    recorder.plan = list(plan)
+    large = [replace(e, state=bytes([i]) * 60_000) for i, e in enumerate(events(uuid4(), 1, 3))]
+    assert recorder.insert_events(large) == [1, 2, 3]
+    assert recorder.plan == []
+    assert log_of(recorder) == [(i, e.topic, e.state) for i, e in enumerate(large)]
 
 
 @pytest.mark.parametrize("plan", [["persisted"], ["not persisted"], ["not persisted", "persisted", "none"]])
@@ -111,7 +121,7 @@ def test_writers_of_all_sizes_share_one_dense_log(recorder: FlakyCopy) -> None:
     assert [position + 1 for position, _, _ in log_of(recorder)] == sorted(acknowledged)
 
 
-@given(st.integers(0, 1 << 62), st.integers(0, 3 * ROWS_PER_PART))
+@given(st.integers(0, 1 << 62), st.integers(0, 3 * PART_BYTES // 80))
 def test_the_parts_are_one_stream_of_rows(first: int, count: int) -> None:
     data = b"".join(copy_rows(first, rows(events(UUID(int=7), 1, count))))
     assert data.startswith(b"PGCOPY\n\xff\r\n\0" + bytes(8))

@@ -2,6 +2,8 @@
 
 import hashlib
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -9,6 +11,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from crew_life import Life, live_fully
+from eventsourcing.persistence import OperationalError
 
 from ledger import application
 from ledger.aggregates.book import Book
@@ -84,6 +87,39 @@ def test_a_fold_with_anything_odd_about_it_is_folded_again(
         assert connection.execute(f"UPDATE crew_main.folds SET {change}").rowcount == 1
     book, recalled_at = reloaded(database_url)
     assert recalled_at == 0
+    assert book.accounts == folded(ledger).accounts
+
+
+@pytest.mark.parametrize("fault", ["not persisted", "persisted"])
+def test_a_fold_that_was_not_kept_or_seems_not_to_be_changes_nothing(
+    ledger: Ledger, database_url: str, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    fill(ledger, 12)
+    connections = ledger._folds._datastore.get_connection
+
+    @contextmanager
+    def failing() -> Iterator[Any]:
+        if fault == "not persisted":
+            raise OperationalError("injected before the statement")
+        with connections() as connection:
+            yield connection
+        raise OperationalError("injected after the commit")
+
+    def keep_failing(*args: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger._folds._datastore, "get_connection", failing)
+            kept(*args)
+
+    kept = ledger._folds.keep
+    monkeypatch.setattr(ledger._folds, "keep", keep_failing)
+    fill(ledger, 12)
+    book, recalled_at = reloaded(database_url)
+    assert (recalled_at > 12) is (fault == "persisted")
+    assert (book.version, book.accounts) == (24, folded(ledger).accounts)
+    monkeypatch.setattr(ledger._folds, "keep", kept)
+    fill(ledger, 5)
+    book, recalled_at = reloaded(database_url)
+    assert recalled_at > 24
     assert book.accounts == folded(ledger).accounts
 
 

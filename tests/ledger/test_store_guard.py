@@ -261,3 +261,28 @@ def test_long_names_give_distinct_roles_that_postgres_does_not_cut() -> None:
     pairs = [role_names(long, "crew_a"), role_names(long, "crew_b")]
     assert len({name for pair in pairs for name in pair}) == 4
     assert all(len(name) <= 63 for pair in pairs for name in pair)
+
+
+def test_a_log_of_the_release_before_is_vacuumed_in_even_steps_from_now_on(empty_url: str) -> None:
+    migrate(empty_url)
+    with psycopg.connect(empty_url, autocommit=True) as superuser:
+        names = (
+            "autovacuum_vacuum_insert_scale_factor, autovacuum_vacuum_insert_threshold,"
+            " toast.autovacuum_vacuum_insert_scale_factor, toast.autovacuum_vacuum_insert_threshold"
+        )
+        superuser.execute(sql.SQL("ALTER TABLE crew_main.events RESET ({})").format(sql.SQL(names)))
+        superuser.execute("UPDATE crew_main.alembic_version SET version_num = '0002'")
+        superuser.execute(INSERT, [0])
+        before = superuser.execute("SELECT * FROM crew_main.events").fetchall()
+        migrate(empty_url)
+        assert superuser.execute("SELECT * FROM crew_main.events").fetchall() == before
+        options = superuser.execute(
+            "SELECT unnest(t.reloptions) FROM pg_class e JOIN pg_class t ON t.oid IN (e.oid, e.reltoastrelid)"
+            " WHERE e.oid = 'crew_main.events'::regclass ORDER BY 1"
+        ).fetchall()
+        assert [option for (option,) in options] == [
+            *["autovacuum_vacuum_insert_scale_factor=0"] * 2,
+            *["autovacuum_vacuum_insert_threshold=100000"] * 2,
+        ]
+        with pytest.raises(errors.InsufficientPrivilege):
+            superuser.execute("DELETE FROM crew_main.events")

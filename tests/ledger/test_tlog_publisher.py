@@ -38,6 +38,7 @@ from ledger.keys import KeyPair
 from ledger.note import VerifierKey
 from ledger.services import crew
 from ledger.tlog import publisher as module
+from ledger.tlog import resume
 from ledger.tlog.files import write_all
 from ledger.tlog.publisher import FolderInUse, Publisher, PublishRefused
 from ledger.tlog.resume import MEMORY, Memory
@@ -538,6 +539,40 @@ def test_a_crash_at_any_write_changes_nothing_in_the_end(
             break
         assert files_in(folder) == uninterrupted[0]
         assert [r.state for r in ledger.rows] == uninterrupted[1]
+    assert at > 10
+
+
+@pytest.mark.parametrize("mode", ["before", "half", "after"])
+def test_a_write_that_fails_is_made_good_by_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_tail: int, mode: str
+) -> None:
+    """A full disk, say: the process lives on. With it, what a restart remembers of the balances is written too."""
+
+    def publish(name: str, failing: int | None) -> tuple[dict[str, bytes], list[bytes], int]:
+        ledger, failures = MemoryLedger(), 0
+        folder = tmp_path / name
+        publisher = open_publisher(ledger, folder)
+        write = crashing(-1 if failing is None else failing, mode)
+        monkeypatch.setattr(module, "write_all", write)
+        monkeypatch.setattr(resume, "write_atomic", lambda path, data: write({path: data}, folder / ".new"))
+        for step in (short_tail, 200, 5):
+            add_money(ledger, 1)
+            ledger.grow(step)
+            while True:
+                try:
+                    publisher.publish(at_us=1)
+                    break
+                except Crash:
+                    failures += 1
+        return files_in(folder), [r.state for r in ledger.rows], failures
+
+    undisturbed = publish("undisturbed", None)
+    assert (tmp_path / "undisturbed" / MEMORY).exists()
+    for at in itertools.count():
+        made = publish(str(at), at)
+        assert made[:2] == undisturbed[:2]
+        if made[2] == 0:
+            break
     assert at > 10
 
 

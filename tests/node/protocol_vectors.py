@@ -90,15 +90,15 @@ def _receipt_vector(name: str, ticket: Ticket, signer: KeyPair, sequences: list[
     }
 
 
-def _batch_vector(name: str, receipts: list[bytes]) -> dict[str, Any]:
-    batch = Batch.sign(NODE, 1_800_000_000, 1_800_000_005, receipts)
+def _batch_vector(name: str, receipts: list[bytes], version: int) -> dict[str, Any]:
+    batch = Batch.sign(NODE, 1_800_000_000, 1_800_000_005, receipts, version=version)
     return {
         "name": name,
         "node_key": NODE.public_key.hex(),
         "window_start_s": batch.window_start_s,
         "window_end_s": batch.window_end_s,
         "receipts": [r.hex() for r in receipts],
-        "merkle_root": batch.body()[-32:].hex(),
+        "merkle_root" if version == 1 else "receipts_sha256": batch.body()[-32:].hex(),
         "body": batch.body().hex(),
         "hash": batch.hash.hex(),
         "signature": batch.signature.hex(),
@@ -132,7 +132,12 @@ def vectors() -> dict[str, Any]:
         },
         "tickets": [_ticket_vector("signing viewer", signing), _ticket_vector("plain player", plain)],
         "receipts": receipts,
-        "batches": [_batch_vector("empty", []), _batch_vector("three receipts", encoded)],
+        "batches": [
+            _batch_vector("empty, version 1", [], 1),
+            _batch_vector("three receipts, version 1", encoded, 1),
+            _batch_vector("empty", [], 2),
+            _batch_vector("three receipts", encoded, 2),
+        ],
         "requests": [
             _request_vector("GET", "/segments/44444444-4444-4444-8444-444444444444/1000.ts", b""),
             _request_vector("POST", "/api/nodes/me/heartbeat", b'{"url":null,"port":8100}'),

@@ -66,6 +66,8 @@ class StandInHub:
         self.key_requests = 0
         self.steer_to: str | None = None  # node URL
         self.refuse_batches = 0  # answer so many with 503, nothing done
+        self.batch_version = 1  # the newest it takes; 1: it says nothing of that, as hubs once did
+        self.batch_versions_seen: list[int] = []
         self.lose_answers = 0  # do so many, then answer 500
         self.hold_batches_s = 0.0
         self.corrupt_pulls = 0
@@ -206,7 +208,10 @@ class StandInHub:
                 raise _Answer(403, "not a node")
             self.heartbeats.append(json.loads(body))
             earned = {"pending_micro": 1_500_000, "available_micro": 20, "paid_micro": 0}
-            return answer(200, {"status": "active", "ticket_keys": keys, "earned": earned})
+            told = {"status": "active", "ticket_keys": keys, "earned": earned}
+            return answer(
+                200, told if self.batch_version == 1 else told | {"batch_version": self.batch_version}
+            )
         if path == "/api/health":
             return answer(200, {})
         if path in ("/api/nodes/me/check", "/api/nodes/me/upload"):
@@ -254,6 +259,7 @@ class StandInHub:
             batch = Batch.decode(body)
         except WireError as e:
             raise _Answer(400, str(e)) from e
+        self.batch_versions_seen.append(batch.version)
         verdicts = [{"index": i, **self.judge(r)} for i, r in enumerate(batch.receipts)]
         await asyncio.sleep(self.hold_batches_s)
         if self.lose_answers:

@@ -92,12 +92,19 @@ def test_a_receipt_has_each_field_where_the_documentation_says(v):
 def test_a_batch_has_each_field_where_the_documentation_says(v):
     body, receipts = bytes.fromhex(v["body"]), [bytes.fromhex(r) for r in v["receipts"]]
     assert len(body) == 83
-    version, node, start, end, count, root = struct.unpack(">B32sQQH32s", body)
-    assert (version, node.hex(), start, end) == (1, v["node_key"], v["window_start_s"], v["window_end_s"])
-    assert (count, root.hex()) == (len(receipts), v["merkle_root"])
+    version, node, start, end, count, digest = struct.unpack(">B32sQQH32s", body)
+    assert (node.hex(), start, end) == (v["node_key"], v["window_start_s"], v["window_end_s"])
+    assert count == len(receipts)
+    if version == 1:
+        assert digest.hex() == v["merkle_root"]
+    else:
+        assert version == 2
+        assert digest.hex() == v["receipts_sha256"]
+        assert digest == hashlib.sha256(b"".join(receipts)).digest()
     encoded = body + bytes.fromhex(v["signature"]) + b"".join(receipts)
     assert hashlib.sha256(encoded).hexdigest() == v["encoded_sha256"]
-    VerifyKey(node).verify(b"restream/batch/v1\n" + body, bytes.fromhex(v["signature"]))
+    domain = f"restream/batch/v{version}\n".encode()
+    VerifyKey(node).verify(domain + body, bytes.fromhex(v["signature"]))
     assert Batch.decode(encoded).hash.hex() == v["hash"]
 
 
@@ -119,7 +126,8 @@ def test_a_signed_request_is_good_for_exactly_that_request(v):
 def test_the_documentation_names_every_size_and_domain():
     text = (ROOT / "docs/protocol.md").read_text()
     for module in (ticket, receipt, batch):
-        assert module.DOMAIN.decode().strip() in text
         assert str(module.BODY_BYTES) in text
+    for domain in (ticket.DOMAIN, receipt.DOMAIN, *batch.DOMAINS.values()):
+        assert domain.decode().strip() in text
     for size in (ticket.SIGNED_BYTES, receipt.SIGNED_BYTES, batch.HEADER_BYTES, batch.MAX_RECEIPTS):
         assert str(size) in text

@@ -43,3 +43,28 @@ def test_a_hub_that_is_back_gets_what_waits_at_once(hub: StandInHub, tmp_path: P
         await spool.close()
 
     asyncio.run(scenario())
+
+
+def test_a_node_signs_the_newest_batch_that_its_hub_takes(hub: StandInHub, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        await join(tmp_path, hub.url, CODE, name="n", port=8100, public_url=None)
+        key, spool = load_or_create_key(tmp_path), Spool(tmp_path)
+        async with HubClient(hub.url, key) as client:
+            sender = Sender(key, client, spool, PlainClaims(key, now_s=time.time), interval_s=AN_HOUR_S)
+            for counter, (said, expected) in enumerate([(None, 1), (2, 2), (99, 2), (1, 1)], 1):
+                if said is not None:
+                    hub.batch_version = said
+                    await client.heartbeat(url=None, port=8100, viewers=0, uploaded_bytes=0)
+                body = Receipt(
+                    ticket_hash=bytes([counter]) * 32,
+                    counter=1,
+                    base_sequence=0,
+                    bitmap=to_bitmap(0, {0}),
+                    digest=bytes(32),
+                )
+                await spool.add(SignedReceipt(body, bytes(64)))
+                assert await sender.send_all()
+                assert hub.batch_versions_seen[-1] == expected
+        await spool.close()
+
+    asyncio.run(scenario())

@@ -357,7 +357,7 @@ def vectors() -> dict[str, Any]:
         "messages": [
             broken("ticket", ticket(1).sign(HUB).encode()),
             broken("receipt", receipts[0]),
-            broken("batch", Batch.sign(NODE, 1, 2, receipts).encode()),
+            *[broken("batch", Batch.sign(NODE, 1, 2, receipts, version=v).encode()) for v in (1, 2)],
         ],
         "signatures": edges(),
         "requests": requests(),

@@ -11,9 +11,9 @@ export const BATCH_MAX_RECEIPTS = 200;
 export const MAX_SKEW_S = 300;
 const BATCH_HEADER_BYTES = BATCH_BODY_BYTES + 64;
 const MAX_BASE_SEQUENCE = 2n ** 63n - 1n - 512n;
-const DOMAIN = Object.fromEntries(
-  ["ticket", "receipt", "batch", "request"].map((kind) => [kind, new TextEncoder().encode(`restream/${kind}/v1\n`)]),
-);
+const domain = (name) => new TextEncoder().encode(`restream/${name}\n`);
+const DOMAIN = Object.fromEntries(["ticket", "receipt", "request"].map((kind) => [kind, domain(`${kind}/v1`)]));
+const BATCH_DOMAINS = [undefined, domain("batch/v1"), domain("batch/v2")]; // by version
 
 /** What was given cannot be a message of a known version; `position` is the byte at which that is seen. */
 export class Malformed extends Error {
@@ -119,18 +119,21 @@ export function decodeReceipt(bytes) {
   };
 }
 
-/** Throws Malformed unless lengths, version and Merkle root hold; the signature is looked at by `verifyBatch`. */
+/** Throws Malformed unless lengths, version and hash of the receipts hold; the signature is looked at by `verifyBatch`. */
 export async function decodeBatch(bytes) {
   check(bytes.length >= BATCH_HEADER_BYTES, `a batch is at least ${BATCH_HEADER_BYTES} bytes`, bytes.length);
   const v = view(bytes);
-  check(v.getUint8(0) === 1, "unknown batch version", 0);
+  const version = v.getUint8(0);
+  check(version === 1 || version === 2, "unknown batch version", 0);
   const count = v.getUint16(49);
   check(count <= BATCH_MAX_RECEIPTS, `a batch holds at most ${BATCH_MAX_RECEIPTS} receipts`, 49);
   check(bytes.length === BATCH_HEADER_BYTES + count * RECEIPT_BYTES, `this is not a batch of ${count} receipts`, 49);
   const receipts = [];
   for (let at = BATCH_HEADER_BYTES; at < bytes.length; at += RECEIPT_BYTES) receipts.push(bytes.slice(at, at + RECEIPT_BYTES));
-  check(hex(await merkleRoot(receipts)) === hex(bytes.slice(51, 83)), "the Merkle root is not that of the receipts", 51);
+  const digest = await (version === 1 ? merkleRoot(receipts) : sha256(bytes.slice(BATCH_HEADER_BYTES)));
+  check(hex(digest) === hex(bytes.slice(51, 83)), "the body names other receipts", 51);
   return {
+    domain: BATCH_DOMAINS[version],
     nodeKey: bytes.slice(1, 33),
     receipts,
     body: bytes.slice(0, BATCH_BODY_BYTES),
@@ -138,7 +141,7 @@ export async function decodeBatch(bytes) {
   };
 }
 
-/** RFC 6962 section 2.1. */
+/** RFC 6962 section 2.1: what the first version of a batch says of its receipts. */
 async function merkleRoot(leaves) {
   if (leaves.length === 0) return sha256(new Uint8Array());
   if (leaves.length === 1) return sha256(concat(Uint8Array.of(0), leaves[0]));
@@ -152,7 +155,8 @@ async function merkleRoot(leaves) {
 async function opened(decode, key, domain) {
   try {
     const message = await decode();
-    return (await verify(key(message), domain, message.body, message.signature)) ? "ok" : "bad_signature";
+    const signed = message.domain ?? domain;
+    return (await verify(key(message), signed, message.body, message.signature)) ? "ok" : "bad_signature";
   } catch (error) {
     if (error instanceof Malformed) return "malformed";
     throw error;
@@ -161,7 +165,7 @@ async function opened(decode, key, domain) {
 
 export const openTicket = (bytes, hubKey) => opened(() => decodeTicket(bytes), () => hubKey, DOMAIN.ticket);
 export const openReceipt = (bytes, viewerKey) => opened(() => decodeReceipt(bytes), () => viewerKey, DOMAIN.receipt);
-export const openBatch = (bytes) => opened(() => decodeBatch(bytes), (batch) => batch.nodeKey, DOMAIN.batch);
+export const openBatch = (bytes) => opened(() => decodeBatch(bytes), (batch) => batch.nodeKey);
 
 /** The public key that signed the request, in hex, or "malformed", "out_of_time", "bad_signature". */
 export async function openRequest(authorization, method, target, body, nowS) {
