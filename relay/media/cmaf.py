@@ -12,7 +12,7 @@ from relay.media.aac import MAX_FRAME_BYTES, SAMPLES_PER_FRAME, AacConfig
 from relay.media.errors import BadMedia
 from relay.media.h264 import H264Config
 from relay.media.mp4 import AUDIO_TRACK, NOT_SYNC, SYNC, VIDEO_TRACK, Samples, fragment, init_segment
-from relay.media.packager import CLOCK, Chunk, Packed
+from relay.media.packager import CLOCK, Chunk, Packed, Picture
 
 _TICKS_PER_MS: Final = CLOCK // 1000
 _IN_THE_RECORD: Final = (7, 8, 9)  # parameter sets, which stand there, and delimiters, which say nothing here
@@ -60,7 +60,8 @@ class CmafSegment:
         self._sha256 = hashlib.sha256()
         self.frame_bytes = 0
 
-    def video(self, data: bytes, dts: int, pts: int, *, key: bool) -> None:
+    def video(self, picture: Picture, dts: int, pts: int, *, key: bool) -> None:
+        data = picture[1]
         rows = self._pictures.rows
         if rows:
             self._interval = dts - self._last_dts
@@ -128,7 +129,7 @@ class CmafMuxer:
         self._number = 0
         self._next_sound = 0
 
-    def picture(self, config: H264Config, data: bytes, *, key: bool) -> bytes:  # noqa: ARG002
+    def picture(self, config: H264Config, data: memoryview, *, key: bool) -> Picture:  # noqa: ARG002
         """NAL units behind four bytes of length, without delimiters and parameter sets (ISO/IEC 14496-15, 5.3.2)."""
         size_bytes, end, at = config.length_bytes, len(data), 0
         kept: list[tuple[int, int]] = []
@@ -146,8 +147,8 @@ class CmafMuxer:
         if not kept:
             raise BadMedia("an H.264 frame is empty")
         if as_it_is:
-            return data
-        return b"".join(part for a, b in kept for part in ((b - a).to_bytes(4, "big"), data[a:b]))
+            return b"", data
+        return b"", b"".join(part for a, b in kept for part in ((b - a).to_bytes(4, "big"), data[a:b]))
 
     def sound(self, config: AacConfig, frame: bytes) -> bytes:  # noqa: ARG002
         if not 0 < len(frame) <= MAX_FRAME_BYTES:

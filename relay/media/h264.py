@@ -11,6 +11,7 @@ from relay.media.errors import BadMedia
 
 START_CODE: Final = b"\0\0\0\1"
 _AUD: Final = START_CODE + b"\x09\xf0"
+_BEFORE: Final = _AUD + START_CODE
 _IDR, _SPS, _PPS, _DELIMITER = 5, 7, 8, 9
 _THERE, _THERE_ON_KEYS = (_DELIMITER,), (_DELIMITER, _SPS, _PPS)  # put before each frame by `annexb`
 _HIGH_PROFILES: Final = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
@@ -25,6 +26,11 @@ class H264Config:
     length_bytes: int  # of the prefix of each NAL unit: 1, 2 or 4
     parameter_sets: bytes  # SPS and PPS with start codes, to stand before each key frame
     record: bytes  # the AVCDecoderConfigurationRecord itself
+
+    @property
+    def before_keys(self) -> bytes:
+        """What stands before the first unit of a key frame."""
+        return _AUD + self.parameter_sets + START_CODE
 
 
 def _parameter_sets(data: bytes, at: int, count: int, kind: int) -> tuple[list[bytes], int]:
@@ -120,16 +126,20 @@ def picture_size(sps: bytes) -> tuple[int, int]:
     return width, height
 
 
-def annexb(config: H264Config, data: bytes, *, key: bool) -> bytes:
+def annexb(config: H264Config, data: bytes | memoryview, *, key: bool) -> bytes:
     """One access unit with start codes: delimiter, on key frames the parameter sets, then the units of `data`.
 
     Raises BadMedia when a length points outside the data, when there is no unit at all, or when a frame that says
     it is a key frame has no IDR or intra picture to begin with.
     """
+    return b"".join(annexb_pieces(config, memoryview(data), key=key))
+
+
+def annexb_pieces(config: H264Config, data: memoryview, *, key: bool) -> tuple[bytes, bytes | memoryview]:
+    """`annexb` in two: the only unit of a frame, as most encoders send it, is the second, and not copied."""
     size_bytes, end, at = config.length_bytes, len(data), 0
-    parts: list[bytes | memoryview] = [_AUD, config.parameter_sets] if key else [_AUD]
-    there = _THERE_ON_KEYS if key else _THERE
-    empty, view = len(parts), memoryview(data)
+    there, before = (_THERE_ON_KEYS, config.before_keys) if key else (_THERE, _BEFORE)
+    parts: list[bytes | memoryview] = []
     while at < end:
         start = at + size_bytes
         size = int.from_bytes(data[at:start], "big")
@@ -137,7 +147,9 @@ def annexb(config: H264Config, data: bytes, *, key: bool) -> bytes:
         if at > end or not size:
             raise BadMedia("an H.264 frame is malformed")
         if data[start] & 0x1F not in there:
-            parts += (START_CODE, view[start:at])
-    if len(parts) == empty:
+            if parts:
+                parts.append(START_CODE)
+            parts.append(data[start:at])
+    if not parts:
         raise BadMedia("an H.264 frame is empty")
-    return b"".join(parts)
+    return before, parts[0] if len(parts) == 1 else b"".join(parts)

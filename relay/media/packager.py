@@ -9,7 +9,7 @@ nothing of it is published after that.
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from relay.media import aac, flv, h264
 from relay.media.aac import AacConfig
@@ -27,6 +27,8 @@ AUDIO_DRIFT: Final = (
 _OF_A_PICTURE: Final = frozenset({"videocodecid", "videodatarate", "width", "height", "framerate"})
 MAX_COMPOSITION_MS: Final = 5_000
 MAX_DAMAGED: Final = 50  # frames between two good segments
+_FRAMES: Final = (flv.KEY_FRAME, flv.INTER_FRAME)
+_KEY: Final = flv.KEY_FRAME[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +79,17 @@ class Cut:
     discontinuity: bool
 
 
+# A frame as a container carries it, in two pieces: so the second may be a part of what the encoder sent.
+Picture: TypeAlias = tuple[bytes, bytes | memoryview]
+
+
 class SegmentWriter(Protocol):
     """One segment while it grows. Times count at `CLOCK`, each track's dts rises strictly. After BadMedia it is of no
     more use, and `abandon` is all that may follow."""
 
     frame_bytes: int  # put in so far
 
-    def video(self, data: bytes, dts: int, pts: int, *, key: bool) -> None:
+    def video(self, picture: Picture, dts: int, pts: int, *, key: bool) -> None:
         """A frame as `Muxer.picture` made it. Raises BadMedia."""
         ...
 
@@ -103,7 +109,7 @@ class SegmentWriter(Protocol):
 class Muxer(Protocol):
     """A container: MPEG-TS (`ts.py`). Lives as long as a stream's timeline."""
 
-    def picture(self, config: H264Config, data: bytes, *, key: bool) -> bytes:
+    def picture(self, config: H264Config, data: memoryview, *, key: bool) -> Picture:
         """A frame of length-prefixed NAL units as this container carries it. Raises BadMedia."""
         ...
 
@@ -183,9 +189,15 @@ class Packager:
 
     def video(self, timestamp: int, body: bytes) -> None:
         """One FLV video tag. Raises UnsupportedMedia or BadMedia."""
-        part, key, composition_ms, data = flv.parse_video(body)
+        if (
+            body.startswith(_FRAMES) and len(body) >= flv.VIDEO_HEAD_BYTES
+        ):  # nearly all, and no need to look closer
+            later_ms = int.from_bytes(body[2 : flv.VIDEO_HEAD_BYTES], "big", signed=True)
+            self._video_frame(timestamp, body[0] == _KEY, later_ms, body)
+            return
+        part, key, later_ms, data = flv.parse_video(body)
         if part is flv.FRAME:
-            self._video_frame(timestamp, key, composition_ms, data, body)
+            self._video_frame(timestamp, key, later_ms, body)
         elif part is flv.HEADER:
             self._video_config(data, body)
 
@@ -249,7 +261,7 @@ class Packager:
         self._audio_count = 0
         self._waiting_since = None
 
-    def _video_frame(self, timestamp: int, key: bool, composition_ms: int, unit: bytes, body: bytes) -> None:
+    def _video_frame(self, timestamp: int, key: bool, composition_ms: int, body: bytes) -> None:
         if self._sound_alone:
             return
         if self._video is None:
@@ -257,34 +269,32 @@ class Packager:
         out = self._place(timestamp, video=True)
         dts = out * _TICKS_PER_MS
         try:
-            data = self._muxer.picture(self._video, unit, key=key)
+            picture = self._muxer.picture(self._video, memoryview(body)[flv.VIDEO_HEAD_BYTES :], key=key)
         except BadMedia:
             self._damage()
             return
-        if self._segment is not None:
-            if key and self._is_due(dts - self._start):
-                self._cut(dts)
-            else:
-                self._check_caps(dts)
-        if self._segment is None:
+        if key and self._segment is not None and self._is_due(dts - self._start):
+            self._cut(dts)
+        segment = self._segment
+        if segment is None:
             if not (key and self._begin(out, dts)):
                 self._wait_for_key(out)
                 return
-        elif dts > self._last_video:
-            self._interval = min(dts - self._last_video, CLOCK)
+            segment = self._segment
+            assert segment is not None
+        else:
+            if dts - self._start > self._max_ticks or segment.frame_bytes > self._max_bytes:
+                raise self._no_key_frames()
+            if dts > self._last_video:
+                self._interval = min(dts - self._last_video, CLOCK)
         self._last_video = dts
         shown_later = min(max(composition_ms, 0), MAX_COMPOSITION_MS) * _TICKS_PER_MS
-        if self._put_video(data, dts, dts + shown_later, key=key):
-            self._tags.frame(flv.VIDEO, out, body, key=key)
-
-    def _put_video(self, data: bytes, dts: int, pts: int, *, key: bool) -> bool:
-        assert self._segment is not None
         try:
-            self._segment.video(data, dts, pts, key=key)
+            segment.video(picture, dts, dts + shown_later, key=key)
         except BadMedia:
             self._drop_segment()
-            return False
-        return True
+            return
+        self._tags.frame(flv.VIDEO, out, body, key=key)
 
     def _is_due(self, elapsed: int) -> bool:
         """Timestamps are whole milliseconds, so key frames two seconds apart are now and then 1,999 ms apart: to wait

@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 
 from relay.media.aac import SAMPLES_PER_FRAME, AacConfig, adts
-from relay.media.h264 import H264Config, annexb
-from relay.media.packager import CLOCK, Packed
+from relay.media.h264 import H264Config, annexb_pieces
+from relay.media.packager import CLOCK, Packed, Picture
 
 _PACKET: Final = 188
 _BODY: Final = _PACKET - 4
@@ -63,7 +63,7 @@ class _Packets:
         self._bodies: list[bytes | memoryview] = []
         self._count = 0
 
-    def put(self, pid: int, adaptation: bytes, header: bytes, data: bytes) -> None:
+    def put(self, pid: int, adaptation: bytes, header: bytes, data: bytes | memoryview) -> None:
         """One unit, `header` and `data`: `adaptation` is in its first packet, stuffing in its last."""
         size = len(adaptation) + len(header) + len(data)
         count = -(-size // _BODY)
@@ -80,7 +80,9 @@ class _Packets:
             room = 0
         heads.append(_FIRST[pid, adaptation != b""][first])
         if room:
-            cut = len(data) + room - _BODY  # there is that much data: the header is in the first packet
+            cut = len(data) + room - _BODY
+            if cut < 0:  # so long a header that the last packet begins within it
+                cut, header, data = cut + len(header), b"", header + data
             view = memoryview(data)
             heads += (run[4 * first + 4 : 4 * last], _LAST[pid][last & 0x0F])
             bodies += (adaptation, header, view[:cut], _STUFFING[room], view[cut:])
@@ -188,13 +190,14 @@ class TsSegment:
         self._picture = picture
         self._max_joined = _MAX_JOINED if picture else _MAX_JOINED_ALONE
 
-    def video(self, data: bytes, dts: int, pts: int, *, key: bool) -> None:
-        self.frame_bytes += len(data)
+    def video(self, picture: Picture, dts: int, pts: int, *, key: bool) -> None:
+        before, data = picture
+        self.frame_bytes += len(before) + len(data)
         dts, pts = dts & _WRAP, pts & _WRAP
         if pts == dts:
-            head = b"\0\0\1\xe0\0\0\x80\x80\x05" + _stamp(2, pts)
+            head = b"\0\0\1\xe0\0\0\x80\x80\x05" + _stamp(2, pts) + before
         else:
-            head = b"\0\0\1\xe0\0\0\x80\xc0\x0a" + _stamp(3, pts) + _stamp(1, dts)
+            head = b"\0\0\1\xe0\0\0\x80\xc0\x0a" + _stamp(3, pts) + _stamp(1, dts) + before
         self._packets.put(_VIDEO, _clock(dts, random_access=key), head, data)
 
     def audio(self, data: bytes, dts: int) -> None:
@@ -235,8 +238,8 @@ class TsMuxer:
     def __init__(self) -> None:
         self._counters = dict.fromkeys(_PIDS, 0)
 
-    def picture(self, config: H264Config, data: bytes, *, key: bool) -> bytes:
-        return annexb(config, data, key=key)
+    def picture(self, config: H264Config, data: memoryview, *, key: bool) -> Picture:
+        return annexb_pieces(config, data, key=key)
 
     def sound(self, config: AacConfig, frame: bytes) -> bytes:
         return adts(config, frame)

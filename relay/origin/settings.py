@@ -17,6 +17,7 @@ class OriginSettings:
     idle_timeout_s: float = 15.0  # without a complete audio or video message
     takeover_silence_s: float = 5.0  # a second publisher of a key wins only over one silent for longer
     publish_grace_s: float = 15.0
+    read_every_s: float = 0.05  # what is less than half a key frame may wait so long, see `reads_together_s`
     pending_bytes: int = 64 << 20  # segments that wait for the ledger, per stream
     # HLS
     container: Literal["ts", "fmp4"] = "ts"
@@ -41,3 +42,8 @@ class OriginSettings:
     viewer_stall_s: float = 30.0  # a viewer that takes nothing for this long is let go
     # statistics
     viewer_seen_s: float = 15.0
+
+    @property
+    def reads_together_s(self) -> float:
+        """How far apart all encoders are read together; 0: each at once, where viewers count milliseconds."""
+        return self.read_every_s if not self.low_latency_viewers and self.flv_batch_s > 0 else 0.0

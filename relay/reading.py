@@ -1,0 +1,97 @@
+"""Encoders' sockets are read together, some twenty times a second, in place of each one at every frame.
+
+A stream is 77 messages a second. To be woken for each costs more than what is then done with it; read one encoder
+after the other, they find the program in the processor's caches.
+
+Invariant: what has arrived is handed on within `every_s`, and at once when it is half as much as the last key frame,
+so that a frame that ends a segment does not wait for its turn (the kernel wakes nobody for less: SO_RCVLOWAT). Bytes
+come in their order: both ways read one socket, on one thread.
+"""
+
+import asyncio
+import os
+import socket
+from typing import Final, Protocol
+
+import structlog
+
+log = structlog.get_logger()
+_LEAST_BYTES: Final = 1 << 10
+_MOST_BYTES: Final = 64 << 10  # what waits longest: half of the smallest receive buffer that Linux gives
+_BUFFER: Final = bytearray(256 << 10)
+_VIEW: Final = memoryview(_BUFFER)
+
+
+class Tap:
+    """The socket under a transport that is not encrypted, which may be read beside the event loop."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        """Raises OSError where the system cannot do this."""
+        self._transport = transport
+        self._socket: socket.socket | None = transport.get_extra_info("socket")
+        self._waits_for = 1
+        if self._socket is None or transport.get_extra_info("sslcontext") is not None:
+            raise OSError("there is no socket with the bytes that the protocol gets")
+        self.wake_at_once()
+
+    def expect(self, key_frame_bytes: int) -> None:
+        """Wake the event loop for half of so many bytes, no longer for less."""
+        self._wait_for(min(max(key_frame_bytes // 2, _LEAST_BYTES), _MOST_BYTES))
+
+    def wake_at_once(self) -> None:
+        self._wait_for(1)
+
+    def _wait_for(self, size: int) -> None:
+        if size != self._waits_for or size == 1:
+            assert self._socket is not None
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+            self._waits_for = size
+
+    def read(self) -> bytes:
+        """What is there; empty when nothing is. The end of the connection is the event loop's to find."""
+        if self._transport.is_closing():
+            return b""  # its number may be another's by now
+        assert self._socket is not None
+        try:
+            count = os.readv(self._socket.fileno(), (_BUFFER,))
+        except OSError:
+            return b""
+        return bytes(_VIEW[:count])
+
+
+class Reads(Protocol):
+    """Somebody whose turn it is in each round."""
+
+    def read_now(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+class Rounds:
+    """`every_s` apart, as long as somebody takes part."""
+
+    def __init__(self, every_s: float) -> None:
+        self.every_s = every_s
+        self._members: dict[Reads, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def join(self, member: Reads) -> None:
+        self._members[member] = None
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.every_s, self._round)
+
+    def leave(self, member: Reads) -> None:
+        self._members.pop(member, None)
+        if not self._members and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _round(self) -> None:
+        self._timer = None
+        for member in list(self._members):
+            try:
+                member.read_now()
+            except Exception:  # the others do not stop for what went wrong with one
+                log.exception("encoder_failed")
+                member.abort()
+        if self._members and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.every_s, self._round)
