@@ -38,6 +38,7 @@ _AVC, _AAC = 7, 10
 # How the bodies of tags with frames begin; three bytes of the time until it is shown follow, then the NAL units.
 KEY_FRAME, INTER_FRAME = bytes((1 << 4 | _AVC, 1)), bytes((2 << 4 | _AVC, 1))
 VIDEO_HEAD_BYTES: Final = 5
+SOUND_FRAME: Final = b"\xaf\x01"  # AAC, said to be 44.1 kHz in stereo whatever it is
 _ENHANCED: Final = 9  # Enhanced RTMP: the codec's name follows
 
 

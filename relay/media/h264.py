@@ -3,6 +3,7 @@
 Invariant: `annexb` returns a stream of whole NAL units or raises BadMedia; lengths in the input are never trusted.
 """
 
+import struct
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,7 @@ _IDR, _SPS, _PPS, _DELIMITER = 5, 7, 8, 9
 _THERE, _THERE_ON_KEYS = (_DELIMITER,), (_DELIMITER, _SPS, _PPS)  # put before each frame by `annexb`
 _HIGH_PROFILES: Final = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
 MAX_SIDE: Final = 16384
+_length: Final = struct.Struct(">I").unpack_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class H264Config:
 
     @property
     def before_keys(self) -> bytes:
-        """What stands before the first unit of a key frame."""
+        """What stands before the picture of a key frame."""
         return _AUD + self.parameter_sets + START_CODE
 
 
@@ -126,30 +128,49 @@ def picture_size(sps: bytes) -> tuple[int, int]:
     return width, height
 
 
-def annexb(config: H264Config, data: bytes | memoryview, *, key: bool) -> bytes:
+def annexb(config: H264Config, data: bytes, *, key: bool) -> bytes:
     """One access unit with start codes: delimiter, on key frames the parameter sets, then the units of `data`.
 
     Raises BadMedia when a length points outside the data, when there is no unit at all, or when a frame that says
     it is a key frame has no IDR or intra picture to begin with.
     """
-    return b"".join(annexb_pieces(config, memoryview(data), key=key))
+    return b"".join(annexb_pieces(config, data, 0, key=key))
 
 
-def annexb_pieces(config: H264Config, data: memoryview, *, key: bool) -> tuple[bytes, bytes | memoryview]:
-    """`annexb` in two: the only unit of a frame, as most encoders send it, is the second, and not copied."""
-    size_bytes, end, at = config.length_bytes, len(data), 0
-    there, before = (_THERE_ON_KEYS, config.before_keys) if key else (_THERE, _BEFORE)
-    parts: list[bytes | memoryview] = []
+def annexb_pieces(config: H264Config, data: bytes, at: int, *, key: bool) -> tuple[bytes, memoryview]:
+    """`annexb` of what begins at `at`, in two pieces: the second is the last unit as it lies in `data`. That is mostly
+    the picture, and only a few bytes of other units before it are copied."""
+    units = _units(config, data, at, _THERE_ON_KEYS if key else _THERE)
+    before = config.before_keys if key else _BEFORE
+    start, end = units.pop()
+    if units:
+        before += b"".join(part for a, b in units for part in (data[a:b], START_CODE))
+    return before, memoryview(data)[start:end]
+
+
+def _units(config: H264Config, data: bytes, at: int, left_out: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Where the units of a frame begin and end, at least one. Raises BadMedia."""
+    size_bytes, end = config.length_bytes, len(data)
+    found = []
     while at < end:
         start = at + size_bytes
-        size = int.from_bytes(data[at:start], "big")
+        if start > end:
+            raise BadMedia("an H.264 frame is malformed")
+        size = _length(data, at)[0] if size_bytes == 4 else int.from_bytes(data[at:start], "big")
         at = start + size
         if at > end or not size:
             raise BadMedia("an H.264 frame is malformed")
-        if data[start] & 0x1F not in there:
-            if parts:
-                parts.append(START_CODE)
-            parts.append(data[start:at])
-    if not parts:
+        if data[start] & 0x1F not in left_out:
+            found.append((start, at))
+    if not found:
         raise BadMedia("an H.264 frame is empty")
-    return before, parts[0] if len(parts) == 1 else b"".join(parts)
+    return found
+
+
+def behind_lengths(config: H264Config, data: bytes, at: int) -> bytes | memoryview:
+    """The units of the frame that begins at `at`, each behind four bytes of length, without delimiters and parameter
+    sets (ISO/IEC 14496-15, 5.3.2). Raises BadMedia."""
+    units = _units(config, data, at, _THERE_ON_KEYS)
+    if config.length_bytes == 4 and sum(b - a + 4 for a, b in units) == len(data) - at:
+        return memoryview(data)[at:]
+    return b"".join(part for a, b in units for part in ((b - a).to_bytes(4, "big"), data[a:b]))

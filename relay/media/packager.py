@@ -27,6 +27,7 @@ AUDIO_DRIFT: Final = (
 _OF_A_PICTURE: Final = frozenset({"videocodecid", "videodatarate", "width", "height", "framerate"})
 MAX_COMPOSITION_MS: Final = 5_000
 MAX_DAMAGED: Final = 50  # frames between two good segments
+_FRAME_TICKS_HZ: Final = aac.SAMPLES_PER_FRAME * CLOCK
 _FRAMES: Final = (flv.KEY_FRAME, flv.INTER_FRAME)
 _KEY: Final = flv.KEY_FRAME[0]
 
@@ -109,8 +110,8 @@ class SegmentWriter(Protocol):
 class Muxer(Protocol):
     """A container: MPEG-TS (`ts.py`). Lives as long as a stream's timeline."""
 
-    def picture(self, config: H264Config, data: memoryview, *, key: bool) -> Picture:
-        """A frame of length-prefixed NAL units as this container carries it. Raises BadMedia."""
+    def picture(self, config: H264Config, body: bytes, at: int, *, key: bool) -> Picture:
+        """The frame of length-prefixed NAL units from `at` on as this container carries it. Raises BadMedia."""
         ...
 
     def sound(self, config: AacConfig, frame: bytes) -> bytes:
@@ -203,6 +204,9 @@ class Packager:
 
     def audio(self, timestamp: int, body: bytes) -> None:
         """One FLV audio tag. Raises UnsupportedMedia or BadMedia."""
+        if body.startswith(flv.SOUND_FRAME) and len(body) > 2:
+            self._audio_frame(timestamp, body[2:], body)
+            return
         part, data = flv.parse_audio(body)
         if part is flv.FRAME:
             self._audio_frame(timestamp, data, body)
@@ -217,7 +221,7 @@ class Packager:
     def _end(self) -> int:
         """When the last frame is over."""
         if self._sound_alone and self._audio is not None:
-            return self._audio_last + aac.SAMPLES_PER_FRAME * CLOCK // self._audio.sample_rate
+            return self._audio_last + _FRAME_TICKS_HZ // self._audio.sample_rate
         return self._last_video + self._interval
 
     @property
@@ -248,12 +252,6 @@ class Packager:
 
     # --- frames --------------------------------------------------------------------------------------------------
 
-    def _place(self, timestamp: int, *, video: bool) -> int:
-        out, jumped = self._timeline.place(timestamp, video=video)
-        if jumped:
-            self._break()
-        return out
-
     def _break(self) -> None:
         """The flow of time ends here: what is there becomes a segment, the next key frame starts anew."""
         self._cut(self._end)
@@ -262,14 +260,16 @@ class Packager:
         self._waiting_since = None
 
     def _video_frame(self, timestamp: int, key: bool, composition_ms: int, body: bytes) -> None:
-        if self._sound_alone:
-            return
         if self._video is None:
+            if self._sound_alone:
+                return
             raise BadMedia("the video has no H.264 sequence header; restart the encoder")
-        out = self._place(timestamp, video=True)
+        out, jumped = self._timeline.place(timestamp, video=True)
+        if jumped:
+            self._break()
         dts = out * _TICKS_PER_MS
         try:
-            picture = self._muxer.picture(self._video, memoryview(body)[flv.VIDEO_HEAD_BYTES :], key=key)
+            picture = self._muxer.picture(self._video, body, flv.VIDEO_HEAD_BYTES, key=key)
         except BadMedia:
             self._damage()
             return
@@ -306,15 +306,16 @@ class Packager:
             if self._format is not None:
                 return  # began as video only
             raise BadMedia("the audio has no AAC sequence header; restart the encoder")
-        out = self._place(timestamp, video=False)
-        if self._video is None and self._format is None:
+        out, jumped = self._timeline.place(timestamp, video=False)
+        if jumped:
+            self._break()
+        alone = self._video is None
+        if alone and self._format is None:
             if self._sound_since is None:
                 self._sound_since = out
             if self._expects_video is not False and out - self._sound_since <= AUDIO_ONLY_MS:
                 return  # a picture may still come
-        elif not self._sound_alone and (
-            self._segment is None or self._format is None or self._format.audio is None
-        ):
+        elif not alone and (self._segment is None or self._format is None or self._format.audio is None):
             return
         try:
             framed = self._muxer.sound(self._audio, data)
@@ -322,14 +323,16 @@ class Packager:
             self._damage()
             return
         dts = self._audio_time(out * _TICKS_PER_MS, self._audio)
-        begins = self._video is None and self._sound_begins(out, dts)
-        assert self._segment is not None
+        begins = alone and self._sound_begins(out, dts)
+        segment = self._segment
+        assert segment is not None
         try:
-            self._segment.audio(framed, dts)
+            segment.audio(framed, dts)
         except BadMedia:
             self._drop_segment()
             return
-        self._check_caps(dts)
+        if dts - self._start > self._max_ticks or segment.frame_bytes > self._max_bytes:
+            raise self._no_key_frames()
         self._tags.frame(flv.AUDIO, out, body, key=begins)
 
     def _sound_begins(self, out: int, dts: int) -> bool:
@@ -344,13 +347,12 @@ class Packager:
 
     def _audio_time(self, stamped: int, config: AacConfig) -> int:
         """Timestamps have whole milliseconds and AAC frames do not: count samples, and follow only real changes."""
-        expected = (
-            self._audio_anchor + self._audio_count * aac.SAMPLES_PER_FRAME * CLOCK // config.sample_rate
-        )
-        if not self._audio_count or abs(stamped - expected) > AUDIO_DRIFT:
+        count = self._audio_count
+        expected = self._audio_anchor + count * _FRAME_TICKS_HZ // config.sample_rate
+        if not count or not -AUDIO_DRIFT <= stamped - expected <= AUDIO_DRIFT:
             self._audio_anchor = expected = max(stamped, self._audio_last + 1)
-            self._audio_count = 0
-        self._audio_count += 1
+            count = 0
+        self._audio_count = count + 1
         self._audio_last = expected
         return expected
 
@@ -402,13 +404,6 @@ class Packager:
         if self._waiting_since is None:
             self._waiting_since = out
         elif out - self._waiting_since > self._settings.segment_max_ms:
-            raise self._no_key_frames()
-
-    def _check_caps(self, dts: int) -> None:
-        segment = self._segment
-        if segment is not None and (
-            dts - self._start > self._max_ticks or segment.frame_bytes > self._max_bytes
-        ):
             raise self._no_key_frames()
 
     def _no_key_frames(self) -> UnsupportedMedia:

@@ -5,8 +5,10 @@ bytes held back for unfinished chunks and messages never exceed `MAX_CHUNK_BYTES
 """
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from functools import partial
+from typing import Final, NamedTuple, cast
 
 DEFAULT_CHUNK_BYTES: Final = 128
 MAX_CHUNK_BYTES: Final = 1 << 20
@@ -31,6 +33,10 @@ class Message(NamedTuple):
     timestamp: int  # ms, modulo 2**32
     stream_id: int
     payload: bytes
+
+
+# What Message(...) does, without a call of Python's in between.
+_message: Final = cast("Callable[[tuple[int, int, int, bytes]], Message]", partial(tuple.__new__, Message))
 
 
 @dataclass(slots=True)
@@ -128,7 +134,7 @@ class ChunkReader:
                 body = bytes(buffer[start:end])
             stream.timestamp, stream.stamp, stream.extended = timestamp, stamp, False
             stream.length, stream.type_id, stream.stream_id = length, type_id, stream_id
-            found.append(Message(type_id, timestamp, stream_id, body))
+            found.append(_message((type_id, timestamp, stream_id, body)))
             pos = end
         self.consumed += pos - self._pos
         self._pos = pos

@@ -201,4 +201,4 @@ def test_nal_units_come_out_behind_four_bytes_without_what_the_record_has(units,
     wanted = [unit for unit in units if unit[0] & 0x1F not in (7, 8, 9)]
     if wanted:
         expected = b"".join(len(unit).to_bytes(4, "big") + unit for unit in wanted)
-        assert CmafMuxer(Told(), 200).picture(config, memoryview(frame), key=key) == (b"", expected)
+        assert CmafMuxer(Told(), 200).picture(config, b"head" + frame, 4, key=key) == (b"", expected)
