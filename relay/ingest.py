@@ -76,6 +76,8 @@ class _Encoder(asyncio.Protocol):
     def read_now(self) -> None:
         if self._tap is not None and (data := self._tap.read()):
             self.data_received(data)
+        if self._live is not None:
+            self._live.fanout.flush()  # its viewers have waited while this was in the socket
 
     def _join_rounds(self) -> None:
         rounds = self._server.rounds
@@ -144,7 +146,7 @@ class _Encoder(asyncio.Protocol):
             if kind == VIDEO:
                 live.packager.video(timestamp, body)
                 if self._tap is not None and body.startswith(KEY_FRAME):
-                    self._tap.expect(len(body))
+                    self._tap.key_frame(len(body))
             else:
                 live.packager.audio(timestamp, body)
         except (UnsupportedMedia, BadMedia) as e:
@@ -242,8 +244,8 @@ class IngestServer:
         self.catalogue = catalogue
         self.settings = settings
         self.received_bytes = 0
-        together_s = settings.reads_together_s
-        self.rounds = Rounds(together_s) if together_s > 0 else None
+        every_s = settings.reads_together_s
+        self.rounds = Rounds(every_s) if every_s > 0 else None
         self._encoders: dict[_Encoder, None] = {}  # in the order in which they came
         self._empty = asyncio.Event()
         self._empty.set()

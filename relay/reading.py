@@ -1,11 +1,11 @@
-"""Encoders' sockets are read together, some twenty times a second, in place of each one at every frame.
+"""Encoders' sockets are read together, some ten times a second, in place of each one at every frame.
 
 A stream is 77 messages a second. To be woken for each costs more than what is then done with it; read one encoder
 after the other, they find the program in the processor's caches.
 
-Invariant: what has arrived is handed on within `every_s`, and at once when it is half as much as the last key frame,
-so that a frame that ends a segment does not wait for its turn (the kernel wakes nobody for less: SO_RCVLOWAT). Bytes
-come in their order: both ways read one socket, on one thread.
+Invariant: what has arrived is handed on within `every_s`, and at once when it is as much as most of a key frame, so
+that a frame that ends a segment does not wait for its turn (the kernel wakes nobody for less: SO_RCVLOWAT). Where
+there is no picture nothing waits. Bytes come in their order: both ways read one socket, on one thread.
 """
 
 import asyncio
@@ -30,13 +30,16 @@ class Tap:
         self._transport = transport
         self._socket: socket.socket | None = transport.get_extra_info("socket")
         self._waits_for = 1
+        self._key_frame_bytes = 0
         if self._socket is None or transport.get_extra_info("sslcontext") is not None:
             raise OSError("there is no socket with the bytes that the protocol gets")
         self.wake_at_once()
 
-    def expect(self, key_frame_bytes: int) -> None:
-        """Wake the event loop for half of so many bytes, no longer for less."""
-        self._wait_for(min(max(key_frame_bytes // 2, _LEAST_BYTES), _MOST_BYTES))
+    def key_frame(self, size: int) -> None:
+        """One of `size` bytes has come: from now on wake the event loop for three quarters of the smaller of the last
+        two, and no longer for less."""
+        least, self._key_frame_bytes = min(size, self._key_frame_bytes or size), size
+        self._wait_for(min(max(least * 3 // 4, _LEAST_BYTES), _MOST_BYTES))
 
     def wake_at_once(self) -> None:
         self._wait_for(1)

@@ -17,7 +17,6 @@ class OriginSettings:
     idle_timeout_s: float = 15.0  # without a complete audio or video message
     takeover_silence_s: float = 5.0  # a second publisher of a key wins only over one silent for longer
     publish_grace_s: float = 15.0
-    read_every_s: float = 0.05  # what is less than half a key frame may wait so long, see `reads_together_s`
     pending_bytes: int = 64 << 20  # segments that wait for the ledger, per stream
     # HLS
     container: Literal["ts", "fmp4"] = "ts"
@@ -36,7 +35,7 @@ class OriginSettings:
     recording_reserve_bytes: int = 2 << 30  # of the disk that stay free, for the ledger
     recording_queue_bytes: int = 64 << 20  # that wait for the disk, of all streams
     # HTTP-FLV
-    flv_batch_s: float = 0.1  # tags are joined for this long; 0 sends each at once
+    flv_batch_s: float = 0.1  # what came in so long is sent to viewers in one go; 0: each tag at once
     gop_cache_bytes: int = 16 << 20
     viewer_queue_bytes: int = 4 << 20
     viewer_stall_s: float = 30.0  # a viewer that takes nothing for this long is let go
@@ -45,5 +44,6 @@ class OriginSettings:
 
     @property
     def reads_together_s(self) -> float:
-        """How far apart all encoders are read together; 0: each at once, where viewers count milliseconds."""
-        return self.read_every_s if not self.low_latency_viewers and self.flv_batch_s > 0 else 0.0
+        """How far apart all encoders are read together; 0: each at once. What has to wait for HTTP-FLV waits in the
+        sockets; viewers of parts are to wait for nothing."""
+        return self.flv_batch_s if not self.low_latency_viewers else 0.0

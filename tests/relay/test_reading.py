@@ -9,7 +9,7 @@ from relay_rig import FAST, Tag, is_header, is_key, publishing, rig
 from relay.origin.settings import OriginSettings
 from relay.reading import Rounds
 
-SELDOM = replace(FAST, read_every_s=3600.0)  # only what wakes the event loop is read
+SELDOM = replace(FAST, flv_batch_s=3600.0)  # only what wakes the event loop is read
 GOP_MS = 1000
 
 
@@ -46,9 +46,9 @@ def test_a_key_frame_that_ends_a_segment_waits_for_no_round(source):
 
 
 @pytest.mark.parametrize("every_s", [0.02, 3600.0])
-def test_what_is_less_than_half_a_key_frame_waits_for_the_next_round(source, every_s):
+def test_what_is_less_than_most_of_a_key_frame_waits_for_the_next_round(source, every_s):
     async def scenario():
-        async with rig(replace(FAST, read_every_s=every_s)) as r:
+        async with rig(replace(FAST, flv_batch_s=every_s)) as r:
             encoder = await publishing(r)
             await encoder.send([t for t in gop(source, 0) if is_header(t) or is_key(t)])
             await r.until(lambda: r.authority.grants)
@@ -76,7 +76,7 @@ def test_segments_are_the_same_however_sockets_are_read(source):
     async def scenario():
         recorded = []
         for every_s in (0.0, 0.02):
-            async with rig(replace(FAST, read_every_s=every_s)) as r:
+            async with rig(replace(FAST, flv_batch_s=every_s)) as r:
                 encoder = await publishing(r)
                 await encoder.send(source)
                 await encoder.stop()
