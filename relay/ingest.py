@@ -70,6 +70,8 @@ class _Encoder(asyncio.Protocol):
         if events and isinstance(events[-1], Message):
             self._last_media = self._loop.time()
         self._handle(events)
+        if self._tap is not None:
+            self._tap.rest(self._rtmp.missing(self._tap.usual))
 
     # --- relay.reading.Reads -----------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ class Tap:
         self._socket: socket.socket | None = transport.get_extra_info("socket")
         self._waits_for = 1
         self._key_frame_bytes = 0
+        self.usual = 1  # what the event loop is woken for
         if self._socket is None or transport.get_extra_info("sslcontext") is not None:
             raise OSError("there is no socket with the bytes that the protocol gets")
         self.wake_at_once()
@@ -39,7 +40,11 @@ class Tap:
         """One of `size` bytes has come: from now on wake the event loop for three quarters of the smaller of the last
         two, and no longer for less."""
         least, self._key_frame_bytes = min(size, self._key_frame_bytes or size), size
-        self._wait_for(min(max(least * 3 // 4, _LEAST_BYTES), _MOST_BYTES))
+        self.usual = min(max(least * 3 // 4, _LEAST_BYTES), _MOST_BYTES)
+
+    def rest(self, missing: int) -> None:
+        """Everything is read; so much is missing of what will be a key frame, 0 if none is on its way."""
+        self._wait_for(min(missing, self.usual) if missing else self.usual)
 
     def wake_at_once(self) -> None:
         self._wait_for(1)

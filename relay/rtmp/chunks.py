@@ -61,6 +61,10 @@ class ChunkReader:
         self._pos = 0
         self._streams: dict[int, _ChunkStream] = {}
         self._held = 0
+        self._short = (
+            0,
+            0,
+        )  # the message that `media` stopped before: its length, and what of it has not arrived
 
     @property
     def held_bytes(self) -> int:
@@ -78,6 +82,17 @@ class ChunkReader:
         del self._buffer[: self._pos]
         self._pos = 0
         self._buffer += data
+
+    def missing(self, least_bytes: int) -> int:
+        """What is still to come of a picture of at least `least_bytes` that is on its way; 0 when none is."""
+        length, short = self._short
+        if length >= least_bytes and short > 0:
+            return short
+        for stream in self._streams.values():
+            if stream.open and stream.type_id == VIDEO and stream.length >= least_bytes:
+                left = stream.length - len(stream.payload)
+                return max(left + left // self.chunk_bytes - len(self._buffer) + self._pos, 1)
+        return 0
 
     def set_chunk_bytes(self, size: int) -> None:
         if not 1 <= size <= MAX_CHUNK_BYTES:
@@ -100,6 +115,7 @@ class ChunkReader:
         buffer, pos, streams, chunk_bytes = self._buffer, self._pos, self._streams, self.chunk_bytes
         size = len(buffer)
         last = size - 12
+        self._short = (0, 0)
         while pos <= last:
             first, second = _header.unpack_from(buffer, pos)
             stream = streams.get(first >> 24 & 0x3F)
@@ -118,6 +134,7 @@ class ChunkReader:
             more = (length - 1) // chunk_bytes
             end = start + length + more
             if end > size or (type_id != AUDIO and type_id != VIDEO):
+                self._short = (length, end - size) if type_id == VIDEO else (0, 0)
                 break
             if not 0 < length <= MAX_MESSAGE_BYTES or stream_id > MAX_STREAM_ID:
                 break
@@ -149,6 +166,7 @@ class ChunkReader:
             stream, body, end = chunk
             self.consumed += end - self._pos
             self._pos = end
+            self._short = (0, 0)
             if len(body) == stream.length:  # the whole message in one chunk: no copy through the bytearray
                 stream.open = False
                 return Message(stream.type_id, stream.timestamp, stream.stream_id, body)

@@ -94,6 +94,10 @@ class ServerConnection:
         """Bytes buffered for what is not complete yet."""
         return len(self._hello) + self._reader.held_bytes
 
+    def missing(self, least_bytes: int) -> int:
+        """What is still to come of a picture of at least `least_bytes` that is on its way; 0 when none is."""
+        return self._reader.missing(least_bytes)
+
     def data_to_send(self) -> bytes:
         if not self._out:
             return b""

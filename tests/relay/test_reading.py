@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+import rtmp_client as rtmp
 from relay_rig import FAST, Tag, is_header, is_key, publishing, rig
 
 from relay.origin.settings import OriginSettings
@@ -39,6 +40,25 @@ def test_a_key_frame_that_ends_a_segment_waits_for_no_round(source):
                 await encoder.send(gop(source, number))
             (key,) = [t for t in gop(source, 4) if is_key(t)]
             await encoder.send([key])
+            await r.until(lambda: len(r.authority.segments) == 4)
+            await encoder.kill()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("chunk_bytes", [128, 65536])
+def test_the_rest_of_a_key_frame_waits_for_no_round(source, chunk_bytes):
+    async def scenario():
+        async with rig(SELDOM) as r:
+            encoder = await publishing(r)
+            await encoder.send_raw(rtmp.set_chunk_size(chunk_bytes))
+            (last,) = [t for t in gop(source, 4) if is_key(t)]
+            sent = [t for number in range(4) for t in gop(source, number)]
+            *whole, data = (rtmp.chunk(4, *tag, 1, chunk_bytes) for tag in (*sent, last))
+            before = r.origin.stats().received_bytes
+            await encoder.send_raw(b"".join(whole) + data[:-100])
+            await r.until(lambda: r.origin.stats().received_bytes >= before + sum(map(len, whole)))
+            await encoder.send_raw(data[-100:])
             await r.until(lambda: len(r.authority.segments) == 4)
             await encoder.kill()
 
