@@ -188,7 +188,7 @@ async def latency() -> AsyncIterator[Row]:
     finally:
         for hub in (low, plain):
             await hub.stop()
-    middle, behind = np.percentile(ours["seen"], 50) / 1000, np.percentile(others["seen"], 50) / 1000
+    middle, behind = (float(np.percentile(side["seen"], 50)) / 1000 for side in (ours, others))
     worst = np.percentile(ours["seen"], 99) / 1000
     frames = f"{len(ours['seen'])} frames, {ours['stalls']} stalls, worst in a hundred {worst:.2f} s"
     print(f"glass to glass: {frames}", file=sys.stderr)

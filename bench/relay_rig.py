@@ -98,7 +98,13 @@ class _Publisher:
     def expel(self, reason: str) -> None: ...
 
 
+class _Http(MediaHttpProtocol):
+    max_connections = 20_000  # as the hub's
+
+
 async def origin(low_latency: bool) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     settings = OriginSettings(
         max_connections=1000,
         retain_s=20.0,
@@ -115,7 +121,7 @@ async def origin(low_latency: bool) -> None:
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http=MediaHttpProtocol,
+            http=_Http,
             lifespan="off",
             access_log=False,
             log_level="error",
@@ -134,11 +140,16 @@ async def origin(low_latency: bool) -> None:
             steering.slug = "fixed"
             fill(catalogue, authority, settings)
         held = sum(r.held_bytes for r in catalogue.renditions.values())
-        print(json.dumps({"held": held, "live": len(catalogue.lives)}), flush=True)
+        print(json.dumps({"held": held, "live": len(catalogue.lives), "skips": skips(catalogue)}), flush=True)
     server.should_exit = True
     await catalogue.close(1.0)
     await ingest.close()
     await serving
+
+
+def skips(catalogue: Catalogue) -> int:
+    """How often viewers over HTTP-FLV who are still there were too slow, and went on at a later key frame."""
+    return sum(viewer.skips for live in catalogue.lives.values() for viewer in live.fanout.viewers)
 
 
 def fill(catalogue: Catalogue, authority: Authority, settings: OriginSettings) -> None:

@@ -174,7 +174,12 @@ class OriginProcess:
         await self._origin.start_rtmp_on(rtmp)
         await self._origin.start_rtmp_on(rtmps, self._settings.rtmps_context())
         if self._settings.srt_ports is not None:
-            await self._origin.start_srt(self._settings.rtmp_host, ports_of(self._settings.srt_ports))
+            secret = self._settings.srt_passphrase
+            await self._origin.start_srt(
+                self._settings.rtmp_host,
+                ports_of(self._settings.srt_ports),
+                secret.get_secret_value() if secret is not None else None,
+            )
         self._rtmp_ready = True
         server = uvicorn.Server(
             uvicorn.Config(

@@ -89,6 +89,12 @@ def _ports(value: str) -> str:
     return value
 
 
+def _passphrase(value: SecretStr) -> SecretStr:
+    if re.fullmatch(r"[A-Za-z0-9_-]{10,64}", value.get_secret_value(), re.ASCII) is None:
+        raise ValueError("must be 10 to 64 letters, digits, - and _")  # it goes into addresses as it is
+    return value
+
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -117,6 +123,10 @@ class Settings(BaseSettings):
     rtmps_key: Path | None = Field(None, description="private key of that certificate, a PEM file")
     srt_ports: Annotated[str, AfterValidator(_ports)] | None = Field(
         None, description="UDP ports for OBS over SRT, one encoder each: 9000 or 9000-9003; not set: none"
+    )
+    srt_passphrase: Annotated[SecretStr, AfterValidator(_passphrase)] | None = Field(
+        None,
+        description="passphrase of all SRT ports, 10 to 64 letters, digits, - and _; not set: not encrypted",
     )
     http_host: str = Field("0.0.0.0", min_length=1, description="address HTTP listens on")  # noqa: S104
     http_port: Port = Field(8000, description="port for pages, API and media, 1 to 65535")
@@ -305,7 +315,7 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"  {message}"
     field = str(problem["loc"][0])
     variable = PREFIX + field.upper()
-    secret = field == "evm_rpc_url"  # with many providers the path is the password
+    secret = field in ("evm_rpc_url", "srt_passphrase")  # the path of an address is often the password
     given = "***" if secret else _USERINFO.sub("***@", os.environ.get(variable, ""))[:200]
     return f"  {variable}={given}: {message} (expected: {Settings.model_fields[field].description})"
 

@@ -6,6 +6,7 @@ many, the oldest of them goes. The key is never logged.
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
@@ -14,17 +15,19 @@ from typing import Final, cast
 import structlog
 
 from relay.media.errors import BadMedia, UnsupportedMedia
+from relay.media.flv import KEY_FRAME
 from relay.origin.live import Catalogue, Live
 from relay.origin.settings import OriginSettings
 from relay.ports import PublishAuthority
+from relay.reading import Rounds, Tap
 from relay.rtmp import (
-    Audio,
+    VIDEO,
     Event,
+    Message,
     Metadata,
     PublishRequested,
     ServerConnection,
     Unpublished,
-    Video,
     Violation,
 )
 from relay.stream_key import granted
@@ -46,6 +49,7 @@ class _Encoder(asyncio.Protocol):
         self._live: Live | None = None
         self._since = self._last_media = self._loop.time()
         self._decision: asyncio.Task[None] | None = None
+        self._tap: Tap | None = None
         self._closed = False  # the last word is said
         self.received_bytes = 0
 
@@ -62,7 +66,34 @@ class _Encoder(asyncio.Protocol):
         self._server.received_bytes += len(data)
         if self._closed:
             return  # the encoder has not noticed yet
-        self._handle(self._rtmp.receive(data))
+        events = self._rtmp.receive(data)
+        if events and isinstance(events[-1], Message):
+            self._last_media = self._loop.time()
+        self._handle(events)
+        if self._tap is not None:
+            self._tap.rest(self._rtmp.missing(self._tap.usual))
+
+    # --- relay.reading.Reads -----------------------------------------------------------------------------------------
+
+    def read_now(self) -> None:
+        if self._tap is not None and (data := self._tap.read()):
+            self.data_received(data)
+        if self._live is not None:
+            self._live.fanout.flush()  # its viewers have waited while this was in the socket
+
+    def _join_rounds(self) -> None:
+        rounds = self._server.rounds
+        if rounds is not None and self._transport is not None:
+            with contextlib.suppress(OSError):
+                self._tap = Tap(self._transport)
+                rounds.join(self)
+
+    def _leave_rounds(self) -> None:
+        if self._tap is not None and self._server.rounds is not None:
+            self._server.rounds.leave(self)
+            with contextlib.suppress(OSError):
+                self._tap.wake_at_once()
+            self._tap = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.forget(self)
@@ -85,13 +116,14 @@ class _Encoder(asyncio.Protocol):
 
     def expel(self, reason: str) -> None:
         self._live = None
+        self._leave_rounds()
         self._close(reason)
 
     # --- events ------------------------------------------------------------------------------------------------------
 
     def _handle(self, events: list[Event]) -> None:
         for event in events:
-            if isinstance(event, (Audio, Video)):
+            if isinstance(event, Message):
                 self._media(event)
             elif isinstance(event, PublishRequested):
                 assert self._transport is not None
@@ -107,16 +139,18 @@ class _Encoder(asyncio.Protocol):
                 self._close(event.reason)
         self._flush()
 
-    def _media(self, event: Audio | Video) -> None:
+    def _media(self, message: Message) -> None:
         live = self._live
         if live is None or live.packager is None:
             return  # expelled while the rest of a read is handled
-        self._last_media = self._loop.time()
+        kind, timestamp, _, body = message
         try:
-            if isinstance(event, Video):
-                live.packager.video(event.timestamp, event.payload)
+            if kind == VIDEO:
+                live.packager.video(timestamp, body)
+                if self._tap is not None and body.startswith(KEY_FRAME):
+                    self._tap.key_frame(len(body))
             else:
-                live.packager.audio(event.timestamp, event.payload)
+                live.packager.audio(timestamp, body)
         except (UnsupportedMedia, BadMedia) as e:
             self._leave(clean=True, reason=str(e))
             self._close(str(e))
@@ -135,6 +169,7 @@ class _Encoder(asyncio.Protocol):
         self._last_media = self._loop.time()
         self._rtmp.accept_publish()
         self._transport.resume_reading()
+        self._join_rounds()
         self._handle(self._rtmp.receive(b""))
 
     async def _take(self, stream_key: str) -> str | None:
@@ -167,6 +202,7 @@ class _Encoder(asyncio.Protocol):
             self._close("nothing was published in time")
 
     def _leave(self, *, clean: bool, reason: str) -> None:
+        self._leave_rounds()
         live, self._live = self._live, None
         if live is not None:
             live.leave(self, clean=clean, reason=reason)
@@ -210,6 +246,8 @@ class IngestServer:
         self.catalogue = catalogue
         self.settings = settings
         self.received_bytes = 0
+        every_s = settings.reads_together_s
+        self.rounds = Rounds(every_s) if every_s > 0 else None
         self._encoders: dict[_Encoder, None] = {}  # in the order in which they came
         self._empty = asyncio.Event()
         self._empty.set()

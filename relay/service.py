@@ -65,9 +65,10 @@ class Origin:
         for listener in listeners:
             await self._ingest.start_on(listener, tls)
 
-    async def start_srt(self, host: str, ports: Sequence[int]) -> bool:
-        """One encoder a port. False, with the reason in the log, when this machine has no ffmpeg that can."""
-        return await self._srt.start(host, ports)
+    async def start_srt(self, host: str, ports: Sequence[int], passphrase: str | None = None) -> bool:
+        """One encoder a port; with a `passphrase` (10 to 64 letters, digits, - and _) only one that has it. False, with
+        the reason in the log, when this machine has no ffmpeg that can."""
+        return await self._srt.start(host, ports, passphrase)
 
     async def close(self, timeout_s: float = 10.0) -> None:
         """End every broadcast, give the ledger `timeout_s` to record it, close all connections."""

@@ -21,6 +21,11 @@ class AacConfig:
     channel_config: int
     record: bytes  # the AudioSpecificConfig itself
 
+    @property
+    def adts_header(self) -> int:
+        """The 56 bits before a frame (ISO/IEC 13818-7, 6.2), its length left out."""
+        return 0xFFF1 << 40 | self.profile << 38 | self.rate_index << 34 | self.channel_config << 30 | 0x1FFC
+
 
 def _object_type(bits: BitReader) -> int:
     kind = bits.take(5)
@@ -56,8 +61,13 @@ def parse_config(data: bytes) -> AacConfig:
 
 
 def adts(config: AacConfig, frame: bytes) -> bytes:
-    """The frame with its 7-byte ADTS header (ISO/IEC 13818-7, 6.2). Raises BadMedia for an impossible length."""
-    if not 0 < len(frame) <= MAX_FRAME_BYTES:
+    """The frame with its ADTS header. Raises BadMedia for an impossible length."""
+    return behind_adts(config.adts_header, frame)
+
+
+def behind_adts(header: int, frame: bytes) -> bytes:
+    """The same for who has the header already: a stream has one."""
+    size = len(frame)
+    if not 0 < size <= MAX_FRAME_BYTES:
         raise BadMedia("an AAC frame is malformed")
-    header = 0xFFF1 << 40 | config.profile << 38 | config.rate_index << 34 | config.channel_config << 30
-    return (header | (len(frame) + 7) << 13 | 0x1FFC).to_bytes(7, "big") + frame
+    return (header | (size + 7) << 13).to_bytes(7, "big") + frame

@@ -10,12 +10,11 @@ from typing import Final, Protocol
 
 from relay.media.aac import MAX_FRAME_BYTES, SAMPLES_PER_FRAME, AacConfig
 from relay.media.errors import BadMedia
-from relay.media.h264 import H264Config
+from relay.media.h264 import H264Config, behind_lengths
 from relay.media.mp4 import AUDIO_TRACK, NOT_SYNC, SYNC, VIDEO_TRACK, Samples, fragment, init_segment
-from relay.media.packager import CLOCK, Chunk, Packed
+from relay.media.packager import CLOCK, Chunk, Packed, Picture
 
 _TICKS_PER_MS: Final = CLOCK // 1000
-_IN_THE_RECORD: Final = (7, 8, 9)  # parameter sets, which stand there, and delimiters, which say nothing here
 
 
 class ChunkSink(Protocol):
@@ -60,7 +59,8 @@ class CmafSegment:
         self._sha256 = hashlib.sha256()
         self.frame_bytes = 0
 
-    def video(self, data: bytes, dts: int, pts: int, *, key: bool) -> None:
+    def video(self, picture: Picture, dts: int, pts: int, *, key: bool) -> None:
+        data = picture[1]
         rows = self._pictures.rows
         if rows:
             self._interval = dts - self._last_dts
@@ -128,26 +128,8 @@ class CmafMuxer:
         self._number = 0
         self._next_sound = 0
 
-    def picture(self, config: H264Config, data: bytes, *, key: bool) -> bytes:  # noqa: ARG002
-        """NAL units behind four bytes of length, without delimiters and parameter sets (ISO/IEC 14496-15, 5.3.2)."""
-        size_bytes, end, at = config.length_bytes, len(data), 0
-        kept: list[tuple[int, int]] = []
-        as_it_is = size_bytes == 4
-        while at < end:
-            start = at + size_bytes
-            size = int.from_bytes(data[at:start], "big")
-            at = start + size
-            if at > end or not size:
-                raise BadMedia("an H.264 frame is malformed")
-            if data[start] & 0x1F in _IN_THE_RECORD:
-                as_it_is = False
-            else:
-                kept.append((start, at))
-        if not kept:
-            raise BadMedia("an H.264 frame is empty")
-        if as_it_is:
-            return data
-        return b"".join(part for a, b in kept for part in ((b - a).to_bytes(4, "big"), data[a:b]))
+    def picture(self, config: H264Config, body: bytes, at: int, *, key: bool) -> Picture:  # noqa: ARG002
+        return b"", behind_lengths(config, body, at)
 
     def sound(self, config: AacConfig, frame: bytes) -> bytes:  # noqa: ARG002
         if not 0 < len(frame) <= MAX_FRAME_BYTES:

@@ -35,6 +35,10 @@ _AUDIO_CODECS: Final = {
     11: "Speex",
 }
 _AVC, _AAC = 7, 10
+# How the bodies of tags with frames begin; three bytes of the time until it is shown follow, then the NAL units.
+KEY_FRAME, INTER_FRAME = bytes((1 << 4 | _AVC, 1)), bytes((2 << 4 | _AVC, 1))
+VIDEO_HEAD_BYTES: Final = 5
+SOUND_FRAME: Final = b"\xaf\x01"  # AAC, said to be 44.1 kHz in stereo whatever it is
 _ENHANCED: Final = 9  # Enhanced RTMP: the codec's name follows
 
 
@@ -74,13 +78,13 @@ def parse_video(body: bytes) -> VideoTag:
         )
     if frame_type == 5:
         return VideoTag(NOTHING, key=False, composition_ms=0, data=b"")
-    if len(body) < 5:
+    if len(body) < VIDEO_HEAD_BYTES:
         raise BadMedia("a video tag is cut short")
     kind = body[1]
     if kind > 2:
         raise BadMedia(f"unknown kind {kind} of H.264 tag")
-    offset = int.from_bytes(body[2:5], "big", signed=True)
-    return VideoTag(_AVC_PARTS[kind], frame_type == 1, offset, body[5:])
+    offset = int.from_bytes(body[2:VIDEO_HEAD_BYTES], "big", signed=True)
+    return VideoTag(_AVC_PARTS[kind], frame_type == 1, offset, body[VIDEO_HEAD_BYTES:])
 
 
 def parse_audio(body: bytes) -> AudioTag:

@@ -3,6 +3,7 @@
 Invariant: `annexb` returns a stream of whole NAL units or raises BadMedia; lengths in the input are never trusted.
 """
 
+import struct
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,10 +12,12 @@ from relay.media.errors import BadMedia
 
 START_CODE: Final = b"\0\0\0\1"
 _AUD: Final = START_CODE + b"\x09\xf0"
+_BEFORE: Final = _AUD + START_CODE
 _IDR, _SPS, _PPS, _DELIMITER = 5, 7, 8, 9
 _THERE, _THERE_ON_KEYS = (_DELIMITER,), (_DELIMITER, _SPS, _PPS)  # put before each frame by `annexb`
 _HIGH_PROFILES: Final = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
 MAX_SIDE: Final = 16384
+_length: Final = struct.Struct(">I").unpack_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,11 @@ class H264Config:
     length_bytes: int  # of the prefix of each NAL unit: 1, 2 or 4
     parameter_sets: bytes  # SPS and PPS with start codes, to stand before each key frame
     record: bytes  # the AVCDecoderConfigurationRecord itself
+
+    @property
+    def before_keys(self) -> bytes:
+        """What stands before the picture of a key frame."""
+        return _AUD + self.parameter_sets + START_CODE
 
 
 def _parameter_sets(data: bytes, at: int, count: int, kind: int) -> tuple[list[bytes], int]:
@@ -126,18 +134,43 @@ def annexb(config: H264Config, data: bytes, *, key: bool) -> bytes:
     Raises BadMedia when a length points outside the data, when there is no unit at all, or when a frame that says
     it is a key frame has no IDR or intra picture to begin with.
     """
-    size_bytes, end, at = config.length_bytes, len(data), 0
-    parts: list[bytes | memoryview] = [_AUD, config.parameter_sets] if key else [_AUD]
-    there = _THERE_ON_KEYS if key else _THERE
-    empty, view = len(parts), memoryview(data)
+    return b"".join(annexb_pieces(config, data, 0, key=key))
+
+
+def annexb_pieces(config: H264Config, data: bytes, at: int, *, key: bool) -> tuple[bytes, memoryview]:
+    """`annexb` of what begins at `at`, in two pieces: the second is the last unit as it lies in `data`. That is mostly
+    the picture, and only a few bytes of other units before it are copied."""
+    units = _units(config, data, at, _THERE_ON_KEYS if key else _THERE)
+    before = config.before_keys if key else _BEFORE
+    start, end = units.pop()
+    if units:
+        before += b"".join(part for a, b in units for part in (data[a:b], START_CODE))
+    return before, memoryview(data)[start:end]
+
+
+def _units(config: H264Config, data: bytes, at: int, left_out: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Where the units of a frame begin and end, at least one. Raises BadMedia."""
+    size_bytes, end = config.length_bytes, len(data)
+    found = []
     while at < end:
         start = at + size_bytes
-        size = int.from_bytes(data[at:start], "big")
+        if start > end:
+            raise BadMedia("an H.264 frame is malformed")
+        size = _length(data, at)[0] if size_bytes == 4 else int.from_bytes(data[at:start], "big")
         at = start + size
         if at > end or not size:
             raise BadMedia("an H.264 frame is malformed")
-        if data[start] & 0x1F not in there:
-            parts += (START_CODE, view[start:at])
-    if len(parts) == empty:
+        if data[start] & 0x1F not in left_out:
+            found.append((start, at))
+    if not found:
         raise BadMedia("an H.264 frame is empty")
-    return b"".join(parts)
+    return found
+
+
+def behind_lengths(config: H264Config, data: bytes, at: int) -> bytes | memoryview:
+    """The units of the frame that begins at `at`, each behind four bytes of length, without delimiters and parameter
+    sets (ISO/IEC 14496-15, 5.3.2). Raises BadMedia."""
+    units = _units(config, data, at, _THERE_ON_KEYS)
+    if config.length_bytes == 4 and sum(b - a + 4 for a, b in units) == len(data) - at:
+        return memoryview(data)[at:]
+    return b"".join(part for a, b in units for part in ((b - a).to_bytes(4, "big"), data[a:b]))

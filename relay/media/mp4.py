@@ -130,7 +130,7 @@ class Samples:
     track: int
     decode_time: int  # of the first, in the track's clock
     rows: list[int] = field(default_factory=list)
-    data: list[bytes] = field(default_factory=list)
+    data: list[bytes | memoryview] = field(default_factory=list)
 
 
 def fragment(number: int, tracks: Sequence[Samples]) -> bytes:
@@ -138,7 +138,7 @@ def fragment(number: int, tracks: Sequence[Samples]) -> bytes:
     sizes = [_TRAF_BYTES + 4 * len(t.rows) for t in tracks]
     moof_bytes = _MOOF.size + sum(sizes)
     parts = [_MOOF.pack(moof_bytes, b"moof", 16, b"mfhd", 0, number)]
-    media: list[bytes] = []
+    media: list[bytes | memoryview] = []
     at = moof_bytes + 8
     for t, size in zip(tracks, sizes, strict=True):
         flags, columns = (_TRUN_VIDEO, 4) if t.track == VIDEO_TRACK else (_TRUN_AUDIO, 2)
@@ -153,4 +153,4 @@ def fragment(number: int, tracks: Sequence[Samples]) -> bytes:
         media += t.data
         at += sum(t.rows[1::columns])
     parts.append(struct.pack(">I4s", at - moof_bytes, b"mdat"))
-    return b"".join(parts + media)
+    return b"".join((*parts, *media))

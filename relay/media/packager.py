@@ -9,7 +9,7 @@ nothing of it is published after that.
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from relay.media import aac, flv, h264
 from relay.media.aac import AacConfig
@@ -27,6 +27,9 @@ AUDIO_DRIFT: Final = (
 _OF_A_PICTURE: Final = frozenset({"videocodecid", "videodatarate", "width", "height", "framerate"})
 MAX_COMPOSITION_MS: Final = 5_000
 MAX_DAMAGED: Final = 50  # frames between two good segments
+_FRAME_TICKS_HZ: Final = aac.SAMPLES_PER_FRAME * CLOCK
+_FRAMES: Final = (flv.KEY_FRAME, flv.INTER_FRAME)
+_KEY: Final = flv.KEY_FRAME[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +80,17 @@ class Cut:
     discontinuity: bool
 
 
+# A frame as a container carries it, in two pieces: so the second may be a part of what the encoder sent.
+Picture: TypeAlias = tuple[bytes, bytes | memoryview]
+
+
 class SegmentWriter(Protocol):
     """One segment while it grows. Times count at `CLOCK`, each track's dts rises strictly. After BadMedia it is of no
     more use, and `abandon` is all that may follow."""
 
     frame_bytes: int  # put in so far
 
-    def video(self, data: bytes, dts: int, pts: int, *, key: bool) -> None:
+    def video(self, picture: Picture, dts: int, pts: int, *, key: bool) -> None:
         """A frame as `Muxer.picture` made it. Raises BadMedia."""
         ...
 
@@ -103,8 +110,8 @@ class SegmentWriter(Protocol):
 class Muxer(Protocol):
     """A container: MPEG-TS (`ts.py`). Lives as long as a stream's timeline."""
 
-    def picture(self, config: H264Config, data: bytes, *, key: bool) -> bytes:
-        """A frame of length-prefixed NAL units as this container carries it. Raises BadMedia."""
+    def picture(self, config: H264Config, body: bytes, at: int, *, key: bool) -> Picture:
+        """The frame of length-prefixed NAL units from `at` on as this container carries it. Raises BadMedia."""
         ...
 
     def sound(self, config: AacConfig, frame: bytes) -> bytes:
@@ -183,14 +190,23 @@ class Packager:
 
     def video(self, timestamp: int, body: bytes) -> None:
         """One FLV video tag. Raises UnsupportedMedia or BadMedia."""
-        part, key, composition_ms, data = flv.parse_video(body)
+        if (
+            body.startswith(_FRAMES) and len(body) >= flv.VIDEO_HEAD_BYTES
+        ):  # nearly all, and no need to look closer
+            later_ms = int.from_bytes(body[2 : flv.VIDEO_HEAD_BYTES], "big", signed=True)
+            self._video_frame(timestamp, body[0] == _KEY, later_ms, body)
+            return
+        part, key, later_ms, data = flv.parse_video(body)
         if part is flv.FRAME:
-            self._video_frame(timestamp, key, composition_ms, data, body)
+            self._video_frame(timestamp, key, later_ms, body)
         elif part is flv.HEADER:
             self._video_config(data, body)
 
     def audio(self, timestamp: int, body: bytes) -> None:
         """One FLV audio tag. Raises UnsupportedMedia or BadMedia."""
+        if body.startswith(flv.SOUND_FRAME) and len(body) > 2:
+            self._audio_frame(timestamp, body[2:], body)
+            return
         part, data = flv.parse_audio(body)
         if part is flv.FRAME:
             self._audio_frame(timestamp, data, body)
@@ -205,7 +221,7 @@ class Packager:
     def _end(self) -> int:
         """When the last frame is over."""
         if self._sound_alone and self._audio is not None:
-            return self._audio_last + aac.SAMPLES_PER_FRAME * CLOCK // self._audio.sample_rate
+            return self._audio_last + _FRAME_TICKS_HZ // self._audio.sample_rate
         return self._last_video + self._interval
 
     @property
@@ -236,12 +252,6 @@ class Packager:
 
     # --- frames --------------------------------------------------------------------------------------------------
 
-    def _place(self, timestamp: int, *, video: bool) -> int:
-        out, jumped = self._timeline.place(timestamp, video=video)
-        if jumped:
-            self._break()
-        return out
-
     def _break(self) -> None:
         """The flow of time ends here: what is there becomes a segment, the next key frame starts anew."""
         self._cut(self._end)
@@ -249,42 +259,42 @@ class Packager:
         self._audio_count = 0
         self._waiting_since = None
 
-    def _video_frame(self, timestamp: int, key: bool, composition_ms: int, unit: bytes, body: bytes) -> None:
-        if self._sound_alone:
-            return
+    def _video_frame(self, timestamp: int, key: bool, composition_ms: int, body: bytes) -> None:
         if self._video is None:
+            if self._sound_alone:
+                return
             raise BadMedia("the video has no H.264 sequence header; restart the encoder")
-        out = self._place(timestamp, video=True)
+        out, jumped = self._timeline.place(timestamp, video=True)
+        if jumped:
+            self._break()
         dts = out * _TICKS_PER_MS
         try:
-            data = self._muxer.picture(self._video, unit, key=key)
+            picture = self._muxer.picture(self._video, body, flv.VIDEO_HEAD_BYTES, key=key)
         except BadMedia:
             self._damage()
             return
-        if self._segment is not None:
-            if key and self._is_due(dts - self._start):
-                self._cut(dts)
-            else:
-                self._check_caps(dts)
-        if self._segment is None:
+        if key and self._segment is not None and self._is_due(dts - self._start):
+            self._cut(dts)
+        segment = self._segment
+        if segment is None:
             if not (key and self._begin(out, dts)):
                 self._wait_for_key(out)
                 return
-        elif dts > self._last_video:
-            self._interval = min(dts - self._last_video, CLOCK)
+            segment = self._segment
+            assert segment is not None
+        else:
+            if dts - self._start > self._max_ticks or segment.frame_bytes > self._max_bytes:
+                raise self._no_key_frames()
+            if dts > self._last_video:
+                self._interval = min(dts - self._last_video, CLOCK)
         self._last_video = dts
         shown_later = min(max(composition_ms, 0), MAX_COMPOSITION_MS) * _TICKS_PER_MS
-        if self._put_video(data, dts, dts + shown_later, key=key):
-            self._tags.frame(flv.VIDEO, out, body, key=key)
-
-    def _put_video(self, data: bytes, dts: int, pts: int, *, key: bool) -> bool:
-        assert self._segment is not None
         try:
-            self._segment.video(data, dts, pts, key=key)
+            segment.video(picture, dts, dts + shown_later, key=key)
         except BadMedia:
             self._drop_segment()
-            return False
-        return True
+            return
+        self._tags.frame(flv.VIDEO, out, body, key=key)
 
     def _is_due(self, elapsed: int) -> bool:
         """Timestamps are whole milliseconds, so key frames two seconds apart are now and then 1,999 ms apart: to wait
@@ -296,15 +306,16 @@ class Packager:
             if self._format is not None:
                 return  # began as video only
             raise BadMedia("the audio has no AAC sequence header; restart the encoder")
-        out = self._place(timestamp, video=False)
-        if self._video is None and self._format is None:
+        out, jumped = self._timeline.place(timestamp, video=False)
+        if jumped:
+            self._break()
+        alone = self._video is None
+        if alone and self._format is None:
             if self._sound_since is None:
                 self._sound_since = out
             if self._expects_video is not False and out - self._sound_since <= AUDIO_ONLY_MS:
                 return  # a picture may still come
-        elif not self._sound_alone and (
-            self._segment is None or self._format is None or self._format.audio is None
-        ):
+        elif not alone and (self._segment is None or self._format is None or self._format.audio is None):
             return
         try:
             framed = self._muxer.sound(self._audio, data)
@@ -312,14 +323,16 @@ class Packager:
             self._damage()
             return
         dts = self._audio_time(out * _TICKS_PER_MS, self._audio)
-        begins = self._video is None and self._sound_begins(out, dts)
-        assert self._segment is not None
+        begins = alone and self._sound_begins(out, dts)
+        segment = self._segment
+        assert segment is not None
         try:
-            self._segment.audio(framed, dts)
+            segment.audio(framed, dts)
         except BadMedia:
             self._drop_segment()
             return
-        self._check_caps(dts)
+        if dts - self._start > self._max_ticks or segment.frame_bytes > self._max_bytes:
+            raise self._no_key_frames()
         self._tags.frame(flv.AUDIO, out, body, key=begins)
 
     def _sound_begins(self, out: int, dts: int) -> bool:
@@ -334,13 +347,12 @@ class Packager:
 
     def _audio_time(self, stamped: int, config: AacConfig) -> int:
         """Timestamps have whole milliseconds and AAC frames do not: count samples, and follow only real changes."""
-        expected = (
-            self._audio_anchor + self._audio_count * aac.SAMPLES_PER_FRAME * CLOCK // config.sample_rate
-        )
-        if not self._audio_count or abs(stamped - expected) > AUDIO_DRIFT:
+        count = self._audio_count
+        expected = self._audio_anchor + count * _FRAME_TICKS_HZ // config.sample_rate
+        if not count or not -AUDIO_DRIFT <= stamped - expected <= AUDIO_DRIFT:
             self._audio_anchor = expected = max(stamped, self._audio_last + 1)
-            self._audio_count = 0
-        self._audio_count += 1
+            count = 0
+        self._audio_count = count + 1
         self._audio_last = expected
         return expected
 
@@ -392,13 +404,6 @@ class Packager:
         if self._waiting_since is None:
             self._waiting_since = out
         elif out - self._waiting_since > self._settings.segment_max_ms:
-            raise self._no_key_frames()
-
-    def _check_caps(self, dts: int) -> None:
-        segment = self._segment
-        if segment is not None and (
-            dts - self._start > self._max_ticks or segment.frame_bytes > self._max_bytes
-        ):
             raise self._no_key_frames()
 
     def _no_key_frames(self) -> UnsupportedMedia:

@@ -33,6 +33,16 @@ class Timeline:
 
     def place(self, timestamp: int, *, video: bool) -> tuple[int, bool]:
         """Where a frame goes, and whether the encoder's clock jumped before it."""
+        raw, outs = self._raw, self._out
+        if raw is not None and -APART_MS <= timestamp - raw <= GAP_MS:
+            unwrapped = self._unwrapped + timestamp - raw
+            out = unwrapped + self._offset
+            if (
+                out > outs[video]
+            ):  # nearly all: later than the frame before, which went no earlier than it said
+                self._raw, self._unwrapped = timestamp, unwrapped
+                self._in[video], outs[video] = unwrapped, out
+                return out, False
         jumped = False
         if self._raw is not None:
             ahead = (timestamp - self._raw + _HALF) % _WRAP - _HALF  # both count modulo 2**32

@@ -12,22 +12,25 @@ from typing import Final
 
 import numpy as np
 
-from relay.media.aac import SAMPLES_PER_FRAME, AacConfig, adts
-from relay.media.h264 import H264Config, annexb
-from relay.media.packager import CLOCK, Packed
+from relay.media.aac import SAMPLES_PER_FRAME, AacConfig, behind_adts
+from relay.media.h264 import H264Config, annexb_pieces
+from relay.media.packager import CLOCK, Packed, Picture
 
 _PACKET: Final = 188
 _BODY: Final = _PACKET - 4
 _PAT, _PMT, _VIDEO, _AUDIO = _PIDS = (0x0000, 0x1010, 0x0102, 0x0103)
 _H264, _AAC = 0x1B, 0x0F  # stream types (table 2-34)
+_ROW: Final = np.dtype([("head", "V4"), ("body", f"V{_BODY}")])
 _LAID_OUT: Final = 350  # packets at a time, 64 KiB
 _WRAP: Final = (1 << 33) - 1
+_PES: Final = b"\0\0\1\xe0\0\0\x80"  # of a picture: its length is not said (2.4.3.6)
 # AAC frames that share one PES packet: fewer, fuller packets. A player gets the first when the last is there.
 _MAX_JOINED: Final = 6
 _MAX_JOINED_ALONE: Final = (
     4  # 96 ms at 44.1 kHz: without a picture the clock is here, and due every 100 ms (2.7.2)
 )
 _MAX_JOINED_BYTES: Final = 2_500
+_FRAME_TICKS_HZ: Final = SAMPLES_PER_FRAME * CLOCK
 
 
 # --- packets (2.4.3) --------------------------------------------------------------------------------------------------
@@ -41,11 +44,21 @@ def _heads(pid: int, flags: int) -> tuple[bytes, ...]:
 
 
 _RUN_PACKETS: Final = 1024  # whole turns of the counter
-_RUNS: Final = {pid: b"".join(_heads(pid, 0)) * (_RUN_PACKETS // 16) for pid in _PIDS}
-_FIRST: Final = {
-    (pid, adapts): _heads(pid, _STARTS | _ADAPTS * adapts) for pid in _PIDS for adapts in (False, True)
-}
-_LAST: Final = {pid: _heads(pid, _ADAPTS) for pid in _PIDS}  # of several, with stuffing
+
+
+class _Pid:
+    """Heads of packets with one PID, each by the counter or from it on."""
+
+    __slots__ = ("first", "first_adapts", "last", "pid", "run")
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.run = b"".join(_heads(pid, 0)) * (_RUN_PACKETS // 16)
+        self.first, self.first_adapts = _heads(pid, _STARTS), _heads(pid, _STARTS | _ADAPTS)
+        self.last = _heads(pid, _ADAPTS)  # of several, with stuffing
+
+
+_PATS, _PMTS, _PICTURES, _SOUNDS = map(_Pid, _PIDS)
 # An adaptation field of so many bytes that says nothing.
 _STUFFING: Final = (b"", b"\0", *(bytes((size - 1, 0)) + b"\xff" * (size - 2) for size in range(2, _BODY)))
 
@@ -63,33 +76,35 @@ class _Packets:
         self._bodies: list[bytes | memoryview] = []
         self._count = 0
 
-    def put(self, pid: int, adaptation: bytes, header: bytes, data: bytes) -> None:
+    def put(self, pid: _Pid, adaptation: bytes, header: bytes, data: bytes | memoryview) -> None:
         """One unit, `header` and `data`: `adaptation` is in its first packet, stuffing in its last."""
-        size = len(adaptation) + len(header) + len(data)
-        count = -(-size // _BODY)
+        first = self.counters[pid.pid]
+        data_bytes = len(data)
+        size = len(adaptation) + len(header) + data_bytes
+        count = (size + _BODY - 1) // _BODY
         room = count * _BODY - size
-        first = self.counters[pid]
-        last = first + count - 1
-        run = _RUNS[pid] if last < _RUN_PACKETS else _RUNS[pid] * (last // _RUN_PACKETS + 1)
-        heads, bodies = self._heads, self._bodies
         if count == 1 and room:
             if adaptation:
                 adaptation = bytes((adaptation[0] + room,)) + adaptation[1:] + b"\xff" * room
             else:
                 adaptation = _STUFFING[room]
             room = 0
-        heads.append(_FIRST[pid, adaptation != b""][first])
+        last = first + count - 1
+        run = pid.run if last < _RUN_PACKETS else pid.run * (last // _RUN_PACKETS + 1)
+        head = pid.first_adapts[first] if adaptation else pid.first[first]
         if room:
-            cut = len(data) + room - _BODY  # there is that much data: the header is in the first packet
+            cut = data_bytes + room - _BODY
+            if cut < 0:  # so long a header that the last packet begins within it
+                cut, header, data = cut + len(header), b"", header + data
             view = memoryview(data)
-            heads += (run[4 * first + 4 : 4 * last], _LAST[pid][last & 0x0F])
-            bodies += (adaptation, header, view[:cut], _STUFFING[room], view[cut:])
+            self._heads += (head, run[4 * first + 4 : 4 * last], pid.last[last & 0x0F])
+            self._bodies += (adaptation + header, view[:cut], _STUFFING[room], view[cut:])
         else:
-            heads.append(run[4 * first + 4 : 4 * last + 4])
-            bodies += (adaptation, header, data)
-        self.counters[pid] = (last + 1) & 0x0F
-        self._count += count
-        if self._count >= _LAID_OUT:
+            self._heads += (head, run[4 * first + 4 : 4 * last + 4])
+            self._bodies += (adaptation + header, data)
+        self.counters[pid.pid] = (last + 1) & 0x0F
+        self._count = count = self._count + count
+        if count >= _LAID_OUT:
             self._lay_out()
 
     def finish(self) -> bytes:
@@ -98,18 +113,18 @@ class _Packets:
         return b"".join(self.parts)
 
     def _lay_out(self) -> None:
-        flat = np.empty(self._count * _PACKET, np.uint8)
-        rows = flat.reshape(self._count, _PACKET)
-        rows[:, :4] = np.frombuffer(b"".join(self._heads), np.uint8).reshape(self._count, 4)
-        rows[:, 4:] = np.frombuffer(b"".join(self._bodies), np.uint8).reshape(self._count, _BODY)
+        rows = np.empty(self._count, _ROW)
+        rows["head"] = np.frombuffer(b"".join(self._heads), _ROW["head"])
+        rows["body"] = np.frombuffer(b"".join(self._bodies), _ROW["body"])
         self._heads.clear()
         self._bodies.clear()
         self._count = 0
-        self.sha256.update(flat.data)
-        self.parts.append(flat.data)
+        packets = rows.view(np.uint8).data
+        self.sha256.update(packets)
+        self.parts.append(packets)
 
 
-def _stamp(mark: int, clock: int) -> bytes:
+def _stamp(mark: int, clock: int) -> int:
     """A PTS or DTS (2.4.3.6): 33 bits in five bytes."""
     return (
         mark << 36
@@ -117,12 +132,12 @@ def _stamp(mark: int, clock: int) -> bytes:
         | (clock & 0x3FFF8000) << 2
         | (clock & 0x7FFF) << 1
         | 0x100010001
-    ).to_bytes(5, "big")
+    )
 
 
 def _clock(dts: int, *, random_access: bool) -> bytes:
     """An adaptation field of 7 bytes with a PCR: the base in 33 bits, 6 reserved ones, no extension (2.4.3.5)."""
-    return (b"\x07\x50" if random_access else b"\x07\x10") + (dts << 15 | 0x7E00).to_bytes(6, "big")
+    return ((0x0750 if random_access else 0x0710) << 48 | dts << 15 | 0x7E00).to_bytes(8, "big")
 
 
 # --- program tables (2.4.4) -------------------------------------------------------------------------------------------
@@ -183,32 +198,36 @@ class TsSegment:
         self._sound: list[bytes] = []  # frames that share the next PES packet
         self._sound_dts = self._sound_bytes = 0
         self.frame_bytes = 0
-        self._packets.put(_PAT, b"", b"", _PAT_BODY)
-        self._packets.put(_PMT, b"", b"", _PMT_BODIES[picture, sample_rate > 0])
+        self._packets.put(_PATS, b"", b"", _PAT_BODY)
+        self._packets.put(_PMTS, b"", b"", _PMT_BODIES[picture, sample_rate > 0])
         self._picture = picture
         self._max_joined = _MAX_JOINED if picture else _MAX_JOINED_ALONE
 
-    def video(self, data: bytes, dts: int, pts: int, *, key: bool) -> None:
-        self.frame_bytes += len(data)
+    def video(self, picture: Picture, dts: int, pts: int, *, key: bool) -> None:
+        before, data = picture
+        self.frame_bytes += len(before) + len(data)
         dts, pts = dts & _WRAP, pts & _WRAP
         if pts == dts:
-            head = b"\0\0\1\xe0\0\0\x80\x80\x05" + _stamp(2, pts)
+            stamps = b"\x80\x05" + _stamp(2, pts).to_bytes(5, "big")
         else:
-            head = b"\0\0\1\xe0\0\0\x80\xc0\x0a" + _stamp(3, pts) + _stamp(1, dts)
-        self._packets.put(_VIDEO, _clock(dts, random_access=key), head, data)
+            stamps = b"\xc0\x0a" + (_stamp(3, pts) << 40 | _stamp(1, dts)).to_bytes(10, "big")
+        self._packets.put(_PICTURES, _clock(dts, random_access=key), _PES + stamps + before, data)
 
     def audio(self, data: bytes, dts: int) -> None:
-        self.frame_bytes += len(data)
-        count = len(self._sound)
+        size, sound = len(data), self._sound
+        self.frame_bytes += size
+        count = len(sound)
         if count:
-            follows = self._sound_dts + count * SAMPLES_PER_FRAME * CLOCK // self._rate
-            full = count >= self._max_joined or self._sound_bytes + len(data) > _MAX_JOINED_BYTES
-            if full or not -1 <= dts - follows <= 1:
+            off = dts - self._sound_dts - count * _FRAME_TICKS_HZ // self._rate
+            total = self._sound_bytes + size
+            if count >= self._max_joined or total > _MAX_JOINED_BYTES or not -1 <= off <= 1:
                 self._flush_sound()
-        if not self._sound:
-            self._sound_dts, self._sound_bytes = dts, 0
-        self._sound.append(data)
-        self._sound_bytes += len(data)
+                count = 0
+        if count:
+            self._sound_bytes = total
+        else:
+            self._sound_dts, self._sound_bytes = dts, size
+        sound.append(data)
 
     def finish(self, end: int) -> Packed:  # noqa: ARG002  # a transport stream has no durations
         if self._sound:
@@ -223,9 +242,9 @@ class TsSegment:
     def _flush_sound(self) -> None:
         size = (self._sound_bytes + 8).to_bytes(2, "big")
         dts = self._sound_dts & _WRAP
-        head = b"\0\0\1\xc0" + size + b"\x80\x80\x05" + _stamp(2, dts)
+        head = b"\0\0\1\xc0" + size + b"\x80\x80\x05" + _stamp(2, dts).to_bytes(5, "big")
         adaptation = b"" if self._picture else _clock(dts, random_access=True)
-        self._packets.put(_AUDIO, adaptation, head, b"".join(self._sound))
+        self._packets.put(_SOUNDS, adaptation, head, b"".join(self._sound))
         self._sound.clear()
 
 
@@ -234,12 +253,16 @@ class TsMuxer:
 
     def __init__(self) -> None:
         self._counters = dict.fromkeys(_PIDS, 0)
+        self._adts_of: AacConfig | None = None
+        self._adts = 0
 
-    def picture(self, config: H264Config, data: bytes, *, key: bool) -> bytes:
-        return annexb(config, data, key=key)
+    def picture(self, config: H264Config, body: bytes, at: int, *, key: bool) -> Picture:
+        return annexb_pieces(config, body, at, key=key)
 
     def sound(self, config: AacConfig, frame: bytes) -> bytes:
-        return adts(config, frame)
+        if config is not self._adts_of:
+            self._adts_of, self._adts = config, config.adts_header
+        return behind_adts(self._adts, frame)
 
     def begin(
         self,

@@ -19,6 +19,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     _in_head = True
     _head_bytes = 0
+    _header_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
 
@@ -48,7 +49,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._in_head = True
-        self._head_bytes = 0
+        self._head_bytes = self._header_bytes = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -58,7 +59,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)
-        if sum(len(n) + len(v) for n, v in self.headers) > MAX_HEAD_BYTES:
+        self._header_bytes += len(name) + len(value)
+        if self._header_bytes > MAX_HEAD_BYTES:
             raise ValueError("request head is too long")
 
     def on_headers_complete(self) -> None:

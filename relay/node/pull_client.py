@@ -18,6 +18,7 @@ MAX_HEAD_BYTES: Final = 16 * 1024
 MAX_IDLE: Final = 16
 CONNECT_S: Final = 5.0
 STALL_S: Final = 10.0  # without a byte
+KEPT_BYTES: Final = 4 << 20  # of room for a body between two answers
 
 
 class PullError(Exception):
@@ -43,13 +44,14 @@ class _Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[Answer] | None = None
         self._limit = 0
+        self._head = bytearray(MAX_HEAD_BYTES)
+        self._body = bytearray()  # room that is used again: memory that is new costs as much as its bytes
         self.received = 0  # bytes of the answer so far
         self._begin()
 
     def _begin(self) -> None:
-        self._head = bytearray(MAX_HEAD_BYTES)
         self._head_bytes = 0
-        self._body: bytearray | None = None
+        self._length: int | None = None  # of the body, once its head is there
         self._body_bytes = 0
         self._headers: dict[str, str] = {}
         self._status, self._keep = 0, False
@@ -96,18 +98,18 @@ class _Connection(asyncio.BufferedProtocol):
         self._transport = transport  # type: ignore[assignment]  # uvloop's are no subclass of asyncio's
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
-        if self._body is not None:
-            return memoryview(self._body)[self._body_bytes :]
+        if self._length is not None:
+            return memoryview(self._body)[self._body_bytes : self._length]
         return memoryview(self._head)[self._head_bytes :]
 
     def buffer_updated(self, nbytes: int) -> None:
         self.received += nbytes
         if self._answer is None or self._answer.done():
             self.close()  # more than was asked for
-        elif self._body is not None:
+        elif self._length is not None:
             self._body_bytes += nbytes
-            if self._body_bytes == len(self._body):
-                self._complete(self._body)
+            if self._body_bytes == self._length:
+                self._complete()
         else:
             self._head_bytes += nbytes
             self._take_head()
@@ -147,18 +149,20 @@ class _Connection(asyncio.BufferedProtocol):
         if length > self._limit or over > length:
             self._fail(PullError(f"the answer is larger than {self._limit} bytes, or than it says"))
             return
-        body = bytearray(length)
-        body[:over] = self._head[end : self._head_bytes]
+        if len(self._body) < length:
+            self._body = bytearray(length)
+        self._body[:over] = self._head[end : self._head_bytes]
+        self._length, self._body_bytes = length, over
         if over == length:
-            self._complete(body)
-        else:
-            self._body, self._body_bytes = body, over
+            self._complete()
 
-    def _complete(self, body: bytearray) -> None:
+    def _complete(self) -> None:
         assert self._answer is not None
-        self._body = None
-        self._head_bytes = 0
-        self._answer.set_result(Answer(self._status, self._headers, bytes(body)))
+        body = bytes(memoryview(self._body)[: self._length])
+        self._length, self._head_bytes = None, 0
+        if len(self._body) > KEPT_BYTES:
+            self._body = bytearray()
+        self._answer.set_result(Answer(self._status, self._headers, body))
         if not self._keep:
             self.close()
 

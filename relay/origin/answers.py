@@ -1,7 +1,8 @@
 """Whole HTTP answers over bare ASGI: bytes in memory, CORS open, HEAD understood."""
 
+import functools
 import json
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -15,28 +16,36 @@ CORS: Final[tuple[Header, ...]] = (
 )
 NO_STORE: Final[Header] = (b"cache-control", b"no-store")
 METHODS: Final = b"GET, HEAD, OPTIONS"
+# In the scope's extensions, where the server has it: `respond(status, header lines, length, body)` sends a whole answer
+# at once. False: not now, as the client has not taken what it was sent before.
+RESPOND: Final = "relay.respond"
 
 
 async def answer(
-    scope: Scope, send: Send, status: int, content_type: bytes, body: bytes, headers: Sequence[Header] = ()
+    scope: Scope, send: Send, status: int, content_type: bytes, body: bytes, headers: tuple[Header, ...] = ()
 ) -> None:
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [
-                (b"content-type", content_type),
-                (b"content-length", b"%d" % len(body)),
-                *CORS,
-                *headers,
-            ],
-        }
-    )
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+    lines, sent = _lines(content_type, headers), b"" if scope["method"] == "HEAD" else body
+    respond = (scope.get("extensions") or {}).get(RESPOND)
+    if respond is not None and respond(status, _joined(lines), len(body), sent):
+        return
+    length = (b"content-length", b"%d" % len(body))
+    await send({"type": "http.response.start", "status": status, "headers": [*lines, length]})
+    await send({"type": "http.response.body", "body": sent})
+
+
+@functools.lru_cache(256)
+def _lines(content_type: bytes, headers: tuple[Header, ...]) -> tuple[Header, ...]:
+    """One object for all answers that are alike: the playlists, and each segment to all its viewers."""
+    return ((b"content-type", content_type), *CORS, *headers)
+
+
+@functools.lru_cache(256)
+def _joined(lines: tuple[Header, ...]) -> bytes:
+    return b"".join(b"%b: %b\r\n" % line for line in lines)
 
 
 async def problem(
-    scope: Scope, send: Send, status: int, title: str, detail: str, headers: Sequence[Header] = ()
+    scope: Scope, send: Send, status: int, title: str, detail: str, headers: tuple[Header, ...] = ()
 ) -> None:
     """RFC 9457."""
     body = json.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail}).encode()

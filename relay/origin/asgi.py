@@ -57,6 +57,7 @@ _MIME: Final = {"ts": b"video/mp2t", "m4s": b"video/mp4"}
 _SEGMENT_CACHE: Final = (b"cache-control", b"public, max-age=60, immutable")
 MAX_WAITING: Final = 8
 _RETRY: Final = (b"retry-after", b"2")
+_VIA_HUB: Final = VIA_HUB[1:].encode()
 _uuid: Final = functools.lru_cache(4096)(UUID)  # a player asks with the same one every two seconds
 
 
@@ -93,10 +94,10 @@ class MediaApp:
             await problem(
                 scope, send, 405, "Method not allowed", "media is read only", ((b"allow", METHODS),)
             )
+        elif match := _MEDIA.fullmatch(path):
+            await self._media(scope, send, match[1], match[2])
         elif match := _SEGMENT.fullmatch(path):
             await self._segment(scope, send, match[1], _uuid(match[2]), int(match[3]))
-        elif match := _MEDIA.fullmatch(path):
-            await self._media(scope, send, match[1], _uuid(match[2]))
         elif match := _PART.fullmatch(path):
             await self._part(scope, send, match[1], _uuid(match[2]), int(match[3]), int(match[4]))
         elif match := _INIT.fullmatch(path):
@@ -160,7 +161,8 @@ class MediaApp:
         body = playlist.master(store, slug, session, VIA_HUB if in_a_page(scope) else "")
         await answer(scope, send, 200, playlist.CONTENT_TYPE, body, (NO_STORE,))
 
-    async def _media(self, scope: Scope, send: Send, slug: str, session: UUID) -> None:
+    async def _media(self, scope: Scope, send: Send, slug: str, session_text: str) -> None:
+        session = _uuid(session_text)
         if not await self._session_is_for(scope, send, slug, session):
             return
         # A hub that has just started again has its players back before its publishers. VLC gives up for good after
@@ -182,14 +184,13 @@ class MediaApp:
         via_hub = _via_hub(scope)
         assignment = None if store.ended or via_hub else await self._assignment(session, store)
         if assignment is None and not parts and not via_hub:
-            body = playlist.at_hub(store, f"/live/{slug}/{session}/")
+            body = playlist.at_hub(store, f"/live/{slug}/{session_text}/")
         else:
             uri = self._uri(slug, session, store, assignment, VIA_HUB if via_hub else "")
             body = playlist.media(store, uri, parts=parts)
         if scope["method"] == "GET" and not (parts and wanted is not None):
             # Who plays parts has them from the hub: nothing that is listed here may be claimed for a node.
-            listed = [stored.segment.sequence for stored in store.listed]
-            self._steering.observe_poll(session, listed, peer_ip(scope))
+            self._steering.observe_poll(session, store.sequences, peer_ip(scope))
         await answer(scope, send, 200, playlist.CONTENT_TYPE, body, (NO_STORE,))
 
     async def _reached(
@@ -446,4 +447,5 @@ class MediaApp:
 
 
 def _via_hub(scope: Scope) -> bool:
-    return VIA_HUB[1:].encode() in scope["query_string"].split(b"&")
+    query = scope["query_string"]
+    return bool(query) and _VIA_HUB in query.split(b"&")

@@ -107,7 +107,7 @@ class FlvFanout:
     # --- relay.media.packager.TagSink ----------------------------------------------------------------------------
 
     def header(self, kind: int, body: bytes, at_ms: int) -> None:
-        self._flush()
+        self.flush()
         self._headers[kind] = body
         self._forget_gop()
         if self.viewers:
@@ -117,7 +117,7 @@ class FlvFanout:
 
     def frame(self, kind: int, at_ms: int, body: bytes, *, key: bool) -> None:
         if key:
-            self._flush()
+            self.flush()
             self._forget_gop()
             self._pending_key = True
         if key or self._gop:
@@ -128,16 +128,16 @@ class FlvFanout:
         if self.viewers:
             self._pending.append(flv.tag(kind, at_ms, body))
             if self._settings.flv_batch_s <= 0:
-                self._flush()
+                self.flush()
             elif self._timer is None:
                 loop = asyncio.get_running_loop()
-                self._timer = loop.call_later(self._settings.flv_batch_s, self._flush)
+                self._timer = loop.call_later(self._settings.flv_batch_s, self.flush)
 
     # --- viewers -------------------------------------------------------------------------------------------------
 
     def join(self, write_now: Callable[[bytes], bool] | None = None) -> FlvViewer:
         """A new viewer, with file header, codec headers and the GOP so far already queued."""
-        self._flush()
+        self.flush()
         viewer = FlvViewer(self._settings.viewer_queue_bytes, write_now)
         parts = [flv.file_header(video=flv.VIDEO in self._headers, audio=flv.AUDIO in self._headers)]
         parts += [flv.tag(kind, 0, self._headers[kind]) for kind in sorted(self._headers, reverse=True)]
@@ -151,7 +151,7 @@ class FlvFanout:
 
     def close(self) -> None:
         """The broadcast is over: viewers get what is queued, then the end."""
-        self._flush()
+        self.flush()
         for viewer in self.viewers:
             viewer.close()
         self._headers.clear()
@@ -161,7 +161,8 @@ class FlvFanout:
         self._gop.clear()
         self._gop_bytes = 0
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send what has been joined: nothing more belongs to it."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from relay.node.http_protocol import BoundedHttpProtocol
+from relay.origin.answers import RESPOND
 
 MEDIA_PATHS: Final = (b"/live/", b"/segments/")
 WRITE_NOW: Final = "relay.write_now"
@@ -35,6 +36,26 @@ class _MediaCycle(RequestResponseCycle):
             self._start(message["status"], message["headers"])
         else:
             self._write(message.get("body", b""), more=message.get("more_body", False))
+
+    def respond(self, status: int, lines: bytes, length: int, body: bytes) -> bool:
+        """A whole answer, `length` of its body as announced. False: not now, see `send`."""
+        if self.flow.write_paused or self.disconnected or self.response_started:
+            return False
+        self.response_started = self.response_complete = True
+        head = b"%b%b%bcontent-length: %d\r\n%b" % (
+            STATUS_LINE[status],
+            _lines_of(self.default_headers),
+            lines,
+            length,
+            b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n",
+        )
+        if len(body) > _JOIN_BYTES:
+            self.transport.write(head)
+            self.transport.write(body)
+        else:
+            self.transport.write(head + body)
+        self._complete()
+        return True
 
     def write_now(self, data: bytes) -> bool:
         """False when the client has not taken what it was sent before, or has gone."""
@@ -80,10 +101,26 @@ class _MediaCycle(RequestResponseCycle):
             self.transport.write(body)
         if not more:
             self.response_complete = True
-            self.message_event.set()
-            if not self.keep_alive:
-                self.transport.close()
-            self.on_response()
+            self._complete()
+
+    def _complete(self) -> None:
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+
+_default: tuple[list[tuple[bytes, bytes]], bytes] = (
+    [],
+    b"",
+)  # what uvicorn sets once a second, and its lines
+
+
+def _lines_of(headers: list[tuple[bytes, bytes]]) -> bytes:
+    global _default
+    if _default[0] is not headers:
+        _default = (headers, b"".join(b"%b: %b\r\n" % line for line in headers))
+    return _default[1]
 
 
 class MediaHttpProtocol(BoundedHttpProtocol):
@@ -121,5 +158,5 @@ class MediaHttpProtocol(BoundedHttpProtocol):
             keep_alive=self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
-        scope["extensions"] = {WRITE_NOW: media.write_now}
+        scope["extensions"] = {WRITE_NOW: media.write_now, RESPOND: media.respond}
         self._start_asgi_task(media, self.app)

@@ -35,9 +35,15 @@ class OriginSettings:
     recording_reserve_bytes: int = 2 << 30  # of the disk that stay free, for the ledger
     recording_queue_bytes: int = 64 << 20  # that wait for the disk, of all streams
     # HTTP-FLV
-    flv_batch_s: float = 0.1  # tags are joined for this long; 0 sends each at once
+    flv_batch_s: float = 0.1  # what came in so long is sent to viewers in one go; 0: each tag at once
     gop_cache_bytes: int = 16 << 20
     viewer_queue_bytes: int = 4 << 20
     viewer_stall_s: float = 30.0  # a viewer that takes nothing for this long is let go
     # statistics
     viewer_seen_s: float = 15.0
+
+    @property
+    def reads_together_s(self) -> float:
+        """How far apart all encoders are read together; 0: each at once. What has to wait for HTTP-FLV waits in the
+        sockets; viewers of parts are to wait for nothing."""
+        return self.flv_batch_s if not self.low_latency_viewers else 0.0

@@ -78,6 +78,7 @@ class RenditionStore:
         self.discontinuity_sequence = first_sequence
         self.target_duration_s = max(1, round(settings.packager.segment_target_ms / 1000))
         self.listed: deque[Stored] = deque()
+        self.sequences: list[int] = []  # of what is listed; another object after each change
         self.peak_bits_per_s = 0
         self.held_bytes = 0
         self.chunk_target_us = (
@@ -147,6 +148,7 @@ class RenditionStore:
         self.listed.append(stored)
         if len(self.listed) > self._settings.listed_segments:
             self.discontinuity_sequence += self.listed.popleft().segment.discontinuity
+        self.sequences = [s.segment.sequence for s in self.listed]
         self.next_sequence = segment.sequence + 1
         # Constant as long as the encoder keeps its key frame interval. A longer one than ever seen must raise it:
         # the alternatives are a segment that breaks the promise of the playlist, or cutting the creator off.

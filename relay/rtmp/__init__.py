@@ -1,23 +1,23 @@
 """RTMP 1.0, the server's side, without IO: see `connection`."""
 
+from relay.rtmp.chunks import AUDIO, VIDEO, Message
 from relay.rtmp.connection import (
-    Audio,
     Event,
     Metadata,
     PublishRequested,
     ServerConnection,
     Unpublished,
-    Video,
     Violation,
 )
 
 __all__ = [
-    "Audio",
+    "AUDIO",
+    "VIDEO",
     "Event",
+    "Message",
     "Metadata",
     "PublishRequested",
     "ServerConnection",
     "Unpublished",
-    "Video",
     "Violation",
 ]

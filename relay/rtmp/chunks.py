@@ -5,8 +5,10 @@ bytes held back for unfinished chunks and messages never exceed `MAX_CHUNK_BYTES
 """
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from functools import partial
+from typing import Final, NamedTuple, cast
 
 DEFAULT_CHUNK_BYTES: Final = 128
 MAX_CHUNK_BYTES: Final = 1 << 20
@@ -15,6 +17,7 @@ MAX_HELD_BYTES: Final = 12 << 20  # unfinished messages over all chunk streams o
 MAX_CHUNK_STREAMS: Final = 64  # encoders use four or five
 # Control, audio, video, data, shared objects, commands (section 7.1). Anything else means that the bytes are not RTMP,
 # or that we lost our place in them, and the sooner that is seen the less is lost in a wrong length.
+AUDIO, VIDEO = 8, 9
 KNOWN_TYPES: Final = frozenset({1, 2, 3, 4, 5, 6, 8, 9, 15, 16, 17, 18, 19, 20})
 MAX_STREAM_ID: Final = 64  # the server gives out 1; some encoders count on
 _EXTENDED: Final = 0xFFFFFF
@@ -32,6 +35,10 @@ class Message(NamedTuple):
     payload: bytes
 
 
+# What Message(...) does, without a call of Python's in between.
+_message: Final = cast("Callable[[tuple[int, int, int, bytes]], Message]", partial(tuple.__new__, Message))
+
+
 @dataclass(slots=True)
 class _ChunkStream:
     timestamp: int = 0
@@ -45,7 +52,7 @@ class _ChunkStream:
 
 
 class ChunkReader:
-    """Bytes in (`feed`), messages out (`next`)."""
+    """Bytes in (`feed`), messages out (`next`; `media` is a short way for some)."""
 
     def __init__(self) -> None:
         self.chunk_bytes = DEFAULT_CHUNK_BYTES
@@ -54,6 +61,10 @@ class ChunkReader:
         self._pos = 0
         self._streams: dict[int, _ChunkStream] = {}
         self._held = 0
+        self._short = (
+            0,
+            0,
+        )  # the message that `media` stopped before: its length, and what of it has not arrived
 
     @property
     def held_bytes(self) -> int:
@@ -72,6 +83,17 @@ class ChunkReader:
         self._pos = 0
         self._buffer += data
 
+    def missing(self, least_bytes: int) -> int:
+        """What is still to come of a picture of at least `least_bytes` that is on its way; 0 when none is."""
+        length, short = self._short
+        if length >= least_bytes and short > 0:
+            return short
+        for stream in self._streams.values():
+            if stream.open and stream.type_id == VIDEO and stream.length >= least_bytes:
+                left = stream.length - len(stream.payload)
+                return max(left + left // self.chunk_bytes - len(self._buffer) + self._pos, 1)
+        return 0
+
     def set_chunk_bytes(self, size: int) -> None:
         if not 1 <= size <= MAX_CHUNK_BYTES:
             raise RtmpError(f"chunk size {size} is outside 1 to {MAX_CHUNK_BYTES}")
@@ -85,18 +107,66 @@ class ChunkReader:
             stream.payload.clear()
             stream.open = False
 
+    def media(self) -> list[Message]:
+        """The messages of sound and pictures that begin here, in one step each: of chunk streams that are known, and
+        all of whose chunks have arrived, one after the other. It stops before anything else, which `next` puts
+        together chunk by chunk; that alone defines what is right."""
+        found: list[Message] = []
+        buffer, pos, streams, chunk_bytes = self._buffer, self._pos, self._streams, self.chunk_bytes
+        size = len(buffer)
+        last = size - 12
+        self._short = (0, 0)
+        while pos <= last:
+            first, second = _header.unpack_from(buffer, pos)
+            stream = streams.get(first >> 24 & 0x3F)
+            stamp = timestamp = first & 0xFFFFFF
+            if first >= 0xC0000000 or stream is None or stream.open or stamp == _EXTENDED:
+                break
+            if first < 0x40000000:  # format 0
+                stream_id, start = int.from_bytes(buffer[pos + 8 : pos + 12], "little"), pos + 12
+                length, type_id = second >> 8, second & 0xFF
+            else:
+                stream_id, timestamp = stream.stream_id, (stream.timestamp + stamp) & 0xFFFFFFFF
+                if first < 0x80000000:
+                    length, type_id, start = second >> 8, second & 0xFF, pos + 8
+                else:
+                    length, type_id, start = stream.length, stream.type_id, pos + 4
+            more = (length - 1) // chunk_bytes
+            end = start + length + more
+            if end > size or (type_id != AUDIO and type_id != VIDEO):
+                self._short = (length, end - size) if type_id == VIDEO else (0, 0)
+                break
+            if not 0 < length <= MAX_MESSAGE_BYTES or stream_id > MAX_STREAM_ID:
+                break
+            if more:
+                if self._held + length > MAX_HELD_BYTES:
+                    break
+                continuation = bytes((0xC0 | first >> 24 & 0x3F,))
+                if buffer[start + chunk_bytes : end : chunk_bytes + 1] != continuation * more:
+                    break
+                joined = bytearray(memoryview(buffer)[start:end])
+                del joined[chunk_bytes :: chunk_bytes + 1]
+                body = bytes(joined)
+            else:
+                body = bytes(buffer[start:end])
+            stream.timestamp, stream.stamp, stream.extended = timestamp, stamp, False
+            stream.length, stream.type_id, stream.stream_id = length, type_id, stream_id
+            found.append(_message((type_id, timestamp, stream_id, body)))
+            pos = end
+        self.consumed += pos - self._pos
+        self._pos = pos
+        return found
+
     def next(self) -> Message | None:
         """The next complete message, or None until more bytes are fed. Raises RtmpError."""
         while self._pos < len(self._buffer):
-            message = self._whole()
-            if message is not None:
-                return message
             chunk = self._chunk()
             if chunk is None:
                 return None
             stream, body, end = chunk
             self.consumed += end - self._pos
             self._pos = end
+            self._short = (0, 0)
             if len(body) == stream.length:  # the whole message in one chunk: no copy through the bytearray
                 stream.open = False
                 return Message(stream.type_id, stream.timestamp, stream.stream_id, body)
@@ -112,45 +182,6 @@ class ChunkReader:
                 stream.open = False
                 return Message(stream.type_id, stream.timestamp, stream.stream_id, payload)
         return None
-
-    def _whole(self) -> Message | None:
-        """The usual case in one step: a message of a known chunk stream that begins here and whose chunks have all
-        arrived, one after the other. None: it is put together chunk by chunk, which alone defines what is right."""
-        buffer, pos = self._buffer, self._pos
-        size = len(buffer)
-        if size - pos < 12:
-            return None
-        first, second = _header.unpack_from(buffer, pos)
-        stream = self._streams.get(first >> 24 & 0x3F)
-        stamp = timestamp = first & 0xFFFFFF
-        if first >= 0x80000000 or stream is None or stream.open or stamp == _EXTENDED:
-            return None
-        if first < 0x40000000:  # format 0
-            stream_id, start = int.from_bytes(buffer[pos + 8 : pos + 12], "little"), pos + 12
-        else:
-            stream_id, start = stream.stream_id, pos + 8
-            timestamp = (stream.timestamp + stamp) & 0xFFFFFFFF
-        length, type_id, chunk_bytes = second >> 8, second & 0xFF, self.chunk_bytes
-        more = (length - 1) // chunk_bytes
-        end = start + length + more
-        if end > size or not 0 < length <= MAX_MESSAGE_BYTES or type_id not in KNOWN_TYPES:
-            return None
-        if stream_id > MAX_STREAM_ID or (more and self._held + length > MAX_HELD_BYTES):
-            return None
-        if more:
-            continuation = bytes((0xC0 | first >> 24 & 0x3F,))
-            if buffer[start + chunk_bytes : end : chunk_bytes + 1] != continuation * more:
-                return None
-            joined = bytearray(memoryview(buffer)[start:end])
-            del joined[chunk_bytes :: chunk_bytes + 1]
-            body = bytes(joined)
-        else:
-            body = bytes(buffer[start:end])
-        stream.timestamp, stream.stamp, stream.extended = timestamp, stamp, False
-        stream.length, stream.type_id, stream.stream_id = length, type_id, stream_id
-        self.consumed += end - pos
-        self._pos = end
-        return Message(type_id, timestamp, stream_id, body)
 
     def _chunk(self) -> tuple[_ChunkStream, bytes, int] | None:
         """One whole chunk: its stream with the header applied, its body, and where it ends. None when cut short."""

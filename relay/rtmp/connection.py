@@ -11,7 +11,7 @@ from enum import Enum, auto
 from typing import Final, TypeAlias
 
 from relay.rtmp import amf
-from relay.rtmp.chunks import ChunkReader, Message, RtmpError, write_message
+from relay.rtmp.chunks import AUDIO, VIDEO, ChunkReader, Message, RtmpError, write_message
 
 HANDSHAKE_BYTES: Final = 1536
 WINDOW_BYTES: Final = 2_500_000
@@ -39,18 +39,6 @@ class Metadata:
     values: dict[str, amf.Amf]
 
 
-@dataclass(slots=True)  # not frozen: made for every frame of every stream
-class Audio:
-    timestamp: int  # ms, modulo 2**32
-    payload: bytes  # an FLV audio tag body
-
-
-@dataclass(slots=True)  # not frozen: made for every frame of every stream
-class Video:
-    timestamp: int  # ms, modulo 2**32
-    payload: bytes  # an FLV video tag body
-
-
 @dataclass(frozen=True, slots=True)
 class Unpublished:
     """A clean stop: FCUnpublish, deleteStream or closeStream."""
@@ -63,7 +51,8 @@ class Violation:
     reason: str
 
 
-Event: TypeAlias = PublishRequested | Metadata | Audio | Video | Unpublished | Violation
+# Of messages only those of sound and pictures are events; what they carry is the body of an FLV tag, never empty.
+Event: TypeAlias = PublishRequested | Metadata | Message | Unpublished | Violation
 
 
 class _State(Enum):
@@ -104,6 +93,10 @@ class ServerConnection:
     def held_bytes(self) -> int:
         """Bytes buffered for what is not complete yet."""
         return len(self._hello) + self._reader.held_bytes
+
+    def missing(self, least_bytes: int) -> int:
+        """What is still to come of a picture of at least `least_bytes` that is on its way; 0 when none is."""
+        return self._reader.missing(least_bytes)
 
     def data_to_send(self) -> bytes:
         if not self._out:
@@ -178,6 +171,8 @@ class ServerConnection:
     def _parse(self, events: list[Event]) -> None:
         reader = self._reader
         while self._state is _PUBLISHING or self._state is _COMMANDS:
+            if self._state is _PUBLISHING:
+                events += reader.media()
             message = reader.next()
             if reader.consumed - self._acked >= self._ack_window:
                 self._acked = reader.consumed
@@ -189,12 +184,12 @@ class ServerConnection:
             raise RtmpError("too much was sent before the publish request was answered")
 
     def _message(self, message: Message, events: list[Event]) -> None:
-        kind, timestamp, _, payload = message
-        if kind == 9 or kind == 8:  # for every frame
+        kind, _, _, payload = message
+        if kind in (AUDIO, VIDEO):
             if self._state is not _PUBLISHING:
                 raise RtmpError("media before publish")
             if payload:
-                events.append(Video(timestamp, payload) if kind == 9 else Audio(timestamp, payload))
+                events.append(message)
         elif kind in (1, 2, 3, 4, 5, 6):
             self._protocol_control(kind, payload)
         elif kind in (17, 20):

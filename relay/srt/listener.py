@@ -12,6 +12,7 @@ import resource
 import shutil
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 LIMITS: Final = (
@@ -22,6 +23,8 @@ LIMITS: Final = (
 )
 PIPE_BYTES: Final = 64 << 10  # asyncio stops reading a pipe at twice this; then ffmpeg waits
 FIND_TIMEOUT_S: Final = 10.0
+# Without the first two it looks on for streams and frame rates, and begins after 4 s in place of 0.3.
+_PROBING: Final = {"scan_all_pmts": "0", "fpsprobesize": "0", "analyzeduration": "3000000"}
 KEPT_COMPLAINTS: Final = 3
 COMPLAINT_CHARS: Final = 160
 _STREAM_ID = re.compile(r"^\[srt @ [^]]*\] \[verbose\] accept streamid \[(.*)\], length \d+$")
@@ -29,15 +32,40 @@ _STREAM = re.compile(r"\[info\] +Stream #0:.*?: (Video|Audio): (\w+)")
 _COMPLAINT = re.compile(r"\[(?:error|fatal)\] (.+)$")
 
 
-def command(ffmpeg: str, host: str, port: int) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Where an ffmpeg is to listen. `passphrase`: 10 to 64 letters, digits, - and _, or none."""
+
+    ffmpeg: str
+    host: str
+    port: int
+    passphrase: str | None = field(default=None, repr=False)
+
+    @property
+    def address(self) -> str:
+        return f"srt://[{self.host}]:{self.port}" if ":" in self.host else f"srt://{self.host}:{self.port}"
+
+    @property
+    def script(self) -> bytes:
+        """What goes to its stdin. Every account of the machine can read a command line, but not a pipe."""
+        if self.passphrase is None:
+            return b""
+        options = {"mode": "listener", "passphrase": self.passphrase, "enforced_encryption": "1", **_PROBING}
+        lines = [f"file '{self.address}'", *(f"option {name} {value}" for name, value in options.items())]
+        return "\n".join(["ffconcat version 1.0", *lines, ""]).encode()
+
+
+def command(listener: Listener) -> list[str]:
     """One caller, then it ends. Pictures and sound are copied, not coded anew."""
-    address = f"[{host}]" if ":" in host else host
+    if listener.passphrase is None:
+        probing = [word for name, value in _PROBING.items() for word in (f"-{name}", value)]
+        source = [*probing, "-f", "mpegts", "-i", f"{listener.address}?mode=listener"]
+    else:
+        source = ["-format_whitelist", "concat,mpegts", "-safe", "0", "-f", "concat", "-i", "pipe:0"]
     return [
-        ffmpeg, "-hide_banner", "-nostdin", "-nostats", "-loglevel", "level+verbose",  # fewer words have no stream id
-        "-protocol_whitelist", "srt,udp,pipe", "-threads", "1",
-        # Without the first two it looks on for streams and frame rates, and begins after 4 s in place of 0.3.
-        "-scan_all_pmts", "0", "-fpsprobesize", "0", "-analyzeduration", "3000000",
-        "-f", "mpegts", "-i", f"srt://{address}:{port}?mode=listener",
+        listener.ffmpeg, "-hide_banner", "-nostdin", "-nostats",
+        "-loglevel", "level+verbose",  # fewer words have no stream id
+        "-protocol_whitelist", "srt,udp,pipe", "-threads", "1", *source,
         "-map", "0:v:0?", "-map", "0:a:0?", "-c", "copy",
         "-f", "flv", "-flvflags", "no_duration_filesize", "-flush_packets", "1", "pipe:1",
     ]  # fmt: skip
@@ -61,9 +89,7 @@ async def find_ffmpeg() -> str:
     return ffmpeg
 
 
-async def listen(
-    ffmpeg: str, host: str, port: int, prepare: Callable[[], None] | None
-) -> asyncio.subprocess.Process:
+async def listen(listener: Listener, prepare: Callable[[], None] | None) -> asyncio.subprocess.Process:
     """`prepare` runs in the child before the program does. Raises OSError, or SubprocessError when `prepare` fails."""
 
     def confine() -> None:
@@ -72,15 +98,22 @@ async def listen(
         if prepare is not None:
             prepare()
 
-    return await _spawn(command(ffmpeg, host, port), asyncio.subprocess.PIPE, confine)
+    process = await _spawn(command(listener), asyncio.subprocess.PIPE, confine, asyncio.subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(listener.script)
+    process.stdin.close()
+    return process
 
 
 async def _spawn(
-    argv: list[str], stderr: int, preexec: Callable[[], None] | None
+    argv: list[str],
+    stderr: int,
+    preexec: Callable[[], None] | None,
+    stdin: int = asyncio.subprocess.DEVNULL,
 ) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *argv,
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
         stderr=stderr,
         limit=PIPE_BYTES,

@@ -20,7 +20,7 @@ from relay.media.flv_reader import FlvReader
 from relay.origin.live import Catalogue, Live
 from relay.origin.settings import OriginSettings
 from relay.ports import PublishAuthority
-from relay.srt.listener import PIPE_BYTES, Said, end, find_ffmpeg, kill, listen
+from relay.srt.listener import PIPE_BYTES, Listener, Said, end, find_ffmpeg, kill, listen
 from relay.stream_key import granted
 
 log = structlog.get_logger()
@@ -181,7 +181,7 @@ class SrtServer:
         self._prepare = prepare
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self, host: str, ports: Iterable[int]) -> bool:
+    async def start(self, host: str, ports: Iterable[int], passphrase: str | None = None) -> bool:
         """Listen. False, with the reason in the log, when this machine has no ffmpeg that can."""
         try:
             ffmpeg = await find_ffmpeg()
@@ -189,15 +189,17 @@ class SrtServer:
             log.warning("srt_off", reason=f"{e}; install one with SRT and start the hub again")
             return False
         loop = asyncio.get_running_loop()
-        self._tasks += [loop.create_task(self._tend(ffmpeg, host, p), name=f"srt {p}") for p in ports]
+        for port in ports:
+            listener = Listener(ffmpeg, host, port, passphrase)
+            self._tasks.append(loop.create_task(self._tend(listener), name=f"srt {port}"))
         return True
 
-    async def _tend(self, ffmpeg: str, host: str, port: int) -> None:
-        pause = PAUSE_FIRST_S
+    async def _tend(self, listener: Listener) -> None:
+        pause, port = PAUSE_FIRST_S, listener.port
         while not self.stopping:
             accepted = False
             try:
-                encoder = _Encoder(self, await listen(ffmpeg, host, port, self._prepare))
+                encoder = _Encoder(self, await listen(listener, self._prepare))
                 reason = await encoder.run()
                 accepted = encoder.accepted
                 event = "srt_closed" if accepted else "srt_refused"

@@ -105,7 +105,7 @@ def test_a_segment_is_its_chunks_and_its_samples_are_the_frames_in_their_time(fr
     heard: list[tuple[int, bytes]] = []
     segment = muxer.begin(PICTURE, SOUND, start=start, discontinuity=False)
     for step, later, data, key in frames:
-        segment.video(data, dts, dts + later, key=key)
+        segment.video((b"", data), dts, dts + later, key=key)
         put.append((dts, key, later, data))
         while sounds and start + len(heard) * 1920 <= dts:
             heard.append((start + len(heard) * 1920, sounds.pop()))
@@ -201,4 +201,4 @@ def test_nal_units_come_out_behind_four_bytes_without_what_the_record_has(units,
     wanted = [unit for unit in units if unit[0] & 0x1F not in (7, 8, 9)]
     if wanted:
         expected = b"".join(len(unit).to_bytes(4, "big") + unit for unit in wanted)
-        assert CmafMuxer(Told(), 200).picture(config, frame, key=key) == expected
+        assert CmafMuxer(Told(), 200).picture(config, b"head" + frame, 4, key=key) == (b"", expected)

@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from relay_helpers import cut
 
-from relay.rtmp import Audio, Metadata, PublishRequested, ServerConnection, Unpublished, Video, Violation, amf
+from relay.rtmp import Message, Metadata, PublishRequested, ServerConnection, Unpublished, Violation, amf
 from relay.rtmp.chunks import (
     MAX_CHUNK_BYTES,
     MAX_HELD_BYTES,
     ChunkReader,
-    Message,
     RtmpError,
     write_message,
 )
@@ -45,7 +44,7 @@ def test_another_protocol_is_refused_at_its_first_byte():
 
 def test_media_that_is_sent_early_is_not_parsed_before_the_key_is_accepted():
     _connection, events = publishing(rtmp.chunk(4, 8, 0, b"\xaf\x00\x12\x10", stream_id=1))
-    assert events == [Audio(0, b"\xaf\x00\x12\x10")]
+    assert events == [Message(8, 0, 1, b"\xaf\x00\x12\x10")]
 
 
 def test_media_without_publish_is_a_violation():
@@ -293,7 +292,7 @@ def test_events_and_answers_do_not_depend_on_how_the_bytes_are_cut(sent, sizes, 
 
     whole = run([data])
     assert run(cut(data, sizes)) == whole
-    media_events = [e for e in whole[0] if isinstance(e, (Audio, Video))]
+    media_events = [e for e in whole[0] if isinstance(e, Message)]
     assert len(media_events) >= len(sent)
 
 
@@ -331,17 +330,23 @@ def test_every_header_format_is_read_the_same_however_it_is_cut(planned, chunk_b
         data += head + tail + bytes((0xC0 | channel,)).join(pieces)
         expected += 1
 
-    def run(pieces):
+    def run(pieces, *, short_way):
         reader, found = ChunkReader(), []
         reader.set_chunk_bytes(chunk_bytes)
         for piece in pieces:
             reader.feed(piece)
             with contextlib.suppress(RtmpError):
-                found += iter(reader.next, None)
+                message: Message | None = Message(0, 0, 0, b"")
+                while message is not None:
+                    found += reader.media() if short_way else []
+                    message = reader.next()
+                    found += [message] if message is not None else []
         return found, reader.consumed
 
-    whole = run([data])
-    assert run([data[at : at + step] for at in range(0, len(data), step)]) == whole
+    whole = run([data], short_way=False)
+    assert run([data], short_way=True) == whole
+    for short_way in (False, True):
+        assert run([data[at : at + step] for at in range(0, len(data), step)], short_way=short_way) == whole
     if all(stamp < 0xFFFFFF for _, _, stamp, _, _ in planned):
         assert len(whole[0]) == expected
         assert whole[1] == len(data)
@@ -355,7 +360,7 @@ def test_byte_by_byte_is_the_same_as_all_at_once():
         events += got
         if got and isinstance(got[-1], PublishRequested):
             connection.accept_publish()
-    assert events == [PublishRequested("main_key"), Video(5, b"\x17\x01" * 100), Unpublished()]
+    assert events == [PublishRequested("main_key"), Message(9, 5, 1, b"\x17\x01" * 100), Unpublished()]
 
 
 @settings(max_examples=150)

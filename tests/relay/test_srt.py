@@ -22,13 +22,14 @@ from relay.media import flv
 from relay.media.errors import BadMedia
 from relay.media.flv_reader import MAX_TAG_BYTES, FlvReader
 from relay.srt import server
-from relay.srt.listener import Said, command
+from relay.srt.listener import Listener, Said, command
 
 HAS_SRT = shutil.which("ffmpeg") is not None and "srt" in (
     subprocess.run(["ffmpeg", "-v", "quiet", "-protocols"], capture_output=True, text=True).stdout.split()
 )
 real = [pytest.mark.ffmpeg, pytest.mark.skipif(not HAS_SRT, reason="this ffmpeg was built without SRT")]
 WRONG = "main_" + "z" * 32
+PASSPHRASE = "a-passphrase_of-24-chars"
 
 
 # --- the FLV that comes out of ffmpeg ------------------------------------------------------------------------------
@@ -104,8 +105,15 @@ def test_whatever_is_said_following_ends_with_the_pipe(lines):
 
 
 def test_addresses_of_both_families():
-    assert "srt://0.0.0.0:9000?mode=listener" in command("ffmpeg", "0.0.0.0", 9000)
-    assert "srt://[::]:9000?mode=listener" in command("ffmpeg", "::", 9000)
+    assert "srt://0.0.0.0:9000?mode=listener" in command(Listener("ffmpeg", "0.0.0.0", 9000))
+    assert "srt://[::]:9000?mode=listener" in command(Listener("ffmpeg", "::", 9000))
+
+
+def test_a_passphrase_is_in_no_command_line_and_in_no_log():
+    listener = Listener("ffmpeg", "0.0.0.0", 9000, PASSPHRASE)
+    assert PASSPHRASE not in " ".join(command(listener))
+    assert PASSPHRASE not in repr(listener)
+    assert f"option passphrase {PASSPHRASE}\n".encode() in listener.script
 
 
 # --- real encoders -------------------------------------------------------------------------------------------------
@@ -118,14 +126,17 @@ def free_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def srt_rig(ports: int = 1, **changed: float) -> AsyncIterator[tuple[Rig, list[int], list[dict]]]:
+async def srt_rig(
+    ports: int = 1, passphrase: str | None = None, **changed: float
+) -> AsyncIterator[tuple[Rig, list[int], list[dict]]]:
     with capture_logs() as lines:
         async with rig(replace(FAST, **changed)) as r:
             numbers = [free_port() for _ in range(ports)]
-            assert await r.origin.start_srt("127.0.0.1", numbers)
+            assert await r.origin.start_srt("127.0.0.1", numbers, passphrase)
             yield r, numbers, lines
         assert KEY not in str(lines)
         assert WRONG not in str(lines)
+        assert PASSPHRASE not in str(lines)
 
 
 @contextlib.asynccontextmanager
@@ -168,6 +179,18 @@ def reasons(lines: list[dict], event: str) -> list[str]:
 
 class TestRealEncoders:
     pytestmark = real
+
+    def test_a_passphrase_is_asked_for_before_the_key(self, source_flv):
+        async def scenario():
+            async with srt_rig(passphrase=PASSPHRASE) as (r, (port,), _):
+                for wrong in ("", "&passphrase=another-passphrase"):
+                    async with pushing(source_flv, port, KEY + wrong):
+                        await asyncio.sleep(1.0)
+                assert r.authority.calls == []
+                async with pushing(source_flv, port, f"{KEY}&passphrase={PASSPHRASE}"):
+                    await r.until(lambda: len(r.authority.segments) >= 2, 30)
+
+        asyncio.run(scenario())
 
     def test_a_push_plays_and_a_key_is_published_once_whatever_the_port(self, source_flv):
         async def scenario():
