@@ -17,6 +17,7 @@ from sqlalchemy import BigInteger, ColumnElement, Engine, Row, Select, Table, ca
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from ledger.aggregates.payout import payout_id
 from ledger.ids import stream_id
 from ledger.verdict import Verdict
 from projections.health import health
@@ -127,6 +128,7 @@ class PayoutLineView:
 @dataclass(frozen=True, slots=True)
 class PayoutView:
     batch_id: UUID
+    number: int  # by which the commands know it: 1, 2, ...
     rail: str
     state: str  # "planned" | "approved" | "cancelled" | "finished" (every line confirmed or failed)
     planned_us: int
@@ -138,6 +140,7 @@ class PayoutView:
     confirmed_micro: int
     failed_micro: int
     line_count: int
+    waiting_lines: int  # planned, and not yet given to the rail
     lines: tuple[PayoutLineView, ...]  # empty in `payouts()`
     last_position: int
 
@@ -335,6 +338,8 @@ class Queries:
                 _sum_micro(lines, lines.c.state == "confirmed").label("confirmed_micro"),
                 _sum_micro(lines, lines.c.state == "failed").label("failed_micro"),
                 func.count().filter(lines.c.state.in_(("confirmed", "failed"))).label("finished_lines"),
+                func.count().filter(lines.c.state == "planned").label("waiting_lines"),
+                select(func.count()).select_from(t.alias()).scalar_subquery().label("batches"),
             )
             .outerjoin(lines, lines.c.batch_id == t.c.batch_id)
             .group_by(t.c.batch_id)
@@ -342,7 +347,9 @@ class Queries:
         )
         if batch_id is not None:
             query = query.where(t.c.batch_id == batch_id)
-        return [_payout(r) for r in self._all(query.limit(_page(limit)))]
+        rows = self._all(query.limit(_page(limit)))
+        numbers = {payout_id(n): n for n in range(1, 1 + (rows[0].batches if rows else 0))}
+        return [_payout(r, numbers[r.batch_id]) for r in rows]
 
 
 def _page(limit: int) -> int:
@@ -414,10 +421,11 @@ def _verdict(row: Row[Any]) -> VerdictCount:
     )
 
 
-def _payout(row: Row[Any]) -> PayoutView:
+def _payout(row: Row[Any], number: int) -> PayoutView:
     finished = row.state == "approved" and row.finished_lines == row.lines
     return PayoutView(
         batch_id=row.batch_id,
+        number=number,
         rail=row.rail,
         state="finished" if finished else row.state,
         planned_us=row.planned_us,
@@ -429,6 +437,7 @@ def _payout(row: Row[Any]) -> PayoutView:
         confirmed_micro=row.confirmed_micro,
         failed_micro=row.failed_micro,
         line_count=row.lines,
+        waiting_lines=row.waiting_lines,
         lines=(),
         last_position=row.last_position,
     )
