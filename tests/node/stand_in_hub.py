@@ -205,7 +205,7 @@ class StandInHub:
             if signer() not in self.nodes:
                 raise _Answer(403, "not a node")
             self.heartbeats.append(json.loads(body))
-            earned = {"pending_micro": 1_500_000, "available_micro": 20, "paid_micro": 0}
+            earned = {"unit": "EUR", "pending_micro": 1_500_000, "available_micro": 20, "paid_micro": 0}
             return answer(200, {"status": "active", "ticket_keys": keys, "earned": earned})
         if path == "/api/health":
             return answer(200, {})
