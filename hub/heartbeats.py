@@ -1,8 +1,9 @@
 """Whether the worker's duties go on: each promises when it will be heard again; the origin reads who is overdue.
 
-Invariant: a duty that hangs, or whose process is gone, is overdue as soon as what it promised last has passed. One file
-a duty, beside its troubles: neither Postgres nor Valkey is needed to see that the worker stands still. The file's
-modification time is the promise.
+Invariant: a duty that hangs, or whose process is gone, is overdue as soon as what it promised last has passed; one that
+has much to do promises anew with each part of it, and is in time however long it takes. One file a duty, beside its
+troubles: neither Postgres nor Valkey is needed to see that the worker stands still. The file's modification time is the
+promise.
 """
 
 import os
@@ -18,7 +19,7 @@ log = structlog.get_logger()
 HEARTBEATS_FOLDER: Final = "heartbeats"  # in the data directory
 DUTIES: Final = ("projections", "settlement", "publisher", "nodes", "probes")
 START_S: Final = 60.0  # from the worker's start to the first sign of each
-STEP_S: Final = 120.0  # one step of a duty takes less, or it hangs
+STEP_S: Final = 120.0  # one part of a duty's step takes less, or it hangs
 
 
 class Heartbeats:

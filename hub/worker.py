@@ -60,9 +60,7 @@ class Worker:
         self._engine = create_sql_engine(url)
         self._queries = Queries(self._engine)
         self._heartbeats = Heartbeats(settings.data_dir / HEARTBEATS_FOLDER)
-        self._runner = Runner(
-            self._ledger, self._engine, alive=lambda: self._heartbeats.promise("projections", PROJECTIONS_S)
-        )
+        self._runner = Runner(self._ledger, self._engine, alive=self._alive("projections", PROJECTIONS_S))
         self._credits: CreditIndex | None = None  # not recalled yet
         self._clock = SteadyClock(now_us, kept=settings.data_dir / CLOCK_FILE)
         keys = KeyStore.open(settings.data_dir / "keys")
@@ -73,6 +71,7 @@ class Worker:
             keys.log,
             log_origin(settings),
             cosigners=Cosigners(witnesses) if witnesses else None,
+            alive=self._alive("publisher"),
         )
         self._liveness = Liveness(connect(settings.resolved_redis_url()))
         self._dice = random.SystemRandom()
@@ -104,26 +103,35 @@ class Worker:
             thread.start()
         for thread in threads:
             thread.join()
+        self.close()
+
+    def close(self) -> None:
         self._ledger.close()
         self._engine.dispose()
+
+    def _alive(self, duty: str, within_s: float = STEP_S) -> Callable[[], None]:
+        """To be called wherever a step of the duty comes on: on a large log, or after a pause, one may take hours."""
+        return lambda: self._heartbeats.promise(duty, within_s)
 
     # --- duties
 
     def settle(self) -> None:
         """Settle every epoch that is over, then release what was held long enough."""
+        alive = self._alive("settlement")
         self._clock.checked()
         if not self._clock.is_sure():
             return  # for some minutes after a start that is long after the last end
         if self._credits is None:
             self._credits = recall_index(self._ledger)
         try:
-            settle_due_epochs(self._ledger, at_us=self._clock.checked(), index=self._credits)
+            settle_due_epochs(self._ledger, at_us=self._clock.checked(), index=self._credits, alive=alive)
             keep_index(self._ledger, self._credits)
         except TRANSIENT:
             raise
         except Exception:
             self._credits = CreditIndex()  # what failed half-way is folded anew
             raise
+        alive()
         hold_s = crew.settings(self._ledger).hold_s
         release_due_holds(self._ledger, hold_s=hold_s, at_us=self._clock.checked())
 
@@ -137,6 +145,7 @@ class Worker:
         except LivenessUnknown:
             return
         for view in self._queries.nodes():
+            self._alive("nodes")()
             if view.state in ("joined", "offline") and view.node_id in alive:
                 change_node(self._ledger, view.node_id, _go_online)
             elif view.state == "online" and view.node_id not in alive:
@@ -147,6 +156,7 @@ class Worker:
         for stream in live:  # not by the clock, or nodes would know when
             if self._stop.wait(self._dice.uniform(0, PROBE_EVERY_S / len(live))):
                 return
+            self._alive("probes")()
             self._prober.probe(stream.slug, at_us=now_us())
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import BigInteger, ColumnElement, Engine, Row, Select, Table, ca
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from ledger.aggregates.payout import payout_id
 from ledger.events import UnknownEventError
 from ledger.ids import stream_id
 from ledger.verdict import Verdict
@@ -128,6 +129,7 @@ class PayoutLineView:
 @dataclass(frozen=True, slots=True)
 class PayoutView:
     batch_id: UUID
+    number: int  # by which the commands know it: 1, 2, ...
     rail: str
     state: str  # "planned" | "approved" | "cancelled" | "finished" (every line confirmed or failed)
     planned_us: int
@@ -139,6 +141,7 @@ class PayoutView:
     confirmed_micro: int
     failed_micro: int
     line_count: int
+    waiting_lines: int  # planned, and not yet given to the rail
     lines: tuple[PayoutLineView, ...]  # empty in `payouts()`
     last_position: int
 
@@ -247,14 +250,14 @@ class Queries:
 
     def payouts(self, limit: int = 100) -> list[PayoutView]:
         """The latest batches, newest first, without their lines."""
-        return [_payout(r) for r in self._all(self._select_payouts(None, limit))]
+        return _payouts(self._all(self._select_payouts(None, limit)))
 
     def payout(self, batch_id: UUID) -> PayoutView | None:
         """One batch with its lines."""
         t = self._tables.payout_lines
         lines = select(t).where(t.c.batch_id == batch_id).order_by(t.c.line)
         found, rows = self._each(self._select_payouts(batch_id, 1), lines)
-        return replace(_payout(found[0]), lines=tuple(_payout_line(r) for r in rows)) if found else None
+        return replace(_payouts(found)[0], lines=tuple(_payout_line(r) for r in rows)) if found else None
 
     # --- positions ---------------------------------------------------------------------------------------------------
 
@@ -343,6 +346,8 @@ class Queries:
                 _sum_micro(lines, lines.c.state == "confirmed").label("confirmed_micro"),
                 _sum_micro(lines, lines.c.state == "failed").label("failed_micro"),
                 func.count().filter(lines.c.state.in_(("confirmed", "failed"))).label("finished_lines"),
+                func.count().filter(lines.c.state == "planned").label("waiting_lines"),
+                select(func.count()).select_from(t.alias()).scalar_subquery().label("batches"),
             )
             .outerjoin(lines, lines.c.batch_id == t.c.batch_id)
             .group_by(t.c.batch_id)
@@ -422,10 +427,16 @@ def _verdict(row: Row[Any]) -> VerdictCount:
     )
 
 
-def _payout(row: Row[Any]) -> PayoutView:
+def _payouts(rows: Sequence[Row[Any]]) -> list[PayoutView]:
+    numbers = {payout_id(n): n for n in range(1, 1 + (rows[0].batches if rows else 0))}
+    return [_payout(row, numbers[row.batch_id]) for row in rows]
+
+
+def _payout(row: Row[Any], number: int) -> PayoutView:
     finished = row.state == "approved" and row.finished_lines == row.lines
     return PayoutView(
         batch_id=row.batch_id,
+        number=number,
         rail=row.rail,
         state="finished" if finished else row.state,
         planned_us=row.planned_us,
@@ -437,6 +448,7 @@ def _payout(row: Row[Any]) -> PayoutView:
         confirmed_micro=row.confirmed_micro,
         failed_micro=row.failed_micro,
         line_count=row.lines,
+        waiting_lines=row.waiting_lines,
         lines=(),
         last_position=row.last_position,
     )

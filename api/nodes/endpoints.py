@@ -189,4 +189,4 @@ def _earned(at: Services, friend_id: UUID) -> Earned:
     for state in ("pending", "available", "paid"):
         balance = at.reads.balance(friend_account(friend_id, state))
         amounts[f"{state}_micro"] = balance.amount_micro if balance else 0
-    return Earned(**amounts)
+    return Earned(unit=crew.crew(at.ledger).unit, **amounts)

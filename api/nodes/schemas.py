@@ -68,6 +68,7 @@ class Heartbeat(BaseModel):
 
 
 class Earned(BaseModel):
+    unit: str = Field(description="what amounts are millionths of")
     pending_micro: int
     available_micro: int
     paid_micro: int

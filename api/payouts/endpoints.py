@@ -1,6 +1,6 @@
 """Payouts: plan, approve, cancel, show. Money is moved by `streamrp2p payout run` alone, never over HTTP."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query
@@ -88,7 +88,7 @@ def cancel_payout(batch_id: UUID, body: CancelPayout, at: ServicesDep, _: Operat
 def list_payouts(
     at: ServicesDep, _: Operator, limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 100
 ) -> Payouts:
-    return Payouts(payouts=[_out(view) for view in at.reads.payouts(limit)])
+    return Payouts(unit=crew.crew(at.ledger).unit, payouts=[_out(view) for view in at.reads.payouts(limit)])
 
 
 @router.get("/{batch_id}", responses=responses(*_AUTH, ProblemType.NOT_FOUND))
@@ -99,9 +99,20 @@ def show_payout(batch_id: UUID, at: ServicesDep, _: Operator) -> PayoutOut:
     return _out(view)
 
 
+def _next(view: PayoutView) -> Literal["approve", "run", "reconcile", ""]:
+    if view.state == "planned":
+        return "approve"
+    if view.state != "approved":
+        return ""
+    # What a list is paid from is known at once; of what was given to a bank or a chain, that has to be asked.
+    return "run" if view.waiting_lines or view.rail == "csv" else "reconcile"
+
+
 def _out(view: PayoutView) -> PayoutOut:
     return PayoutOut(
         batch_id=view.batch_id,
+        number=view.number,
+        next=_next(view),
         rail=view.rail,
         state=view.state,
         planned_us=view.planned_us,

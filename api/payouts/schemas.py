@@ -62,6 +62,10 @@ class PayoutLineOut(BaseModel):
 
 class PayoutOut(BaseModel):
     batch_id: UUID
+    number: int = Field(description="by which `streamrp2p payout` takes it: 1, 2, ...")
+    next: Literal["approve", "run", "reconcile", ""] = Field(
+        description="the command of `streamrp2p payout` that takes it on; empty when it is over"
+    )
     rail: str
     state: str = Field(description="planned, approved, cancelled or finished")
     planned_us: int
@@ -77,4 +81,5 @@ class PayoutOut(BaseModel):
 
 
 class Payouts(BaseModel):
+    unit: str = Field(description="what amounts are millionths of")
     payouts: list[PayoutOut]

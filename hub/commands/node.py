@@ -350,7 +350,8 @@ def _describe(health: dict[str, Any]) -> str:
             (earned["available_micro"], "available"),
             (earned["paid_micro"], "paid"),
         )
-        lines.append("earned     " + ", ".join(f"{_units(amount)} {what}" for amount, what in parts))
+        unit = f" ({earned['unit']})" if earned["unit"] else ""
+        lines.append("earned     " + ", ".join(f"{_units(amount)} {what}" for amount, what in parts) + unit)
     return "\n".join(lines)
 
 

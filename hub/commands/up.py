@@ -7,6 +7,7 @@ whether or not the start succeeds, and never in a log.
 import http.client
 import json
 import os
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from hub.ports import listen_on, require_free_port
 from hub.settings import Settings, load_settings, unknown_variables
 from hub.supervisor import Program, Supervisor
 
+NAME = "streamrp2p"
 SETUP_TIMEOUT_S = 300.0  # a migration of a large database is part of it
 _log = structlog.get_logger("hub.up")
 
@@ -127,30 +129,59 @@ def _http_answers(settings: Settings) -> bool:
 
 
 def welcome(settings: Settings, told: dict[str, str | None], *, complete: bool = True) -> str:
-    """What to do next, for each person. `told` is hub.bootstrap.FirstRun."""
+    """What to do next, for each person, and where the pages are. `told` is hub.bootstrap.FirstRun.
+
+    In place of a secret that an earlier start showed, or died before it could show, stands the command that makes a
+    new one.
+    """
     if not complete and not told["operator_token"]:
         return ""
-    slug = told["stream_slug"]
-    base = settings.base_url
-    shown_once = "(shown once: keep it)"
+    slug, base = told["stream_slug"], settings.base_url
     headline = "StreamrP2P is up." if complete else "StreamrP2P is NOT up. Keep what the first run made:"
-    lines = ["", headline, "", "  Creator: in OBS, Settings > Stream, Service: Custom"]
-    lines.append(f"    Server      {settings.rtmp_server}")
-    if told["stream_key"]:
-        lines.append(f"    Stream Key  {told['stream_key']}   {shown_once}")
-        lines.append(f"    crew, costs {base}/creator#{told['creator_token']}")
-    else:
-        lines.append(f"    Stream Key  as shown at the first run (a new one: streamrp2p stream key {slug})")
-    lines += ["", "  Viewers", f"    browser     {base}/watch/{slug}"]
-    lines.append(f"    VLC         {base}/live/{slug}.m3u8")
+
+    def once(name: str, before: str, lost: str, new: str) -> str:
+        """The secret with what stands before it; or, when it is not known (any more), the command for a new one."""
+        return (
+            f"{before}{told[name]}   (shown once: keep it)"
+            if told[name]
+            else f"{lost}a new one: streamrp2p {new})"
+        )
+
+    was = "(was shown once; "
+    key = once("stream_key", "", was, f"stream key {slug}")
+    page = f"{base}/creator"
+    creator = once("creator_token", f"{page}#", f"{page}   (its link {was[1:]}", f"stream token {slug}")
+    page = f"{base}/operator"
+    operator = once("operator_token", f"{page}#", f"{page}   (its token {was[1:]}", "token create")
+    lines = [
+        *("", headline, ""),
+        "  Creator: in OBS, Settings > Stream, Service: Custom",
+        f"    Server      {settings.rtmp_server}",
+        f"    Stream Key  {key}",
+        f"    crew, costs {creator}",
+        *("", "  Viewers"),
+        f"    browser     {base}/watch/{slug}",
+        f"    VLC         {base}/live/{slug}.m3u8",
+        "",
+    ]
     if told["invite_code"]:
-        lines += ["", "  A friend joins with"]
+        lines.append("  A friend joins with")
         lines.append(f"    streamrp2p node run {base} {told['invite_code']}")
-        lines.append(f"  and reads their balance here {shown_once}")
+        lines.append("  and reads their balance here (shown once: keep it)")
         lines.append(f"    {base}/friend#{told['friend_token']}")
+    else:
+        lines.append("  Friends")
+        lines.append("    invited by  streamrp2p invite NAME")
+        lines.append(f"    balance     {base}/friend")
+    lines += ["", "  Operator", f"    page        {operator}"]
     if told["operator_token"]:
-        lines += ["", "  Operator " + shown_once, f"    API token   {told['operator_token']}"]
-        lines.append(f"    page        {base}/operator#{told['operator_token']}")
+        lines.append(f"    API token   {told['operator_token']}")
+    lines += ["", "  Anyone", f"    the log     {base}/audit", f"    audit it    streamrp2p audit {base}/log"]
     if complete:
-        lines += ["", "Stop with Ctrl-C."]
+        lines += ["", f"Stop with Ctrl-C. Commands are typed in a second terminal{_here()}."]
     return "\n".join([*lines, ""])
+
+
+def _here() -> str:
+    """How a shell finds the command, when not by its bare name."""
+    return "" if shutil.which(NAME) or Path(sys.argv[0]).name != NAME else f"; {NAME} is {sys.argv[0]}"

@@ -5,7 +5,7 @@ dies: all pages of a settlement are one save against the Book's version, and wha
 """
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -35,11 +35,12 @@ INDEX_KEPT_EVERY: Final = 20_000  # events
 log = structlog.get_logger()
 
 
-def catch_up(ledger: Ledger, index: CreditIndex) -> None:
-    """Fold everything that is in the log and not yet in the index."""
+def catch_up(ledger: Ledger, index: CreditIndex, *, alive: Callable[[], None] = lambda: None) -> None:
+    """Fold everything that is in the log and not yet in the index. `alive` is called after each page."""
     while recorded := ledger.read(index.position, PAGE_EVENTS):
         for entry in recorded:
             index.apply(entry.position, entry.event)
+        alive()
 
 
 def recall_index(ledger: Ledger) -> CreditIndex:
@@ -78,22 +79,30 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def settle_due_epochs(ledger: Ledger, *, at_us: int, index: CreditIndex | None = None) -> list[int]:
+def settle_due_epochs(
+    ledger: Ledger,
+    *,
+    at_us: int,
+    index: CreditIndex | None = None,
+    alive: Callable[[], None] = lambda: None,
+) -> list[int]:
     """Settle all epochs that ended at or before `at_us`; returns those settled now, ascending.
 
-    Keep one `index` between calls: then only new events are read. Without it the whole log is.
+    Keep one `index` between calls: then only new events are read. Without it the whole log is. `alive` is called after
+    each page of the log and each epoch: what does not come back to it hangs.
     Raises Unavailable (try again) and BrokenLogError (the log credits what it does not contain).
     """
     known = index if index is not None else CreditIndex()
     settled: list[int] = []
-    while (epoch := until_saved(lambda: _settle_next(ledger, known, at_us))) is not None:
+    while (epoch := until_saved(lambda: _settle_next(ledger, known, at_us, alive))) is not None:
         settled.append(epoch)
+        alive()
     return settled
 
 
-def _settle_next(ledger: Ledger, index: CreditIndex, at_us: int) -> int | None:
+def _settle_next(ledger: Ledger, index: CreditIndex, at_us: int, alive: Callable[[], None]) -> int | None:
     book = ledger.load_or_new(Book, BOOK_ID)
-    catch_up(ledger, index)
+    catch_up(ledger, index, alive=alive)
     due = index.due(at_us)
     if due is None:
         return None
@@ -102,7 +111,9 @@ def _settle_next(ledger: Ledger, index: CreditIndex, at_us: int) -> int | None:
     epoch, log_to = due
     with collector_paused():
         drafted = draft(index, book, epoch=epoch, log_to=log_to)
+        alive()
         book.settle_epoch(epoch, log_to=log_to, pages=drafted, at_us=at_us)
+        alive()
         ledger.save(book)
     lines = [line for page in drafted for line in page.lines]
     log.info("epoch settled", epoch=epoch, lines=len(lines), paid_micro=sum(x.amount_micro for x in lines))

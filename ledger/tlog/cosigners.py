@@ -5,7 +5,7 @@ another log under this name does: then nothing is published, for it would be a f
 the witness's own key are taken.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -63,15 +63,19 @@ class Cosigners:
     def close(self) -> None:
         self._client.close()
 
-    def cosign(self, note: bytes, subtree: merkle.Subtree) -> bytes:
+    def cosign(
+        self, note: bytes, subtree: merkle.Subtree, *, alive: Callable[[], None] = lambda: None
+    ) -> bytes:
         """The note with the cosignatures that it lacked and that could be had. Raises ForkSeen.
 
-        `subtree` gives the hashes of the tree that the note is the checkpoint of.
+        `subtree` gives the hashes of the tree that the note is the checkpoint of; `alive` is called before each
+        witness is asked.
         """
         checkpoint = Checkpoint.parse_text(Note.parse(note).text)
         for witness in self._witnesses:
             if witness.key.cosigned_s(Note.parse(note)) is not None:
                 continue
+            alive()
             try:
                 note += self._ask(witness, note, checkpoint, subtree)
             except (httpx2.HTTPError, ValueError) as e:

@@ -9,7 +9,7 @@ held against the tiles page by page, one page with each publication, until all a
 
 import fcntl
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,9 +107,14 @@ class Publisher:
         origin: str,
         *,
         cosigners: Cosigners | None = None,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
-        """`origin` names the log: its public URL without the scheme. Raises NoteError when it cannot be a key name."""
+        """`origin` names the log: its public URL without the scheme. Raises NoteError when it cannot be a key name.
+
+        `alive` is called with each page of events and each witness: what does not come back to it hangs.
+        """
         self._cosigners = cosigners
+        self._alive = alive
         self._ledger = ledger
         self._folder = folder
         self._key = log_key
@@ -205,13 +210,14 @@ class Publisher:
             return note
         reader = LogReader(FolderSource(self._folder), checkpoint.size)
         try:
-            return self._cosigners.cosign(note, reader.subtree)
+            return self._cosigners.cosign(note, reader.subtree, alive=self._alive)
         except ForkSeen as e:
             raise PublishRefused(str(e)) from e
 
     def _take(self, head: Head, end: int) -> None:
         """Fold and publish the full tiles of the events up to `end`."""
         while (start := head.tiles.size) < end:
+            self._alive()
             page = self._ledger.read_rows(start, min(PAGE, end - start))
             if not page:
                 raise PublishRefused(f"the ledger has no event at position {start}")
@@ -284,6 +290,7 @@ class Publisher:
         return same
 
     def _same(self, older: _Older) -> bool:
+        self._alive()
         try:
             older.hold(self._ledger)
         except _Differs as e:
@@ -331,6 +338,7 @@ class Publisher:
         reader = LogReader(FolderSource(self._folder), size)
         try:
             for start in range(0, size, PAGE):
+                self._alive()
                 for row in self._ledger.read_rows(start, min(PAGE, size - start)):
                     tile, n = divmod(row.position, WIDTH)
                     if merkle.leaf_hash(row.state) != reader.hashes(0, tile)[n]:

@@ -47,6 +47,7 @@ class Joined(msgspec.Struct, frozen=True):
 
 
 class Earned(msgspec.Struct, frozen=True):
+    unit: str = ""  # of account; hubs of before that was told leave it out
     pending_micro: int = 0
     available_micro: int = 0
     paid_micro: int = 0

@@ -65,7 +65,12 @@ def test_a_heartbeat_makes_the_node_alive_at_the_address_it_came_from(
     answer = beat(client, world, key)
     assert answer.status_code == 200
     assert answer.json()["status"] == "active"
-    assert answer.json()["earned"] == {"pending_micro": 0, "available_micro": 0, "paid_micro": 0}
+    assert answer.json()["earned"] == {
+        "unit": "EUR",
+        "pending_micro": 0,
+        "available_micro": 0,
+        "paid_micro": 0,
+    }
     nid = node_id(key.public_key)
     pulse = world.liveness.alive(now_us=world.now_us)[nid]
     assert (pulse.url, pulse.viewers) == ("http://203.0.113.7:9000", 2)

@@ -52,9 +52,17 @@ def test_a_payout_is_planned_approved_and_shown(client: TestClient, world: World
     batch_id = plan.json()["batch_id"]
     assert plan.json()["lines"] == [{"line": 1, "friend_id": str(friend_id), "amount_micro": AMOUNT_MICRO}]
     assert post(client, world, "", {}).status_code == 409
+    world.project()
+    listed = client.get("/api/payouts", headers=world.operator).json()
+    assert (listed["unit"], listed["payouts"][0]["number"], listed["payouts"][0]["next"]) == (
+        "EUR",
+        1,
+        "approve",
+    )
     assert post(client, world, f"/{batch_id}/approve").json()["state"] == "approved"
     world.project()
     shown = client.get(f"/api/payouts/{batch_id}", headers=world.operator).json()
+    assert (shown["number"], shown["next"]) == (1, "run")
     assert shown["decided_by"].startswith("token:")
     assert shown["lines"][0]["state"] == "planned"
     assert [p["batch_id"] for p in client.get("/api/payouts", headers=world.operator).json()["payouts"]] == [

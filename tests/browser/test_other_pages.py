@@ -9,12 +9,13 @@ from playwright.sync_api import Browser, Page
 from stand_in import Hub
 
 from api.directory import Role
+from ledger.aggregates.book import Book
 from ledger.aggregates.delivery import Delivery
 from ledger.events import SegmentsServed
-from ledger.ids import delivery_id, node_id
+from ledger.ids import BOOK_ID, delivery_id, node_id
 from ledger.judged import Judged, pack
 from ledger.receipt import Receipt
-from ledger.services import streams
+from ledger.services import payouts, streams
 from ledger.services.broadcasts import end_broadcast
 
 pytestmark = pytest.mark.browser
@@ -122,6 +123,33 @@ def test_an_operator_sees_what_is_not_well(page: Page, hub: Hub, tmp_path: Path)
     page.locator("#verdict", has_text="well").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     page.screenshot(path=tmp_path / "operator.png", full_page=True)
+
+
+def test_an_operator_is_told_the_next_command_of_a_payout(page: Page, hub: Hub, tmp_path: Path) -> None:
+    world, friend_id = hub.world, uuid4()
+    world.earn(friend_id, node_id(hub.node.key.public_key), 30_000_000)
+    book = world.ledger.load(Book, BOOK_ID)
+    book.release_hold(0, at_us=world.now_us)
+    world.ledger.save(book)
+    plan = payouts.plan(
+        world.ledger,
+        rail="csv",
+        threshold_micro=1,
+        destinations={friend_id: bytes(32)},
+        at_us=world.now_us,
+        operator="me",
+    )
+    assert plan.batch_id is not None
+    world.project()
+    token = world.operator["Authorization"].removeprefix("Bearer ")
+    page.goto(f"{hub.url}/operator#{token}")
+    page.locator("#payouts code", has_text="streamrp2p payout approve 1").wait_for()
+    assert page.inner_text("#unit") == "EUR"
+    payouts.approve(world.ledger, plan.batch_id, operator="me", at_us=world.now_us)
+    world.project()
+    page.locator("#payouts code", has_text="streamrp2p payout run 1").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    page.screenshot(path=tmp_path / "payouts.png", full_page=True)
 
 
 def test_another_s_token_opens_no_page(page: Page, hub: Hub) -> None:

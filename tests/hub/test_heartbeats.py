@@ -1,14 +1,26 @@
 """A duty that hangs is seen, whoever looks and however the worker ended."""
 
 import threading
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from api.directory import Directory
+from hub import worker
+from hub.bootstrap import first_run
 from hub.heartbeats import DUTIES, START_S, STEP_S, Heartbeats
+from hub.settings import Settings
 from hub.troubles import Troubles
-from hub.worker import repeat
+from hub.worker import Worker, repeat
+from ledger.application import Ledger
+from ledger.services import settle
+from ledger.store.database import connect_pool
+from ledger.tlog import publisher
 
 some = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -69,3 +81,46 @@ def test_a_folder_that_cannot_be_written_stops_no_duty(tmp_path: Path) -> None:
     heartbeats = Heartbeats(tmp_path / "file")
     heartbeats.promise("nodes", 1)
     assert all(heartbeats.overdue().values())
+
+
+class LargeLedger(Ledger):
+    """Reading a page of it takes nearly as long as a duty may be silent."""
+
+    turn: Callable[[], None]
+
+    def read_rows(self, *arguments: Any) -> Sequence[Any]:
+        self.turn()
+        return super().read_rows(*arguments)
+
+
+@pytest.mark.parametrize("duty", ["settlement", "publisher"])
+def test_a_step_that_takes_hours_and_goes_on_is_in_time(
+    duty: str,
+    ledger: Ledger,
+    database_url: str,
+    valkey_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = Settings(data_dir=tmp_path, database_url=database_url, redis_url=valkey_url)
+    with connect_pool(database_url) as pool:
+        first_run(settings, ledger, Directory(pool))
+    clock, turns = Clock(), [0]
+    monkeypatch.setattr(settle, "PAGE_EVENTS", 2)
+    monkeypatch.setattr(publisher, "PAGE", 2)
+    monkeypatch.setattr(worker, "Ledger", LargeLedger)
+    monkeypatch.setattr(worker, "Heartbeats", partial(Heartbeats, now_s=clock))
+
+    def turn() -> None:
+        clock.now_s += STEP_S - 1
+        turns[0] += 1
+        assert heartbeats.overdue()[duty] == 0
+
+    monkeypatch.setattr(LargeLedger, "turn", staticmethod(turn), raising=False)
+    busy = Worker(settings)
+    heartbeats = Heartbeats(tmp_path / "heartbeats", now_s=clock)
+    heartbeats.promise(duty, STEP_S)
+    {"settlement": busy.settle, "publisher": busy.publish}[duty]()
+    assert turns[0] > 3
+    assert heartbeats.overdue()[duty] == 0
+    busy.close()

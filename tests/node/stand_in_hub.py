@@ -207,7 +207,7 @@ class StandInHub:
             if signer() not in self.nodes:
                 raise _Answer(403, "not a node")
             self.heartbeats.append(json.loads(body))
-            earned = {"pending_micro": 1_500_000, "available_micro": 20, "paid_micro": 0}
+            earned = {"unit": "EUR", "pending_micro": 1_500_000, "available_micro": 20, "paid_micro": 0}
             told = {"status": "active", "ticket_keys": keys, "earned": earned}
             return answer(
                 200, told if self.batch_version == 1 else told | {"batch_version": self.batch_version}

@@ -13,6 +13,7 @@ from ledger.aggregates.base import Aggregate, DomainError
 from ledger.aggregates.book import Book
 from ledger.aggregates.broadcast import Broadcast
 from ledger.aggregates.node import Node
+from ledger.aggregates.payout import payout_id
 from ledger.aggregates.stream import Stream
 from ledger.events import (
     EpochSettled,
@@ -411,7 +412,7 @@ class History:
         due = {f: a for f, a in self.book.available().items() if f not in reserved}
         if due:
             lines = [PayoutLine(i, f, a, bytes(32)) for i, (f, a) in enumerate(due.items(), 1)]
-            batch_id = named("batch", len(self.batches))
+            batch_id = payout_id(len(self.batches) + 1)
             self.batches.append((batch_id, lines, {}))
             self.raw(PayoutPlanned, batch_id, rail="csv", lines=tuple(lines))
             self.raw(PayoutProposed, batch_id, operator="planner")

@@ -17,7 +17,7 @@ async function open(token) {
 }
 
 async function load(token) {
-  const [status, ready, { nodes }, { payouts }] = await Promise.all([
+  const [status, ready, { nodes }, { payouts, unit }] = await Promise.all([
     ask("/api/status", token),
     fetch("/api/ready").then((response) => response.json()), // says what is wrong with 503
     ask("/api/nodes", token),
@@ -43,8 +43,12 @@ async function load(token) {
     const by = [payout.planned_by && `planned by ${payout.planned_by}`, payout.decided_by && `approved by ${payout.decided_by}`];
     const what = [`${payout.state}, ${payout.rail}, ${payout.line_count} ${payout.line_count === 1 ? "line" : "lines"}`, ...by];
     const when = WHEN.format(payout.planned_us / 1000);
-    return row([when, what.filter(Boolean).join(", ")], money(payout.total_micro), money(payout.confirmed_micro));
+    const named = [`${payout.number}, of ${when}`, what.filter(Boolean).join(", ")];
+    const tr = row(named, money(payout.total_micro), money(payout.confirmed_micro));
+    if (payout.next) tr.firstChild.append(next(`streamrp2p payout ${payout.next} ${payout.number}`));
+    return tr;
   });
+  $("unit").textContent = unit;
 }
 
 function verdict(good, said) {
@@ -64,6 +68,12 @@ function row([first, below], ...figures) {
   if (below) td.append(cell("small", below));
   tr.append(td, ...figures.map((figure) => cell("td", figure, "number")));
   return tr;
+}
+
+function next(command) {
+  const small = cell("small", "next: ");
+  small.append(cell("code", command));
+  return small;
 }
 
 function table(name, things, of) {

@@ -46,7 +46,8 @@ function render(status) {
   show("segments", status.traffic.segments.toLocaleString());
   show("credited", `${many(status.receipts.units, "segment")}, ${bytes(status.receipts.credited_bytes)}`);
   show("waiting", status.receipts.waiting.toLocaleString());
-  for (const state of ["pending", "available", "paid"]) show(state, status.earned ? money(status.earned[`${state}_micro`]) : "–");
+  const earned = status.earned;
+  for (const state of ["pending", "available", "paid"]) show(state, earned ? `${money(earned[`${state}_micro`])} ${earned.unit}` : "–");
   show("port", status.port.public + (status.port.opened_by ? ` (${status.port.opened_by})` : ""));
   const recent = status.receipts.recent.slice(-SHOWN).reverse();
   document.getElementById("none").hidden = recent.length > 0;
