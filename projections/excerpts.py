@@ -132,7 +132,7 @@ class NodeWentOffline(Excerpt, frozen=True, tag="node.went_offline.v1"):
     pass
 
 
-class NodeProbed(Excerpt, frozen=True, tag="node.probed.v1"):
+class NodeProbed(Excerpt, frozen=True, tag="node.probed.v2"):
     outcome: str
 
 
