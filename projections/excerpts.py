@@ -12,6 +12,7 @@ import msgspec
 
 from ledger import events as e
 from ledger.events import Event, encode
+from ledger.judged import SIZE_BYTES, UNITS_BYTES
 from ledger.receipt import SIGNED_BYTES
 from ledger.verdict import CAPS, VERDICTS
 
@@ -94,19 +95,6 @@ class SegmentsServed(Excerpt, frozen=True, tag="delivery.segments_served.v2"):
     units: bytes
     credited_bytes: bytes
     receipts: bytes | int  # or their length, where the log left them out
-
-    def __post_init__(self) -> None:
-        count = len(self.verdicts)
-        length = self.receipts if isinstance(self.receipts, int) else len(self.receipts)
-        if (
-            length != SIGNED_BYTES * count
-            or count != len(self.caps)
-            or 2 * count != len(self.units)
-            or 8 * count != len(self.credited_bytes)
-            or self.verdicts.translate(None, _VERDICT_CODES)
-            or self.caps.translate(None, _CAP_CODES)
-        ):
-            raise ValueError("verdicts do not fit together")
 
 
 # --- nodes ------------------------------------------------------------------------------------------------------------
@@ -299,6 +287,25 @@ class Reader:
     def read(self, count: int, states: bytes) -> list[Any]:
         """`states` are the exact bytes of `count` events, one behind the other. Raises NoExcerptError."""
         try:
-            return self._decoder.decode(b"\xdd" + count.to_bytes(4) + states)
+            read = self._decoder.decode(b"\xdd" + count.to_bytes(4) + states)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise NoExcerptError(str(error)) from error
+        served = [excerpt for excerpt in read if type(excerpt) is SegmentsServed]
+        if served and not _fit(served):
+            raise NoExcerptError("receipts and verdicts do not fit together")
+        return read
+
+
+def _fit(served: list[SegmentsServed]) -> bool:
+    """As `ledger.judged.fit` for each, as far as the fields here go; all at once, because one by one it is felt."""
+    verdicts, caps = [s.verdicts for s in served], [s.caps for s in served]
+    counts = list(map(len, verdicts))
+    lengths = [s.receipts if isinstance(s.receipts, int) else len(s.receipts) for s in served]
+    return (
+        counts == list(map(len, caps))
+        and [UNITS_BYTES * n for n in counts] == [len(s.units) for s in served]
+        and [SIZE_BYTES * n for n in counts] == [len(s.credited_bytes) for s in served]
+        and [SIGNED_BYTES * n for n in counts] == lengths
+        and not b"".join(verdicts).translate(None, _VERDICT_CODES)
+        and not b"".join(caps).translate(None, _CAP_CODES)
+    )

@@ -3,8 +3,7 @@
 Invariant: the totals are those of adding up receipt by receipt; integers all the way.
 """
 
-from collections.abc import Iterable, Iterator
-from operator import attrgetter
+from collections.abc import Iterator
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -16,10 +15,6 @@ G = TypeVar("G")
 
 _KINDS: Final = len(VERDICTS) * len(CAPS)
 _BIGINT_MAX: Final = 2**63 - 1
-_VERDICTS: Final = attrgetter("verdicts")
-_CAPS: Final = attrgetter("caps")
-_UNITS: Final = attrgetter("units")
-_CREDITED_BYTES: Final = attrgetter("credited_bytes")
 
 
 class Judged(Protocol):
@@ -52,7 +47,10 @@ class Judgements(Generic[G]):
         self._numbers: dict[G, int] = {}
         self._of: list[int] = []  # for each event the number of its group
         self._positions: list[int] = []
-        self._events: list[Judged] = []
+        self._verdicts: list[bytes] = []
+        self._caps: list[bytes] = []
+        self._units: list[bytes] = []
+        self._credited_bytes: list[bytes] = []
 
     def add(self, group: G, event: Judged, position: int) -> None:
         numbers = self._numbers
@@ -61,7 +59,11 @@ class Judgements(Generic[G]):
             number = numbers[group] = len(numbers)
         self._of.append(number)
         self._positions.append(position)
-        self._events.append(event)
+        # Not the event: it may hold its receipts, and a batch of those is large.
+        self._verdicts.append(event.verdicts)
+        self._caps.append(event.caps)
+        self._units.append(event.units)
+        self._credited_bytes.append(event.credited_bytes)
 
     def clear(self) -> None:
         self.__init__()  # type: ignore[misc]
@@ -70,16 +72,15 @@ class Judgements(Generic[G]):
         """Only what there is. Raises ProjectionError when the bytes are more than a table can hold."""
         if not self._of:
             return
-        verdicts = list(map(_VERDICTS, self._events))
-        receipts_of = np.fromiter(map(len, verdicts), np.int64, len(verdicts))
-        kinds = _column(verdicts, "u1") * len(CAPS) + _column(map(_CAPS, self._events), "u1")
+        receipts_of = np.fromiter(map(len, self._verdicts), np.int64, len(self._verdicts))
+        kinds = _column(self._verdicts, "u1") * len(CAPS) + _column(self._caps, "u1")
         keys = np.repeat(np.array(self._of), receipts_of) * _KINDS + kinds
         size = len(self._numbers) * _KINDS
         last = np.zeros(size, np.int64)
         np.maximum.at(last, keys, np.repeat(np.array(self._positions), receipts_of))
         receipts = np.bincount(keys, minlength=size)
-        units = _sums(keys, size, _column(map(_UNITS, self._events), ">u2"))
-        credited = _sums(keys, size, _column(map(_CREDITED_BYTES, self._events), ">u8"))
+        units = _sums(keys, size, _column(self._units, ">u2"))
+        credited = _sums(keys, size, _column(self._credited_bytes, ">u8"))
         groups = list(self._numbers)
         for key in np.flatnonzero(receipts).tolist():
             group, kind = divmod(key, _KINDS)
@@ -88,7 +89,7 @@ class Judgements(Generic[G]):
             yield Total(groups[group], VERDICTS[verdict].value, CAPS[cap].value, *counts)
 
 
-def _column(parts: Iterable[bytes], kind: str) -> Any:
+def _column(parts: list[bytes], kind: str) -> Any:
     values = np.frombuffer(b"".join(parts), kind)
     if len(values) * int(values.max(initial=0)) > _BIGINT_MAX:
         raise ProjectionError("a batch of receipts claims more than can be added up")

@@ -31,11 +31,11 @@ _ROWS: Final = (
 # and the three bytes of its head (0xc5, n). Of a very long event most are never read from the disk; the others are put
 # together once (`head` is all of them). OFFSET 0: each step once a row.
 _MEASURED: Final = (
-    "(SELECT *, CASE WHEN at BETWEEN 1 AND {within} - 11 AND get_byte(head, at + 8) = 197"
+    "(SELECT *, CASE WHEN at BETWEEN 1 AND octet_length(head) - 11 AND get_byte(head, at + 8) = 197"
     " THEN get_byte(head, at + 9) * 256 + get_byte(head, at + 10) END AS n"
     " FROM (SELECT *, position({name} IN head) AS at"
-    " FROM (SELECT *, CASE WHEN wanted AND topic = {topic} AND octet_length(state) > {within}"
-    " THEN substr(state, 1, CASE WHEN octet_length(state) > {whole} THEN {within} ELSE {whole} END) END AS head"
+    " FROM (SELECT *, CASE WHEN wanted AND topic = {topic} AND octet_length(state) > {long}"
+    " THEN substr(state, 1, CASE WHEN octet_length(state) > {whole} THEN {before} ELSE {whole} END) END AS head"
     " FROM {rows} r OFFSET 0) h OFFSET 0) a OFFSET 0)"
 )
 _SHORTENED: Final = (
@@ -44,10 +44,9 @@ _SHORTENED: Final = (
 )
 _SERVED: Final = str(SegmentsServed.__struct_config__.tag)
 _RECEIPTS: Final = b"\xa8receipts"
+_LONG_BYTES: Final = 1_900  # what Postgres does not keep with its row
 _WHOLE_BYTES: Final = 16_000
-_HEAD_BYTES: Final = (
-    1_900  # in the first piece of a value that Postgres keeps apart; as long as few viewers' sessions
-)
+_BEFORE_BYTES: Final = 10_000  # more than stands before any receipts: 255 sessions and networks
 _STOP: Final = "least(%s::bigint, (SELECT coalesce(max(position) + 1, 0) FROM {events}))"
 # As the nested loop finds them, with no sort, which would have all parts in memory. Out of order they would not pass
 # `_taken`.
@@ -124,7 +123,12 @@ def _statements(schema: str, topics: tuple[str, ...]) -> tuple[bytes, bytes]:
         if _SERVED in topics:
             return SQL(_PART).format(stop=stop, state=SQL("state"), rows=rows)
         measured = SQL(_MEASURED).format(
-            within=_HEAD_BYTES, whole=_WHOLE_BYTES, name=Literal(_RECEIPTS), topic=Literal(_SERVED), rows=rows
+            long=_LONG_BYTES,
+            whole=_WHOLE_BYTES,
+            before=_BEFORE_BYTES,
+            name=Literal(_RECEIPTS),
+            topic=Literal(_SERVED),
+            rows=rows,
         )
         return SQL(_PART).format(stop=stop, state=SQL(_SHORTENED).format(whole=_WHOLE_BYTES), rows=measured)
 

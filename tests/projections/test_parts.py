@@ -1,6 +1,6 @@
 """The log in parts and the excerpts made of them: what the read models see is what the ledger reads."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def test_a_missing_position_is_never_skipped(filled: Ledger, database_url: str, 
             taken(filled, 0, 10_000, skip)
 
 
-def served(receipts: int, sessions: int, network: bytes = bytes(16)) -> e.SegmentsServed:
+def served(receipts: int, sessions: int, networks: Sequence[bytes] = (bytes(16),)) -> e.SegmentsServed:
     judged = [Judged(Verdict.ACCEPTED.value, n % 7, n << 20) for n in range(receipts)]
     return e.SegmentsServed(
         originator_id=uuid4(),
@@ -103,31 +103,33 @@ def served(receipts: int, sessions: int, network: bytes = bytes(16)) -> e.Segmen
         network_limit=2,
         receipts=bytes(range(SIGNED_BYTES)) * receipts,
         **pack(
-            range(receipts), [UUID(int=n % sessions) for n in range(receipts)], [network] * receipts, judged
+            range(receipts),
+            [UUID(int=n % sessions) for n in range(receipts)],
+            [networks[n % len(networks)] for n in range(receipts)],
+            judged,
         ),
     )
 
 
 @pytest.mark.parametrize("receipts", [0, 1, 2, 8, 9, 20, 70, 100, 255])
-@pytest.mark.parametrize("sessions", [1, 60, 110, 200])
+@pytest.mark.parametrize("sessions", [1, 60, 255])
 @pytest.mark.parametrize("before", [0, 20])
 def test_receipts_that_are_left_out_leave_an_event_that_reads_the_same(
     ledger: Ledger, database_url: str, receipts: int, sessions: int, before: int
 ) -> None:
     """In the first part and in later ones; the names of many sessions stand before the receipts."""
-    event = served(receipts, sessions)
+    event = served(receipts, sessions, [n.to_bytes(16) for n in range(sessions)])
     append(database_url, [*(served(1, 1) for _ in range(before)), event])
     positions, states, _ = taken(ledger, 0, 1_000, set())
     read = Reader([e.SegmentsServed]).read(len(positions), states)[-1]
     expected = excerpts.of(event)
     assert fields(read) | {"receipts": None} == fields(expected) | {"receipts": None}
-    whole = encode(event)
-    assert isinstance(read.receipts, int) == (len(whole) > 1_900 and whole.index(b"\xa8receipts") < 1_888)
+    assert isinstance(read.receipts, int) == (len(encode(event)) > 1_900)
 
 
 def test_receipts_where_they_cannot_be_are_noticed(ledger: Ledger, database_url: str, engine: Engine) -> None:
     """The name of the field stands in the field before: what is cut there is no event, and is read as a whole."""
-    append(database_url, [served(20, 1, b"\xa8receipts\xc5\1\0" + bytes(4))])
+    append(database_url, [served(20, 1, [b"\xa8receipts\xc5\1\0" + bytes(4)])])
     positions, states, _ = taken(ledger, 0, 1_000, set())
     with pytest.raises(NoExcerptError):
         Reader([e.SegmentsServed]).read(len(positions), states)
