@@ -257,7 +257,7 @@ class Bare:
 
 
 def packed(url: str) -> Row:
-    """A node's batches taken in: root and signature checked, recorded with verdicts, hashed into the tree, durable."""
+    """A node's batches taken in: contents and signature held, recorded with verdicts, hashed into the tree, durable."""
     key = KeyPair(bytes(32))
     sessions = [uuid4() for _ in range(MAX_RECEIPTS)]
     migrate(url, PACKED)
