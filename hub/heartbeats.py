@@ -32,6 +32,11 @@ class Heartbeats:
         for duty in duties:
             self.promise(duty, START_S)
 
+    def void(self) -> None:
+        """The hub starts: until its worker begins, nothing is promised, whatever an earlier one said last."""
+        for duty in DUTIES:
+            (self._folder / duty).unlink(missing_ok=True)
+
     def promise(self, duty: str, within_s: float) -> None:
         due_s = self._now_s() + within_s
         try:

@@ -84,7 +84,7 @@ def _show(out: Console, outcome: Outcome) -> None:
             str(sum(s.from_node for s in stats)),
             str(sum(s.from_hub for s in stats)),
             str(sum(s.stalls for s in stats)),
-            f"{max(s.stalled_s for s in stats):.1f} s",
+            f"{max(s.stall_s_max for s in stats):.1f} s",
         )
     for table in (watched, friends, tricks):
         out.print()

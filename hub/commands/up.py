@@ -16,6 +16,7 @@ import structlog
 import typer
 
 from hub.embedded.home import take_lock
+from hub.heartbeats import HEARTBEATS_FOLDER, Heartbeats
 from hub.logs import configure_logging
 from hub.ports import listen_on, require_free_port
 from hub.settings import Settings, load_settings, unknown_variables
@@ -59,6 +60,7 @@ def _run(settings: Settings, supervisor: Supervisor) -> None:
     if setup is None:
         return
     told = json.loads(setup)
+    Heartbeats(settings.data_dir / HEARTBEATS_FOLDER).void()
     here = {"STREAMRP2P_DATA_DIR": str(settings.data_dir.absolute())}
     # Held here, so that encoders and players who come while the origin starts again wait a moment: VLC gives a stream
     # up for good after three refusals.

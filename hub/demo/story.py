@@ -26,16 +26,17 @@ from ledger.application import Ledger
 from ledger.services.crew import change_settings
 from ledger.store.database import connect_pool
 from relay.viewers import PlainViewer, SigningViewer
-from relay.viewers.player import Player
+from relay.viewers.player import LIVE_EDGE, Player
 
 SLUG: Final = "demo"
 FRIENDS: Final = ("ana", "ben", "cleo", "mallory")  # cleo's laptop is closed in the middle; mallory cheats
 SIGNING: Final = 8
 PLAIN: Final = 4
 EPOCH_S: Final = 5
-LIVE_S: Final = 34
-KILL_AFTER_S: Final = 16
-CHEAT_AFTER_S: Final = 10
+LIVE_S: Final = 40
+KILL_AFTER_S: Final = 22
+CHEAT_AFTER_S: Final = 16
+EARLY_S: Final = 30.0  # within which the first segments are there
 BUDGET_MICRO: Final = 20_000_000
 RATE_MICRO_PER_GB: Final = 5_000_000
 
@@ -166,6 +167,10 @@ class Story:
                 await asyncio.sleep(0.2)
         self._say("The creator is live: H.264 and AAC over RTMP, cut into segments, never transcoded")
         began = time.monotonic()
+        # Who starts with the very first segment has nothing in hand, and waits for the next. The audience comes when
+        # the playlist is as long as players want it: from then on, a stall is one.
+        async with PlainViewer(self._base, SLUG) as early:
+            await early.wait_for_segments(LIVE_EDGE, EARLY_S)
         async with AsyncExitStack() as audience:
             signing = [
                 await self._seat(audience, "page", SigningViewer(self._base, SLUG, receipt_interval_s=2.0))

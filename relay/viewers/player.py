@@ -58,7 +58,8 @@ class Stats:
     polls: int = 0
     poll_errors: int = 0
     stalls: int = 0
-    stalled_s: float = 0.0
+    stalled_s: float = 0.0  # all stalls together
+    stall_s_max: float = 0.0  # the longest
     startup_s: float | None = None  # from entering the viewer to its first segment
     receipts: int = 0  # receipts somebody acknowledged
     receipt_errors: int = 0
@@ -186,7 +187,9 @@ class Player:
             self._played_until = now
         elif now > self._played_until:
             stats.stalls += 1
-            stats.stalled_s += now - self._played_until
+            stall_s = now - self._played_until
+            stats.stalled_s += stall_s
+            stats.stall_s_max = max(stats.stall_s_max, stall_s)
             self._played_until = now
         self._played_until += listed.duration_s
         self._next = listed.sequence + 1

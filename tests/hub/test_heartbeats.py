@@ -55,6 +55,18 @@ def test_a_worker_that_never_began_is_overdue(tmp_path: Path) -> None:
     assert all(Heartbeats(tmp_path / "none").overdue().values())
 
 
+def test_what_an_earlier_worker_promised_does_not_make_the_next_start_ready(tmp_path: Path) -> None:
+    heartbeats = Heartbeats(tmp_path)
+    heartbeats.void()
+    for duty in DUTIES:
+        heartbeats.promise(duty, STEP_S)
+    assert not any(heartbeats.overdue().values())
+    heartbeats.void()
+    assert all(heartbeats.overdue().values())
+    heartbeats.begin()
+    assert not any(heartbeats.overdue().values())
+
+
 def test_a_step_that_hangs_is_seen_and_one_that_comes_back_is_well_again(tmp_path: Path) -> None:
     clock, stop, hangs, release = Clock(), threading.Event(), threading.Event(), threading.Event()
     heartbeats = Heartbeats(tmp_path / "heartbeats", now_s=clock)

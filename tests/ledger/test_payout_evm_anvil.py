@@ -10,7 +10,7 @@ import pytest
 from eth_utils import to_checksum_address
 from evm_chain import ETHER, GWEI, OPERATOR
 from evm_token import PAUSE, token_code
-from test_payout_evm import ADDRESSES, CONFIRMATIONS, FRIENDS, payment
+from evm_world import ADDRESSES, CONFIRMATIONS, FRIENDS, payment
 
 from ledger.rails import Answer, Outcome
 from ledger.rails.evm import erc20

@@ -8,7 +8,8 @@ from stand_in_hub import SLUG, StandInHub
 
 from relay.node.service import Options
 from relay.viewers import PlainViewer, SigningViewer, ViewerError
-from relay.viewers.playlist import PlaylistError, parse_master, parse_media
+from relay.viewers.player import Stats
+from relay.viewers.playlist import Listed, PlaylistError, parse_master, parse_media
 
 
 async def publishing(hub: StandInHub, count: int) -> None:
@@ -129,3 +130,20 @@ def test_playlists_are_read_with_absolute_and_relative_addresses():
     for bad in ("", "<html>", "#EXTM3U\n#EXTINF:x,\na.ts"):
         with pytest.raises(PlaylistError):
             parse_media(bad, "http://hub/")
+
+
+def test_a_stall_is_counted_exactly_when_playback_has_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments of 2 s, the first at 10 s: it plays until 12, waits until 13, has the next in time, waits from 17 on."""
+
+    async def watch() -> Stats:
+        viewer = PlainViewer("http://hub.example", "main")
+        viewer._started_at = 9.0
+        for number, at_s in enumerate((10.0, 13.0, 14.0, 17.5)):
+            monkeypatch.setattr("relay.viewers.player.time.monotonic", lambda at_s=at_s: at_s)
+            await viewer._got(Listed(number, 2.0, ""), b"x")
+        monkeypatch.undo()
+        await viewer._http.aclose()
+        return viewer.stats
+
+    stats = asyncio.run(watch())
+    assert (stats.startup_s, stats.stalls, stats.stalled_s, stats.stall_s_max) == (1.0, 2, 1.5, 1.0)
