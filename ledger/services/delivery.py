@@ -8,7 +8,6 @@ import struct
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from itertools import compress
 from typing import Final, Generic, TypeVar
 from uuid import UUID
 
@@ -192,9 +191,9 @@ class DeliveryDesk:
         # What is another node's is refused whatever its signature.
         own = [known is not None and known[_NODE_KEY] == node_key for known in tickets]
         asked = [
-            (known[_VIEWER_KEY], r)
-            for r, known in zip(compress(receipts, own), compress(tickets, own), strict=True)
-            if known
+            (known[_VIEWER_KEY], receipt)
+            for receipt, known, mine in zip(receipts, tickets, own, strict=True)
+            if known is not None and mine
         ]
         held = iter(self._verifiers.hold(asked))
         refused: list[Refused] = []
@@ -241,12 +240,13 @@ def _facts(known: bytes) -> SessionFacts:
 
 
 def _present(claims: Sequence[_Claim]) -> Presented:
+    indices, receipts, tickets, signed = zip(*claims, strict=True)
     return Presented(
-        indices=bytes([i for i, _, _, _ in claims]),
-        receipts=b"".join([receipt for _, receipt, _, _ in claims]),
-        tickets=b"".join([known[:TICKET_BODY_BYTES] for _, _, known, _ in claims]),
-        facts=[_facts(known) for _, _, known, _ in claims],
-        signed=[signed for _, _, _, signed in claims],
+        indices=bytes(indices),
+        receipts=b"".join(receipts),
+        tickets=b"".join([known[:TICKET_BODY_BYTES] for known in tickets]),
+        facts=[_facts(known) for known in tickets],
+        signed=signed,
     )
 
 
@@ -267,11 +267,10 @@ class _Lru(Generic[K, V]):
 
     def get_all(self, keys: Sequence[K]) -> list[V | None]:
         with self._lock:
-            found = [self._items.get(key) for key in keys]
-            for key, value in zip(keys, found, strict=True):
-                if value is not None:
-                    self._items.move_to_end(key)
-        return found
+            used = self._items.move_to_end
+            for key in self._items.keys() & keys:
+                used(key)
+            return [*map(self._items.get, keys)]
 
     def put(self, key: K, value: V) -> None:
         with self._lock:

@@ -222,7 +222,10 @@ def _explain_earned(log: Events, position: int, line: int, event: EpochSettled) 
         if isinstance(before, TariffSet):
             tariffs[before.originator_version] = at
     recorded = event.lines[line]
-    credits = [c for c in index.credits(event.epoch, event.log_to) if c.stream_id == recorded.stream_id]
+    # A part within the rate may be bytes without a whole segment: `settle` takes no notice of those.
+    credits = [
+        c for c in index.credits(event.epoch, event.log_to) if c.stream_id == recorded.stream_id and c.units
+    ]
     setter, tariff = means.tariff(recorded.stream_id, event.epoch)
     derivation = derive(
         recorded.stream_id,

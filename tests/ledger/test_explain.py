@@ -134,7 +134,9 @@ def test_any_settlement_is_explained_line_by_line(case: Case, stream: object) ->
             transfers=page.transfers,
         )
         for n in range(len(page.lines)):
-            check_arithmetic(explain_line(derivation, event, 1, n, tariff_at=None, receipts=None))
+            check_arithmetic(
+                explain_line(derivation, event, 1, n, tariff_at=None, receipts=None, spot_checks=None)
+            )
 
 
 @pytest.fixture

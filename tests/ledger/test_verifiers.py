@@ -69,13 +69,14 @@ def test_a_process_that_died_costs_no_verdict_and_is_replaced(two: Verifiers) ->
     assert not set(before) & set(processes(two))
 
 
-def test_a_process_that_does_not_answer_is_given_up(two: Verifiers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verifiers, "PATIENCE_S", 0.2)
+def test_a_process_that_does_not_answer_is_given_up(two: Verifiers) -> None:
     two.hold(MANY)
-    pid = processes(two)[0]
-    os.kill(pid, signal.SIGSTOP)
+    silent = two._idle.queue[0]
+    assert silent is not None
+    silent._socket.settimeout(0.2)
+    os.kill(silent._process.pid, signal.SIGSTOP)
     assert two.hold(MANY) == RIGHT
-    assert pid not in processes(two)
+    assert silent not in two._idle.queue
 
 
 def test_without_processes_and_after_the_end_all_is_verified_where_it_is_asked(two: Verifiers) -> None:
