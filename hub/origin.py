@@ -35,6 +35,7 @@ from hub.digests import SegmentDigests
 from hub.embedded.account import among_strangers
 from hub.heartbeats import HEARTBEATS_FOLDER, Heartbeats
 from hub.keystore import KeyStore
+from hub.leaving import leave
 from hub.logs import configure_logging
 from hub.pings import Pings
 from hub.settings import Settings, load_settings, ports_of
@@ -205,7 +206,7 @@ class OriginProcess:
         done, _ = await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         self._api.state.live.close()
-        await self._origin.close()
+        await self._origin.close(STOP_PATIENCE_S)
         with suppress(Exception):  # said in the log by the loop that failed before
             async with asyncio.timeout(STOP_PATIENCE_S):
                 await self._steering.record_observations(all_now=True)
@@ -309,6 +310,7 @@ def main() -> None:
         [socket.socket(fileno=int(fd)) for fd in text.split(",") if fd] for text in sys.argv[1:4]
     )
     uvloop.run(OriginProcess(settings).run(rtmp, http, rtmps))
+    leave()
 
 
 if __name__ == "__main__":

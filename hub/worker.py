@@ -21,6 +21,7 @@ from hub.bootstrap import now_us
 from hub.clock import SteadyClock
 from hub.heartbeats import HEARTBEATS_FOLDER, STEP_S, Heartbeats
 from hub.keystore import KeyStore
+from hub.leaving import leave
 from hub.logs import configure_logging
 from hub.probes import Prober
 from hub.settings import Settings, load_settings
@@ -209,6 +210,7 @@ def main() -> None:
     settings = load_settings()
     configure_logging(json=settings.log_json, level=settings.log_level)
     Worker(settings).run()
+    leave()
 
 
 if __name__ == "__main__":

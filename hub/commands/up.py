@@ -73,6 +73,7 @@ def _run(settings: Settings, supervisor: Supervisor) -> None:
         lambda: _http_answers(settings),
         here,
         pass_fds=tuple(s.fileno() for s in (*rtmp, *http, *rtmps)),
+        stop_patience_s=6.0,  # a second, but for a ledger that is slow and players that take nothing
     )
     worker = Program("worker", [sys.executable, "-m", "hub.worker"], environment=here)
     complete = False

@@ -128,7 +128,7 @@ class MediaApp:
                 if not live.on_air:
                     return None
             left = deadline - loop.time()
-            if left <= 0:
+            if left <= 0 or self._catalogue.closed:
                 return None
             if store is None or store.ended:
                 await self._catalogue.wait_changed(left)

@@ -245,6 +245,7 @@ class Catalogue:
                 queue_bytes=settings.recording_queue_bytes,
                 longest_s=-(-settings.packager.segment_max_ms // 1000),
             )
+        self.closed = False  # nothing will begin any more
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: asyncio.Future[None] | None = None
 
@@ -297,6 +298,7 @@ class Catalogue:
 
     async def close(self, timeout_s: float) -> None:
         """End every broadcast and wait for the ledger to know."""
+        self.closed = True
         lives = list(self.lives.values())
         for live in lives:
             live.end("the hub is shutting down")
@@ -308,3 +310,4 @@ class Catalogue:
             await asyncio.to_thread(self.recordings.close)
         self.lives.clear()
         self.renditions.clear()
+        self.changed()  # who waits for a stream waits for nothing

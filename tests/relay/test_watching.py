@@ -327,3 +327,21 @@ def test_an_flv_viewer_who_stops_reading_skips_and_goes_on_with_a_well_formed_fi
             writer.close()
 
     asyncio.run(scenario())
+
+
+def test_a_player_who_waits_for_a_stream_does_not_hold_up_the_end(source):
+    async def scenario():
+        async with rig(replace(FAST, playlist_wait_s=30.0)) as r:
+            encoder = await publishing(r)
+            await encoder.send(source)
+            path = await r.media_playlist()
+            await encoder.stop()
+            session = path.split("/")[3]
+            r.steering.sessions[uuid.UUID(session)] = "other"
+            waiting = asyncio.create_task(r.http.get(r.url(f"/live/other/{session}/index.m3u8")))
+            done, _ = await asyncio.wait([waiting], timeout=0.3)
+            assert not done
+            await r.origin.close(2.0)
+            assert (await waiting).status_code == 404
+
+    asyncio.run(scenario())
