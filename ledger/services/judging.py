@@ -166,12 +166,9 @@ class Judging:
                 raise DomainError("the broadcast never started")
         fresh: list[tuple[Aggregate, Decision]] = []
         before: list[Place] = []
-        if sent.refused:
-            version = node.refused_before(sent.known_hash)
-            if version is None:
-                fresh.append((node, _refuse(node, sent)))
-            else:
-                before.append((node.id, version))
+        refused_before = node.refused_before(sent.known_hash) if sent.refused else None
+        # This may be refused itself, so it is done first; it stands behind the others in the log.
+        refusal = _refuse(node, sent) if sent.refused and refused_before is None else None
         for broadcast_id in sorted(sent.presented):
             delivery = state.deliveries[broadcast_id]
             version = delivery.judged_before(sent.known_hash) if sent.known_hash else None
@@ -180,6 +177,10 @@ class Judging:
                 before.append((delivery.id, judged))
             else:
                 fresh.append((delivery, judged))
+        if refusal is not None:
+            fresh.append((node, refusal))
+        elif refused_before is not None:
+            before.append((node.id, refused_before))
         return fresh, before
 
     def _judge(self, sent: Sent, broadcast_id: UUID, node: Node, state: "_State") -> SegmentsServed | int:
