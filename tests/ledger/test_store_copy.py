@@ -47,6 +47,7 @@ class FlakyCopy(DenseRecorder):
 @pytest.fixture
 def recorder(database_url: str) -> Iterator[FlakyCopy]:
     datastore = Datastore(database_url)
+    datastore.pool.open(wait=True)  # until it is filled its thread draws random numbers, which Hypothesis would take for ours
     recorder = FlakyCopy(datastore, patience_s=2)
     recorder.plan = []
     yield recorder
