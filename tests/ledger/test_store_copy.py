@@ -47,7 +47,9 @@ class FlakyCopy(DenseRecorder):
 @pytest.fixture
 def recorder(database_url: str) -> Iterator[FlakyCopy]:
     datastore = Datastore(database_url)
-    datastore.pool.open(wait=True)  # until it is filled its thread draws random numbers, which Hypothesis would take for ours
+    datastore.pool.open(
+        wait=True
+    )  # its thread draws random numbers as it fills, and Hypothesis would take them for ours
     recorder = FlakyCopy(datastore, patience_s=2)
     recorder.plan = []
     yield recorder
@@ -142,7 +144,10 @@ def test_the_parts_are_one_stream_of_rows(first: int, count: int) -> None:
 @given(
     st.lists(
         st.tuples(
-            st.uuids(), st.integers(1, 1 << 62), st.text(st.characters(exclude_characters="\0")), st.binary()
+            st.uuids(),
+            st.integers(1, 1 << 62),
+            st.text(st.characters(codec="utf-8", exclude_characters="\0")),
+            st.binary(),
         ),
         min_size=1,
         max_size=20,
