@@ -305,6 +305,18 @@ def _served(nth: int, **changes: Callable[[SegmentsServed], object]) -> Forge:
     return forge
 
 
+def _signed_otherwise(events: list[Event]) -> tuple[int, bytes]:
+    """A batch that stands in two events."""
+    first = events[find(events, SegmentsServed)]
+    at = find(events, ReceiptsRefused)
+    assert isinstance(first, SegmentsServed)
+    event = events[at]
+    assert isinstance(event, ReceiptsRefused)
+    assert event.batch_header == first.batch_header
+    header = event.batch_header
+    return at, altered(event, batch_header=header[:-1] + bytes([header[-1] ^ 1]))
+
+
 def _judged(index: int, **changes: object) -> Forge:
     def change(event: SegmentsServed) -> object:
         judged = list(event.judged)
@@ -396,7 +408,7 @@ FORGERIES: dict[str, tuple[Forge, str, type[Event] | None]] = {
             viewer_networks=lambda e: e.viewer_networks[:-1],
         ),
         "receipts of this batch have no verdict",
-        ReceiptsRefused,  # where the batch begins
+        None,
     ),
     "a receipt altered": (
         _served(0, receipts=lambda e: e.receipts[:40] + bytes([e.receipts[40] ^ 1]) + e.receipts[41:]),
@@ -412,6 +424,11 @@ FORGERIES: dict[str, tuple[Forge, str, type[Event] | None]] = {
         _served(0, batch_header=lambda e: e.batch_header[:-1] + bytes([e.batch_header[-1] ^ 1])),
         "",
         None,
+    ),
+    "a node's signature altered where its batch goes on": (
+        _signed_otherwise,
+        "the signature of the batch",
+        ReceiptsRefused,
     ),
     "a batch of a version that there is not": (
         _served(0, batch_header=lambda e: b"\3" + e.batch_header[1:]),
