@@ -247,3 +247,21 @@ def test_an_older_journal_signs_nothing_while_what_it_does_not_know_waits_for_a_
     with pytest.raises(UnknownTransactions, match="--from-nonce 3"):
         world.rail().submit(payment(1))
     assert world.got(FRIENDS[1]) == 3 * ETHER // 2
+
+
+def test_a_key_that_somebody_signs_meanwhile_was_absent_and_is_known(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs at once: the other one signs between this one's look at the journal and its answer."""
+    asking, asked_for = world.rail(), payment(1)
+    look = asking._journal.all
+
+    def meanwhile() -> dict[str, Any]:
+        found = dict(look())
+        monkeypatch.setattr(asking._journal, "all", look)
+        world.rail().submit(asked_for)
+        return found
+
+    monkeypatch.setattr(asking._journal, "all", meanwhile)
+    assert asking.look_up(asked_for.key).outcome is Outcome.ABSENT
+    assert asking.look_up(asked_for.key).outcome is Outcome.UNKNOWN

@@ -122,9 +122,10 @@ class EvmRail:
         """Sign, once for each key, and send. Raises what leaves the key undecided, OSError among it."""
         self._check_chain()
         self._journal.add(payment.key, lambda known: self._decide(payment, known))
-        versions = self._versions(payment.key)
+        known = self._journal.all()
+        versions = self._versions(payment.key, known)
         if not versions:
-            return self._refused(payment.key)
+            return _refused(payment.key, known)
         newest = versions[-1]
         if (newest.to, newest.amount) != (payment.destination.lower(), self._amount(payment)):
             raise OtherPayment(payment.key)
@@ -133,9 +134,10 @@ class EvmRail:
 
     def look_up(self, key: str) -> Answer:
         """Raises WrongChain, OSError. What the node does not answer is unknown."""
-        versions = self._versions(key)
+        known = self._journal.all()  # looked at once: somebody may be signing this very key
+        versions = self._versions(key, known)
         if not versions:
-            return self._refused(key)
+            return _refused(key, known)
         try:
             self._check_chain()
             return became_of(self._node, versions, self._confirmations)
@@ -246,19 +248,14 @@ class EvmRail:
 
     # --- what is signed
 
-    def _versions(self, key: str) -> list[Signed]:
+    def _versions(self, key: str, known: Mapping[str, dict[str, Any]]) -> list[Signed]:
         """Oldest first; none for a key that is unknown or refused. Raises WrongChain."""
-        known = self._journal.all()
         found: list[Signed] = []
         while (record := known.get(journal_key(key, len(found) + 1))) and "refused" not in record:
             found.append(Signed.from_record(key, len(found) + 1, record))
         if found and (found[0].chain_id, found[0].token) != (self.asset.chain_id, self.asset.token):
             raise WrongChain(f"this payment was signed for another asset than {self.asset.name}")
         return found
-
-    def _refused(self, key: str) -> Answer:
-        record = self._journal.get(key)
-        return Answer(Outcome.ABSENT) if record is None else Answer(Outcome.FAILED, record["refused"])
 
     def _unmined(self) -> Iterator[Signed]:
         """The newest version of all that is signed for this chain and in no block, by nonce. Raises NodeError."""
@@ -318,3 +315,9 @@ class EvmRail:
             said = None
         if said not in (None, self.asset.decimals):
             raise WrongChain(f"the token has {said} decimals, and the settings say {self.asset.decimals}")
+
+
+def _refused(key: str, known: Mapping[str, dict[str, Any]]) -> Answer:
+    """The answer about a key for which nothing is signed."""
+    record = known.get(key)
+    return Answer(Outcome.ABSENT) if record is None else Answer(Outcome.FAILED, record["refused"])
