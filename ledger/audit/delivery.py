@@ -282,7 +282,7 @@ class Deliveries:
         checks: list[tuple[int, str, Check]] = []
         failure = None
         try:
-            if few or not self._judged_in_columns(waiting, broadcast, checks):
+            if waiting and (few or not self._judged_in_columns(waiting, broadcast, checks)):
                 for one in waiting:
                     with failing_at(one.position):
                         few = len(one.event.indices) < self._in_columns

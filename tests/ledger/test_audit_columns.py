@@ -228,6 +228,8 @@ def tampered(entries: Sequence[bytes], dice: random.Random) -> list[bytes]:
             "caps",
             "units",
             "credited_bytes",
+            "batch_header",
+            "batch_header",
             "session_of",
             "network_of",
             "at_us",
