@@ -23,8 +23,8 @@ check: ready ## lint, format, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check ## check, then all tests
-	$(BIN)/pytest $(ARGS)
+test: check ## check, then all tests: JOBS=1 for one after the other, ARGS for pytest
+	$(BIN)/pytest -n $(or $(JOBS),2) --dist loadgroup $(ARGS)
 
 bench: ready ## measure: ONLY=ledger|money|relay|api, JSON=1 for one object a line
 	@$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(if $(JSON),--json)
