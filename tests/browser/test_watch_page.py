@@ -125,3 +125,14 @@ def test_a_viewer_without_signatures_still_sees_the_stream(browser: Browser, hub
     until(lambda: played_s(page) > 0.5, 15, "the video starts", page)
     assert page.inner_text("#receipts") == "–"
     context.close()
+
+
+def test_a_page_over_plain_http_from_another_machine_says_who_carries_it(browser: Browser, hub: Hub) -> None:
+    context = browser.new_context(viewport=PHONE)
+    context.add_init_script("delete Crypto.prototype.subtle; delete Crypto.prototype.randomUUID")  # as there
+    page = context.new_page()
+    page.goto(f"{hub.url}/watch/main")
+    until(lambda: played_s(page) > 0.5, 15, "the video starts", page)
+    assert page.inner_text("#receipts") == "–"
+    assert page.inner_text("#carrier") == "Berta's attic"
+    context.close()
