@@ -45,9 +45,6 @@ _OPEN: Final[Headers] = [
     (b"access-control-allow-origin", b"*"),
     (b"cross-origin-resource-policy", b"cross-origin"),
 ]
-# For players that wait for ever on a connection whose other end went silent (VLC, ffmpeg), and for seconds on one that
-# cannot be made: a laptop that is closed between two segments costs them that.
-_CLOSE: Final = (b"connection", b"close")
 _PREFLIGHT: Final[Headers] = [
     *_OPEN,
     (b"access-control-allow-methods", b"GET, HEAD, POST, OPTIONS"),
@@ -137,9 +134,6 @@ class NodeApp:
             (b"cache-control", b"private, max-age=60, immutable"),
             (b"repr-digest", cached.repr_digest),
         ]
-        plain = admitted.ticket.viewer_class is ViewerClass.PLAIN
-        if plain:
-            headers.append(_CLOSE)
         if self.gate.served(admitted):
             self.spool.keep_ticket(admitted.signed)
         self.prefetcher.watched(rendition, sequence)
@@ -148,7 +142,7 @@ class NodeApp:
             await send({"type": "http.response.body"})
             return
         self.traffic.segments += 1
-        if plain or self.limit is not None:
+        if admitted.ticket.viewer_class is ViewerClass.PLAIN or self.limit is not None:
             await self._send_watching(receive, send, admitted, sequence, cached.data)
         else:
             self.traffic.uploaded_bytes += len(cached.data)
@@ -171,17 +165,12 @@ class NodeApp:
     ) -> None:
         """Send in pieces, each after the socket took most of the last, and stop when the client goes.
 
-        `send` reports no failure after a client has gone (ASGI): only `receive` tells. A player that has all may close
-        at once: it counts as gone only when it went before the last piece had left for it.
+        `send` reports no failure after a client has gone (ASGI): only `receive` tells.
         """
         gone = asyncio.create_task(_until_gone(receive))
         try:
             view = memoryview(data)
-            while view:
-                if len(view) <= CHUNK_BYTES:
-                    await asyncio.sleep(0)  # lets a disconnect that is already known be told
-                if gone.done():
-                    break
+            while view and not gone.done():
                 piece = bytes(view[:CHUNK_BYTES])
                 if self.limit is not None:
                     await self.limit.take(len(piece))
@@ -191,6 +180,7 @@ class NodeApp:
             await send(
                 {"type": "http.response.body", "body": b"", "more_body": True}
             )  # waits for a full socket
+            await asyncio.sleep(0)  # lets a disconnect that is already known be told
             complete = not gone.done()
             if complete:
                 await send({"type": "http.response.body"})

@@ -166,31 +166,6 @@ def test_only_complete_deliveries_to_a_plain_player_are_claimed(hub, running, tm
     asyncio.run(main())
 
 
-def test_a_plain_player_gets_a_connection_for_each_segment_and_may_close_it_first(hub, running, tmp_path):
-    """VLC and ffmpeg wait for ever on a connection to a laptop that was closed, and seconds for a new one."""
-
-    async def main() -> None:
-        async with running(hub, tmp_path) as client:
-            signing = await client.get(path(hub, 100, hub.issue(node_key(hub), VIEWER.public_key)))
-            assert "connection" not in signing.headers
-            ticket = hub.issue(node_key(hub), None)
-            wanted = sorted(hub.media)[:20]
-            for sequence in wanted:
-                at = client.base_url
-                reader, writer = await asyncio.open_connection(at.host, at.port, limit=2**24)
-                writer.write(f"GET {path(hub, sequence, ticket)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-                head = await reader.readuntil(b"\r\n\r\n")
-                assert b"connection: close\r\n" in head.lower()
-                assert await reader.readexactly(hub.size) == hub.media[sequence]
-                writer.transport.abort()  # it has all it wants, and is faster than the node's own end
-            async with asyncio.timeout(8):
-                while len(hub.credits) < len(wanted):
-                    await asyncio.sleep(0.05)
-            assert {sequence for _, _, sequence in hub.credits} == set(wanted)
-
-    asyncio.run(main())
-
-
 def test_the_upload_limit_holds(hub, running, tmp_path):
     hub.size = 500_000
     hub.media.clear()
