@@ -100,7 +100,11 @@ def test_a_creator_sees_the_crew_and_the_costs_and_makes_a_new_key(
     key = page.locator(".new-key code", has_text="main_")
     key.wait_for()
     assert streams.check_stream_key(hub.world.ledger, key.inner_text()) is not None
-    # The stream ends, and nobody touches the page.
+    # Nothing of what follows needs a reload.
+    assert page.is_hidden(".refused")
+    reason = "the audio is Opus; set the encoder to AAC"
+    object.__setattr__(hub.world.services, "refusal", {"main": (reason, hub.world.now_us)}.get)
+    page.locator(".refused", has_text=reason).wait_for(timeout=25_000)
     hub.world.watching.clear()
     end_broadcast(hub.world.ledger, hub.world.broadcast.id, reason="stopped", at_us=hub.world.now_us)
     hub.world.project()
