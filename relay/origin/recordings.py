@@ -3,9 +3,9 @@
     {folder}/{slug}/{broadcast}/index.m3u8, {sequence}.ts or .m4s, init-{hash}.mp4
 
 Invariant: a playlist names only files that are whole; it has its end (ENDLIST) only while nobody writes to it. A disk
-that is full or slow costs the recording, never the broadcast: `reserve_bytes` of the disk stay free for the ledger, what
-waits to be written is bounded, and what finds no room is left out, behind a discontinuity. (EXT-X-GAP says it better,
-but VLC 3 and GStreamer 1.22 do not know it and end there.)
+that is full or slow costs the recording, never the broadcast: `reserve_bytes` of the disk stay free for the ledger,
+what waits to be written is bounded, and what finds no room is left out, behind a discontinuity. (EXT-X-GAP says it
+better, but VLC 3 and GStreamer 1.22 do not know it and end there.)
 
 All files are written by one thread, in order.
 """

@@ -1,4 +1,4 @@
-"""Recordings on a real disk: whole or with parts left out, served when over, swept when old; and pictures of streams."""
+"""Recordings on a real disk: whole or with a part left out, served when over, swept when old; pictures of streams."""
 
 import asyncio
 import hashlib
