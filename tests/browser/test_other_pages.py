@@ -105,6 +105,10 @@ def test_a_creator_sees_the_crew_and_the_costs_and_makes_a_new_key(
     reason = "the audio is Opus; set the encoder to AAC"
     object.__setattr__(hub.world.services, "refusal", {"main": (reason, hub.world.now_us)}.get)
     page.locator(".refused", has_text=reason).wait_for(timeout=25_000)
+    page.route("**/api/creators/**", lambda route: route.abort())
+    page.locator("#away").wait_for(timeout=25_000)
+    page.unroute_all()
+    page.locator("#away").wait_for(state="hidden", timeout=25_000)
     hub.world.watching.clear()
     end_broadcast(hub.world.ledger, hub.world.broadcast.id, reason="stopped", at_us=hub.world.now_us)
     hub.world.project()

@@ -1,7 +1,7 @@
 // The creator's page: the crew that carries them now, the budget, and a new stream key. Kept up to date while it is open.
 
 import { door } from "/static/door.js";
-import { $, WHEN, ask, bytes, cell, money } from "/static/figures.js";
+import { $, WHEN, ask, bytes, cell, heard, money } from "/static/figures.js";
 import { follow } from "/static/live.js";
 
 const POLL_MS = 15_000; // also tells soon why an encoder is refused: OBS says no more than "disconnected"
@@ -17,8 +17,9 @@ async function open(token) {
     follow(`/api/streams/${slug}/events`, { onEvent: (stream) => showNow(at, stream) });
   }
   setInterval(async () => {
-    const found = await ask("/api/creators/me/streams", token).catch(() => ({ streams: [] }));
-    for (const own of found.streams) {
+    const found = await ask("/api/creators/me/streams", token).catch(() => null);
+    heard(found !== null);
+    for (const own of found?.streams ?? []) {
       const at = sections.get(own.stream.slug);
       if (at) showMoney(at, own);
       if (at) showRefused(at, own);
