@@ -63,6 +63,9 @@ class Services:
         [str, bytes], bytes
     ]  # (peer address, what makes a loopback unique) -> commitment
     ingest_ready: Callable[[], bool] = field(default=lambda: True)
+    refusal: Callable[[str], tuple[str, int] | None] = field(
+        default=lambda _slug: None
+    )  # slug -> why what its encoder sent was refused, and when (Unix us); None: it is taken
     replays: Replays = field(default_factory=Replays)
     levels: Levels = field(default_factory=Levels)
     troubles: Callable[[], list[str]] = field(

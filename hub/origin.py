@@ -149,6 +149,7 @@ class OriginProcess:
                 audience=self._audience,
                 commit_network=self._commit_network,
                 ingest_ready=lambda: self._rtmp_ready,
+                refusal=self._refusal,
                 troubles=Troubles(settings.data_dir / TROUBLES_FOLDER).now,
                 overdue=Heartbeats(settings.data_dir / HEARTBEATS_FOLDER).overdue,
             )
@@ -157,6 +158,10 @@ class OriginProcess:
     def _audience(self, slug: str) -> Audience:
         by_node = self._steering.carriers(slug)
         return Audience(viewers=self._steering.viewers(slug), by_node=Counter(by_node))
+
+    def _refusal(self, slug: str) -> tuple[str, int] | None:
+        refusal = self._origin.refusal(slug)
+        return None if refusal is None else (refusal.reason, refusal.at_us)
 
     async def asgi(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["path"].startswith(MEDIA_PATHS):

@@ -128,6 +128,8 @@ class Prober:
         except TimeoutError:
             return last
         except (httpx.HTTPError, IndexError) as error:
+            if _went_off_air(error):
+                return last
             log.warning("the hub's own playlist cannot be read", slug=slug, error=_one_line(error))
         return last
 
@@ -201,6 +203,11 @@ async def _get(http: httpx.AsyncClient, url: str, headers: Headers) -> httpx.Res
 
 def _player(proxy: str | None = None) -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False, proxy=proxy)
+
+
+def _went_off_air(error: Exception) -> bool:
+    """Nothing is wrong: every broadcast ends, and a new one has no segment for two seconds."""
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.NOT_FOUND
 
 
 def _one_line(error: Exception) -> str:

@@ -150,7 +150,8 @@ class Runner:
                         stop.wait(min(_REST * (time.monotonic() - began), _REST_S_MAX))
                     pause_s = _BACKOFF_S_MIN
                 except TRANSIENT as error:
-                    logger.warning("projections wait for the database", error=str(error), pause_s=pause_s)
+                    why = str(getattr(error, "orig", error))  # without the SQL that SQLAlchemy quotes
+                    logger.warning("projections wait for the database", error=why, pause_s=pause_s)
                     stop.wait(pause_s)
                     pause_s = min(2 * pause_s, _BACKOFF_S_MAX)
         finally:

@@ -152,6 +152,7 @@ class _Encoder(asyncio.Protocol):
             else:
                 live.packager.audio(timestamp, body)
         except (UnsupportedMedia, BadMedia) as e:
+            live.refuse(self, str(e))
             self._leave(clean=True, reason=str(e))
             self._close(str(e))
 

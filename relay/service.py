@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from relay.ingest import IngestServer
 from relay.origin.asgi import MediaApp
-from relay.origin.live import Catalogue
+from relay.origin.live import Catalogue, Refusal
 from relay.origin.settings import OriginSettings
 from relay.ports import PublishAuthority, Steering
 from relay.srt.server import SrtServer
@@ -83,6 +83,10 @@ class Origin:
         """Close and delete what is due, in the background."""
         if self._catalogue.recordings is not None:
             self._catalogue.recordings.sweep()
+
+    def refusal(self, slug: str) -> Refusal | None:
+        """Why the stream's last encoder was refused for what it sent; None once it has sent a segment."""
+        return self._catalogue.refusals.get(slug)
 
     def stats(self) -> OriginStats:
         seen = self.asgi.viewers.counts(asyncio.get_running_loop().time())

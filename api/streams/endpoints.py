@@ -138,6 +138,7 @@ def _own(
 ) -> OwnStream:
     carried = at.reads.carried(view.stream_id)
     budget = at.reads.balance(budget_account(view.stream_id))
+    refused, refused_us = at.refusal(view.slug) or (None, None)
     return OwnStream(
         stream=stream_out(view, at),
         unit=unit,
@@ -156,6 +157,8 @@ def _own(
             )
             for c in carried
         ],
+        refused=refused,
+        refused_us=refused_us,
     )
 
 

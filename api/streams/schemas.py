@@ -74,6 +74,8 @@ class OwnStream(BaseModel):
     earned_micro: int = Field(description="what the crew earned of it so far, without the hub's fee")
     tariff: TariffOut | None = Field(description="the last one set; null: nothing is paid")
     crew: list[CrewMember] = Field(description="everybody who was ever credited, the most bytes first")
+    refused: str | None = Field(description="why what the encoder sent was refused; null since it is taken")
+    refused_us: int | None
 
 
 class OwnStreams(BaseModel):

@@ -102,8 +102,9 @@ def _listening(profile: Profile, status: dict[str, Any] | None) -> Iterator[Find
         yield Finding("node", State.WARN, "it does not run", "streamrp2p node run")
         yield port_free("port", "", profile.port, advice=advice)
         return
-    listening = status["port"]["listening"]
-    yield Finding("node", State.OK, f"runs on port {listening}, helping {status['viewers']} viewers")
+    listening, viewers = status["port"]["listening"], status["viewers"]
+    helping = f"{viewers} viewer{'' if viewers == 1 else 's'}"
+    yield Finding("node", State.OK, f"runs on port {listening}, helping {helping}")
     own = certificate(
         "own certificate", profile.public_url or "", connect_to=("127.0.0.1", listening), now_s=time.time()
     )

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
@@ -149,12 +150,21 @@ def _page_listener(port: int | None) -> socket.socket | None:
     return None
 
 
+async def _reaches(hub: HubClient, port: int) -> bool:
+    """Whether the hub reaches this node on that port of the address it comes from; False when the hub does not say."""
+    try:
+        return (await hub.check(url=None, port=port)).reachable
+    except HubError:
+        return False
+
+
 class _Node:
     def __init__(
         self, folder: Path, options: Options, key: KeyPair, profile: Profile, hub: HubClient, port: int
     ) -> None:
         self._options, self._profile, self._port = options, profile, port
-        self._ports = PortKeeper(port) if _maps_port(options, profile) else None
+        maps = _maps_port(options, profile)
+        self._ports = PortKeeper(port, reached=partial(_reaches, hub)) if maps else None
         self._gate = TicketGate(key.public_key, public_keys(profile.ticket_keys), hub.ticket_keys)
         self._cache = SegmentCache(hub.segment, max_bytes=options.cache_bytes)
         self._prefetcher = Prefetcher(self._cache)

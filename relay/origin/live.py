@@ -8,6 +8,7 @@ back into the same broadcast; a clean stop ends it at once.
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
@@ -28,6 +29,14 @@ from relay.origin.store import RenditionStore
 from relay.ports import BroadcastGrant, PublishAuthority, StreamGrant
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What an encoder sent could not be taken. Most encoders show their people no more than "disconnected"."""
+
+    reason: str
+    at_us: int
 
 
 class Publisher(Protocol):
@@ -108,6 +117,12 @@ class Live:
             self._on_cut,
         )
         return None
+
+    def refuse(self, publisher: Publisher, reason: str) -> None:
+        """What the publisher sends cannot be taken. Remembered until a segment of the stream is there."""
+        if self.publisher is publisher:
+            self._catalogue.refusals[self.slug] = Refusal(reason, self._now_us())
+        self.leave(publisher, clean=True, reason=reason)
 
     def leave(self, publisher: Publisher, *, clean: bool, reason: str) -> None:
         """The publisher stopped (`clean`) or is lost. Harmless when it has left already."""
@@ -190,6 +205,7 @@ class Live:
         self._catalogue.changed()
 
     def on_listed(self, segment: Segment, packed: Packed) -> None:
+        self._catalogue.refusals.pop(self.slug, None)
         if self._edge is not None:
             self._edge.recorded()
         if self.rendition is not None:
@@ -236,6 +252,7 @@ class Catalogue:
         self._now_us = now_us
         self.lives: dict[str, Live] = {}
         self.renditions: dict[UUID, RenditionStore] = {}
+        self.refusals: dict[str, Refusal] = {}  # by slug
         self.recordings: Recordings | None = None
         if settings.recordings is not None:
             self.recordings = Recordings(

@@ -2,9 +2,10 @@
 
     {folder}/{slug}/{broadcast}/index.m3u8, {sequence}.ts or .m4s, init-{hash}.mp4
 
-Invariant: a playlist names only files that are whole, and gaps (EXT-X-GAP); it has its end (ENDLIST) only while nobody
-writes to it. A disk that is full or slow costs the recording, never the broadcast: `reserve_bytes` of the disk stay
-free for the ledger, what waits to be written is bounded, and what finds no room is a gap.
+Invariant: a playlist names only files that are whole; it has its end (ENDLIST) only while nobody writes to it. A disk
+that is full or slow costs the recording, never the broadcast: `reserve_bytes` of the disk stay free for the ledger,
+what waits to be written is bounded, and what finds no room is left out, behind a discontinuity. (EXT-X-GAP says it
+better, but VLC 3 and GStreamer 1.22 do not know it and end there.)
 
 All files are written by one thread, in order.
 """
@@ -14,7 +15,6 @@ import os
 import shutil
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +30,6 @@ from relay.origin.store import init_name, program_tag, seconds
 log = structlog.get_logger()
 PLAYLIST: Final = "index.m3u8"
 END: Final = "#EXT-X-ENDLIST\n"
-MAX_GAPS: Final = 10_000  # remembered while nothing can be written: hours
 LEFT_ALONE_S: Final = 600.0  # a playlist without an end that nobody has touched for so long is closed
 
 
@@ -157,24 +156,23 @@ class Recording:
         self._extension = extension
         self._folder = recordings.folder / slug / str(broadcast_id)
         self._log = log.bind(slug=slug, broadcast=str(broadcast_id))
-        self._missed: list[Segment] = []  # found no room in the queue
+        self._missed = False  # the last segment found no room in the queue
         # From here on only the writing thread looks.
-        self._gaps: deque[Segment] = deque(maxlen=MAX_GAPS)
+        self._gap = False  # something is left out before the next segment
         self._begun = False
         self._failing = False
         self._init = b""
 
     def add(self, segment: Segment, packed: Packed) -> None:
-        missed = tuple(self._missed)
-        if self._recordings.submit(len(packed.data), lambda: self._write(missed, segment, packed)):
-            self._missed.clear()
+        missed = self._missed
+        if self._recordings.submit(len(packed.data), lambda: self._write(segment, packed, missed=missed)):
+            self._missed = False
             return
-        if not self._missed:
+        if not missed:
             self._log.warning(
                 "recording_behind", reason="the disk is too slow; these segments will be missing"
             )
-        if len(self._missed) < MAX_GAPS:
-            self._missed.append(segment)
+        self._missed = True
 
     def end(self) -> None:
         """The broadcast is over."""
@@ -188,12 +186,12 @@ class Recording:
 
     # --- in the writing thread ---------------------------------------------------------------------------------------
 
-    def _write(self, missed: tuple[Segment, ...], segment: Segment, packed: Packed) -> None:
-        self._gaps.extend(missed)
+    def _write(self, segment: Segment, packed: Packed, *, missed: bool) -> None:
+        self._gap = self._gap or missed
         try:
             self._append(segment, packed)
         except OSError as e:
-            self._gaps.append(segment)
+            self._gap = True
             if not self._failing:
                 self._log.error("recording_stopped", reason=str(e), note="the broadcast goes on")
             self._failing = True
@@ -206,17 +204,15 @@ class Recording:
         self._begin()
         if shutil.disk_usage(self._folder).free - len(packed.data) < self._recordings.reserve_bytes:
             raise OSError(errno.ENOSPC, "the disk is nearly full")
-        entries = [self._entry(gap, "#EXT-X-GAP\n") for gap in self._gaps]
-        head_of_it = ""
+        head_of_it = "#EXT-X-DISCONTINUITY\n" if segment.discontinuity or self._gap else ""
         if packed.init and packed.init != self._init:
             name = f"init-{init_name(packed.init)}.mp4"
             _replace(self._folder / name, packed.init)
-            head_of_it = f'#EXT-X-MAP:URI="{name}"\n'
+            head_of_it += f'#EXT-X-MAP:URI="{name}"\n'
         _replace(self._folder / f"{segment.sequence}.{self._extension}", packed.data)
-        entries.append(self._entry(segment, head_of_it))
-        _append(self._folder / PLAYLIST, "".join(entries).encode())
+        _append(self._folder / PLAYLIST, f"{head_of_it}{self._entry(segment)}".encode())
         self._init = packed.init
-        self._gaps.clear()
+        self._gap = False
 
     def _begin(self) -> None:
         if self._begun:
@@ -227,10 +223,9 @@ class Recording:
         _replace(path, head("EVENT", self._recordings.longest_s) + entries)
         self._begun = True
 
-    def _entry(self, segment: Segment, tags: str) -> str:
-        broken = "#EXT-X-DISCONTINUITY\n" if segment.discontinuity else ""
+    def _entry(self, segment: Segment) -> str:
         extinf = f"#EXTINF:{seconds(segment.duration_us)},\n"
-        return f"{broken}{tags}{program_tag(segment)}{extinf}{segment.sequence}.{self._extension}\n"
+        return f"{program_tag(segment)}{extinf}{segment.sequence}.{self._extension}\n"
 
 
 def _append(path: Path, data: bytes) -> None:

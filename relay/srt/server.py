@@ -81,6 +81,8 @@ class _Encoder:
             reason = str(e)
         except (UnsupportedMedia, BadMedia) as e:
             reason, clean = str(e), True
+            if self._live is not None:
+                self._live.refuse(self, reason)
         finally:
             live, self._live = self._live, None
             if live is not None:

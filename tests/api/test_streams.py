@@ -72,7 +72,12 @@ def test_a_creator_sees_the_money_and_the_crew_of_their_own_streams(client: Test
     assert mine["stream"]["slug"] == "main"
     assert (mine["budget_micro"], mine["earned_micro"], mine["unit"]) == (98_000_000, 2_000_000, "EUR")
     assert mine["crew"] == [{"name": "a friend", "credited_bytes": 246_913_578, "earned_micro": 2_000_000}]
+    assert (mine["refused"], mine["refused_us"]) == (None, None)
+    refused = {"main": ("the audio is Opus; set the encoder to AAC", 7)}
+    object.__setattr__(world.services, "refusal", refused.get)
+    assert [(s["refused"], s["refused_us"]) for s in own(made)] == [refused["main"]]
     (theirs,) = own(other)
+    assert theirs["refused"] is None
     assert (theirs["stream"]["slug"], theirs["earned_micro"], theirs["crew"]) == ("other", 0, [])
     assert client.get("/api/creators/me/streams", headers=world.operator).status_code == 403
 

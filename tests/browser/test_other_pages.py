@@ -100,7 +100,15 @@ def test_a_creator_sees_the_crew_and_the_costs_and_makes_a_new_key(
     key = page.locator(".new-key code", has_text="main_")
     key.wait_for()
     assert streams.check_stream_key(hub.world.ledger, key.inner_text()) is not None
-    # The stream ends, and nobody touches the page.
+    # Nothing of what follows needs a reload.
+    assert page.is_hidden(".refused")
+    reason = "the audio is Opus; set the encoder to AAC"
+    object.__setattr__(hub.world.services, "refusal", {"main": (reason, hub.world.now_us)}.get)
+    page.locator(".refused", has_text=reason).wait_for(timeout=25_000)
+    page.route("**/api/creators/**", lambda route: route.abort())
+    page.locator("#away").wait_for(timeout=25_000)
+    page.unroute_all()
+    page.locator("#away").wait_for(state="hidden", timeout=25_000)
     hub.world.watching.clear()
     end_broadcast(hub.world.ledger, hub.world.broadcast.id, reason="stopped", at_us=hub.world.now_us)
     hub.world.project()
@@ -156,7 +164,7 @@ def test_another_s_token_opens_no_page(page: Page, hub: Hub) -> None:
     token = hub.world.token(Role.FRIEND, uuid4())["Authorization"].removeprefix("Bearer ")
     for path in ("creator", "operator"):
         page.goto(f"{hub.url}/{path}#{token}")
-        page.locator("#message", has_text="this needs the role").wait_for()
+        page.locator("#message", has_text=f"begins with sp2p_{path}_").wait_for()
         assert page.is_hidden("#inside")
 
 

@@ -125,3 +125,31 @@ def test_a_viewer_without_signatures_still_sees_the_stream(browser: Browser, hub
     until(lambda: played_s(page) > 0.5, 15, "the video starts", page)
     assert page.inner_text("#receipts") == "–"
     context.close()
+
+
+def test_a_page_that_waits_says_that_the_hub_is_away_and_goes_on_when_it_is_back(
+    browser: Browser, hub: Hub
+) -> None:
+    context = browser.new_context(viewport=PHONE)
+    page = context.new_page()
+    for path in ("**/live/**", "**/api/**"):
+        page.route(path, lambda route: route.abort())
+    page.goto(f"{hub.url}/watch/main")
+    page.locator("#waiting-title", has_text="The hub does not answer").wait_for(timeout=15_000)
+    assert page.inner_text("#state") == "Reconnecting"
+    page.unroute_all()
+    until(lambda: played_s(page) > 0.5, 25, "the video starts", page)
+    assert page.inner_text("#state") == "Live"
+    assert page.is_hidden("#waiting")
+    context.close()
+
+
+def test_a_page_over_plain_http_from_another_machine_says_who_carries_it(browser: Browser, hub: Hub) -> None:
+    context = browser.new_context(viewport=PHONE)
+    context.add_init_script("delete Crypto.prototype.subtle; delete Crypto.prototype.randomUUID")  # as there
+    page = context.new_page()
+    page.goto(f"{hub.url}/watch/main")
+    until(lambda: played_s(page) > 0.5, 15, "the video starts", page)
+    assert page.inner_text("#receipts") == "–"
+    assert page.inner_text("#carrier") == "Berta's attic"
+    context.close()

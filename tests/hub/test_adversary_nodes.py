@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
@@ -58,6 +59,20 @@ def test_an_address_that_cannot_be_one_is_a_node_that_is_not_reached(url: str) -
     assert pings.reachable([node]) == []
 
 
+def test_a_computer_that_takes_connections_and_answers_nothing_is_left_out_until_it_answers() -> None:
+    node = LiveNode(uuid4(), "", 0)
+    pings = Pings()
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # a stopped process: its kernel goes on
+        node = replace(node, url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        for _ in range(TIMEOUTS):
+            assert pings.reachable([node]) == [node]
+            asyncio.run(pings.ping([node]))
+        assert pings.reachable([node]) == []
+    with serving(lambda connection: connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")) as url:
+        asyncio.run(pings.ping([replace(node, url=url)]))
+    assert pings.reachable([node]) == [node]
+
+
 @pytest.mark.parametrize("url", IMPOSSIBLE)
 def test_a_probe_of_an_address_that_cannot_be_one_is_unreachable(url: str) -> None:
     assert fetch(f"{url}/segments/x/1.ts", b"", deadline_s=3) in [("unreachable", 0), ("slow", 0)]
@@ -103,8 +118,8 @@ def test_every_address_that_a_nodes_name_resolves_to_is_told_once_in_a_while() -
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         named, numbered = (
-            LiveNode(uuid4(), f"http://localhost:{port}", 0),
-            LiveNode(uuid4(), f"http://127.0.0.1:{port}", 0),
+            LiveNode(uuid4(), f"https://localhost:{port}", 0),
+            LiveNode(uuid4(), f"https://127.0.0.1:{port}", 0),
         )
         pings = Pings()
 

@@ -146,6 +146,26 @@ def test_a_router_that_is_not_there_is_no_error() -> None:
     asyncio.run(scenario())
 
 
+def test_nobody_is_sent_to_their_router_when_the_hub_reaches_the_node() -> None:
+    def find() -> Gateway:
+        raise SilentError("this computer has no router on IPv4")
+
+    asked: list[int] = []
+
+    async def reached(port: int) -> bool:
+        asked.append(port)
+        return len(asked) > 1
+
+    async def scenario() -> None:
+        keeper = PortKeeper(8100, find=find, use_upnp=False, reached=reached)
+        await keeper.renew()
+        assert keeper.problem != ""
+        await keeper.renew()
+        assert (keeper.port, keeper.problem, asked) == (8100, "", [8100, 8100])
+
+    asyncio.run(scenario())
+
+
 def test_a_computer_between_two_networks_goes_on() -> None:
     def find() -> Gateway:
         raise OSError(101, "Network is unreachable")

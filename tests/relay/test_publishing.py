@@ -191,6 +191,25 @@ def test_what_cannot_be_carried_is_refused_in_words(tag, words):
     asyncio.run(scenario())
 
 
+def test_why_an_encoder_was_refused_is_remembered_until_one_is_taken(source):
+    async def scenario():
+        async with rig() as r:
+            encoder = await publishing(r)
+            await encoder.send([(8, 0, b"\x90Opus" + bytes(20))])
+            await encoder.closed()
+            refusal = r.origin.refusal("main")
+            assert refusal is not None
+            assert refusal.reason == "the audio is Opus; set the encoder to AAC"
+            encoder = await publishing(r)
+            assert r.origin.refusal("main") == refusal, "it has sent nothing yet"
+            await encoder.send(source)
+            await r.until(lambda: r.authority.published and r.origin.refusal("main") is None)
+            await encoder.stop()
+            assert r.origin.refusal("main") is None, "a stop is no refusal"
+
+    asyncio.run(scenario())
+
+
 def test_a_picture_without_sound_is_carried(source):
     async def scenario():
         async with rig() as r:

@@ -1,10 +1,10 @@
 // The creator's page: the crew that carries them now, the budget, and a new stream key. Kept up to date while it is open.
 
 import { door } from "/static/door.js";
-import { $, ask, bytes, cell, money } from "/static/figures.js";
+import { $, WHEN, ask, bytes, cell, heard, money } from "/static/figures.js";
 import { follow } from "/static/live.js";
 
-const MONEY_MS = 60_000; // settlements are hourly
+const POLL_MS = 15_000; // also tells soon why an encoder is refused: OBS says no more than "disconnected"
 
 async function open(token) {
   const { streams } = await ask("/api/creators/me/streams", token);
@@ -17,13 +17,15 @@ async function open(token) {
     follow(`/api/streams/${slug}/events`, { onEvent: (stream) => showNow(at, stream) });
   }
   setInterval(async () => {
-    const found = await ask("/api/creators/me/streams", token).catch(() => ({ streams: [] }));
-    for (const own of found.streams) {
+    const found = await ask("/api/creators/me/streams", token).catch(() => null);
+    heard(found !== null);
+    for (const own of found?.streams ?? []) {
       const at = sections.get(own.stream.slug);
       if (at) showMoney(at, own);
+      if (at) showRefused(at, own);
       if (at) showNow(at, own.stream); // also where a live connection cannot be held
     }
-  }, MONEY_MS);
+  }, POLL_MS);
 }
 
 function section(own, token) {
@@ -31,6 +33,7 @@ function section(own, token) {
   at.querySelector("h2").textContent = own.stream.slug;
   at.querySelector(".rotate").onclick = () => void rotate(at, own.stream.slug, token);
   showMoney(at, own);
+  showRefused(at, own);
   showNow(at, own.stream);
   return at;
 }
@@ -42,6 +45,14 @@ function showNow(at, stream) {
   at.querySelector(".viewers").textContent = stream.viewers;
   const names = stream.crew.map((node) => `${node.name} (${node.viewers})`);
   at.querySelector(".crew-now").textContent = names.join(", ") || (live ? "the hub alone" : "nobody: you are not live");
+}
+
+function showRefused(at, own) {
+  const panel = at.querySelector(".refused");
+  const text = own.refused ? `What your encoder sent was refused (${WHEN.format(own.refused_us / 1000)}): ${own.refused}.` : "";
+  if (panel.textContent === text) return; // a screen reader says it once
+  panel.textContent = text;
+  panel.hidden = !text;
 }
 
 function showMoney(at, own) {

@@ -2,6 +2,11 @@
 
 import { $ } from "/static/figures.js";
 
+const REFUSED = { // the API's own words for these are for programs
+  401: () => "This token opens nothing. Is all of it here, and is it the newest?",
+  403: (role) => `This token is for another page. Here it takes the one that begins with sp2p_${role}_.`,
+};
+
 /** `open(token)` shows what is behind the door, or throws what to say at it. */
 export function door(role, open) {
   const stored = `streamrp2p.${role}-token`;
@@ -11,8 +16,7 @@ export function door(role, open) {
       await open(token);
       sessionStorage.setItem(stored, token);
     } catch (error) {
-      const unknown = error.status === 401; // the API's own words for it are for programs
-      $("message").textContent = unknown ? "This token opens nothing. Is all of it here, and is it the newest?" : error.message;
+      $("message").textContent = REFUSED[error.status]?.(role) ?? error.message;
     }
   }
 

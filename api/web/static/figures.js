@@ -28,6 +28,11 @@ export function cell(tag, text, className = "") {
   return element;
 }
 
+/** Says that the figures of the page are old, or no longer. */
+export function heard(answered) {
+  if ($("away").hidden !== answered) $("away").hidden = answered;
+}
+
 /** The answer of the API, or an Error with what the hub says is wrong. */
 export async function ask(path, token, options = {}) {
   const headers = { Authorization: `Bearer ${token}`, ...options.headers };

@@ -1,7 +1,7 @@
 // The friend's page: the statement behind their token, kept up to date while it is open. The token stays in this tab.
 
 import { door } from "/static/door.js";
-import { $, WHEN, ask, bytes, cell, money, viewers } from "/static/figures.js";
+import { $, WHEN, ask, bytes, cell, heard, money, viewers } from "/static/figures.js";
 import { follow } from "/static/live.js";
 
 const POLL_MS = 15_000;
@@ -89,6 +89,7 @@ async function open(given) {
 }
 
 async function hear(news) {
+  heard(true);
   show(news);
   showNodes(news.nodes);
   const fresh = unseen(news.reload ? (await load()).lines : news.lines);
@@ -99,6 +100,7 @@ async function hear(news) {
 /** While there is no live connection: a proxy may hold it up, or the hub have too many. */
 async function poll() {
   const statement = await load().catch(() => null);
+  heard(statement !== null);
   if (statement === null) return;
   show(statement);
   $("lines").prepend(...unseen(statement.lines).map(row));

@@ -92,14 +92,47 @@ export function noncePrefixed(nonce, segment) {
 const NAMESPACE = "5e1f0d1e7a535c0e9f43737265616d72";
 
 /** The id by which the hub's API knows the node with this 32-byte public key. */
-export async function nodeId(publicKey) {
+export function nodeId(publicKey) {
   const namespace = Uint8Array.from(NAMESPACE.match(/../g), (byte) => parseInt(byte, 16));
   const name = new TextEncoder().encode(`node:${hex(publicKey)}`);
-  const id = new Uint8Array(await crypto.subtle.digest("SHA-1", concat(namespace, name))).slice(0, 16);
+  const id = sha1(concat(namespace, name)).slice(0, 16);
   id[6] = (id[6] & 0x0f) | 0x50;
   id[8] = (id[8] & 0x3f) | 0x80;
   return hex(id).replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
 }
+
+// RFC 3174. Browsers lock theirs away from pages that came over plain http, and those too say who carries the stream.
+function sha1(bytes) {
+  const padded = new Uint8Array((bytes.length + 72) & ~63);
+  padded.set(bytes);
+  padded[bytes.length] = 0x80;
+  const view = new DataView(padded.buffer);
+  view.setUint32(padded.length - 4, 8 * bytes.length);
+  const left = (word, by) => (word << by) | (word >>> (32 - by));
+  const hash = [0x67452301, 0xefcdab89, 0x98badcfe, 0x10325476, 0xc3d2e1f0];
+  const words = new Int32Array(80);
+  for (let block = 0; block < padded.length; block += 64) {
+    for (let t = 0; t < 16; t++) words[t] = view.getInt32(block + 4 * t);
+    for (let t = 16; t < 80; t++) words[t] = left(words[t - 3] ^ words[t - 8] ^ words[t - 14] ^ words[t - 16], 1);
+    let [a, b, c, d, e] = hash;
+    for (let t = 0; t < 80; t++) {
+      const [mix, constant] = SHA1_ROUNDS[Math.floor(t / 20)];
+      const next = (left(a, 5) + mix(b, c, d) + e + constant + words[t]) | 0;
+      [a, b, c, d, e] = [next, a, left(b, 30), c, d];
+    }
+    [a, b, c, d, e].forEach((word, i) => (hash[i] = (hash[i] + word) | 0));
+  }
+  const out = new DataView(new ArrayBuffer(20));
+  hash.forEach((word, i) => out.setInt32(4 * i, word));
+  return new Uint8Array(out.buffer);
+}
+
+const SHA1_ROUNDS = [
+  [(b, c, d) => (b & c) | (~b & d), 0x5a827999],
+  [(b, c, d) => b ^ c ^ d, 0x6ed9eba1],
+  [(b, c, d) => (b & c) | (b & d) | (c & d), 0x8f1bbcdc],
+  [(b, c, d) => b ^ c ^ d, 0xca62c1d6],
+];
 
 /** The 141 bytes of a receipt's body. `digests` is a Map from sequence to the 32-byte digest of that segment. */
 export async function receiptBody({ hash, counter, baseSequence, digests }) {

@@ -129,7 +129,8 @@ export class ReceiptBook {
       if (entry.hubCounter >= entry.signedCounter) continue;
       entry.hubCounter = entry.signedCounter;
       const blob = new Blob([entry.signed], { type: "application/octet-stream" });
-      if (navigator.sendBeacon?.(this.#hubUrl, blob)) continue;
+      // A beacon to another site takes cookies along, which the hub's answer to everybody ("*") does not allow.
+      if (new URL(this.#hubUrl).origin === location.origin && navigator.sendBeacon?.(this.#hubUrl, blob)) continue;
       void post(this.#hubUrl, entry.signed);
     }
   }
@@ -147,6 +148,7 @@ async function post(url, body) {
       body,
       headers: { "Content-Type": "application/octet-stream" },
       keepalive: true,
+      credentials: "omit",
       signal: AbortSignal.timeout(POST_TIMEOUT_MS),
     });
     return response.ok;

@@ -133,8 +133,7 @@ export class Viewer extends EventTarget {
     const loader = fragmentLoader(this.#health, {
       node: (segment, data) => {
         this.#book?.arrived(segment.ticket, segment.nodeUrl, segment.sequence, data);
-        this.#set({ fromNodes: this.state.fromNodes + 1 });
-        void nodeIdOf(segment.ticket).then((nodeId) => this.#set({ nodeId }));
+        this.#set({ nodeId: nodeIdOf(segment.ticket), fromNodes: this.state.fromNodes + 1 });
       },
       hub: (afterFailure) => {
         const rescued = this.state.rescued + (afterFailure ? 1 : 0);
@@ -242,9 +241,9 @@ export class Viewer extends EventTarget {
   }
 }
 
-async function nodeIdOf(ticketText) {
+function nodeIdOf(ticketText) {
   try {
-    return await nodeId(parseTicket(ticketText).nodeKey);
+    return nodeId(parseTicket(ticketText).nodeKey);
   } catch {
     return null;
   }

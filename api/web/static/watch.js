@@ -4,6 +4,7 @@ import { Viewer } from "./viewer.js";
 
 const POLL_MS = 5_000;
 const POLL_WAITING_MS = 2_500;
+const AWAY_POLLS = 2;
 const POLL_SOON_MS = 500; // somebody the page does not know by name has begun to carry the stream
 
 const slug = document.body.dataset.slug;
@@ -17,6 +18,7 @@ const viewer = new Viewer(video, {
 });
 let timer = null;
 let askedFor = null;
+let unheard = 0; // polls in a row that the hub did not answer
 
 const show = (id, text) => {
   const element = document.getElementById(id);
@@ -27,10 +29,11 @@ function render() {
   const { phase, signing, nodeId, fromNodes, receipts } = viewer.state;
   const live = stream.state === "LIVE";
   document.body.dataset.phase = phase;
-  document.body.dataset.live = String(live && !stream.interrupted);
-  show("state", !live ? "Offline" : stream.interrupted ? "Reconnecting" : "Live");
+  const away = unheard >= AWAY_POLLS && phase !== "playing"; // what plays, plays on from the friends' nodes
+  document.body.dataset.live = String(live && !stream.interrupted && !away);
+  show("state", away || (live && stream.interrupted) ? "Reconnecting" : live ? "Live" : "Offline");
   document.title = document.title.replace(/^(● )?/, live ? "● " : "");
-  renderOverlay(phase, live);
+  renderOverlay(phase, live, away);
   renderCarrier(phase, nodeId);
   show("viewers", String(stream.viewers));
   show("segments", String(fromNodes));
@@ -39,10 +42,13 @@ function render() {
   renderCrew(nodeId);
 }
 
-function renderOverlay(phase, live) {
+function renderOverlay(phase, live, away) {
   // A browser that wants a tap before it plays shows its first picture and its controls.
-  document.getElementById("waiting").hidden = phase === "playing" || (live && video.readyState >= 2);
-  if (!live) {
+  document.getElementById("waiting").hidden = phase === "playing" || (live && !away && video.readyState >= 2);
+  if (away) {
+    show("waiting-title", "The hub does not answer");
+    show("waiting-text", "It goes on by itself when the hub is back.");
+  } else if (!live) {
     show("waiting-title", `${slug} is not live right now`);
     show("waiting-text", "Stay here: this page starts playing by itself.");
   } else if (stream.interrupted) {
@@ -87,6 +93,7 @@ function schedule(ms) {
 async function poll() {
   try {
     const response = await fetch(`/api/streams/${slug}`, { signal: AbortSignal.timeout(POLL_MS) });
+    unheard = 0;
     if (response.ok) {
       stream = await response.json();
       for (const node of stream.crew) names.set(node.node_id, node.name);
@@ -94,7 +101,8 @@ async function poll() {
       render();
     }
   } catch {
-    // The hub is away: the picture goes on from the friends' nodes, the next poll tells more.
+    unheard += 1; // the picture goes on from the friends' nodes, the next poll tells more
+    render();
   }
   schedule(viewer.state.phase === "playing" ? POLL_MS : POLL_WAITING_MS);
 }

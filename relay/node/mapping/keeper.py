@@ -6,7 +6,7 @@ node's own otherwise. Never more than one lease; it is renewed at half its life 
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Final
@@ -24,6 +24,10 @@ MIN_RENEW_S: Final = 30.0
 CLOSE_S: Final = 3.0
 
 
+async def _unknown(_port: int) -> bool:
+    return False
+
+
 class PortKeeper:
     """For one event loop. `find` is asked anew each time: a laptop changes networks."""
 
@@ -34,10 +38,13 @@ class PortKeeper:
         find: Callable[[], Gateway] = lambda: find_gateway(pcp.PORT),
         use_upnp: bool = True,
         nonce: bytes | None = None,
+        reached: Callable[[int], Awaitable[bool]] = _unknown,
     ) -> None:
+        """`reached`: whether the hub reaches this node on that port, router or no router. Raises nothing."""
         self._internal = port
         self._find = find
         self._use_upnp = use_upnp
+        self._reached = reached
         self._nonce = nonce or secrets.token_bytes(pcp.NONCE_BYTES)
         self._told = ""
         self.lease: Lease | None = None
@@ -68,6 +75,8 @@ class PortKeeper:
             self.problem = f"{e}: forward TCP port {self._internal} to this computer in your router by hand"
         else:
             self.problem = "" if self.lease.reachable else _behind(self.lease)
+        if self.problem and await self._reached(self.port):
+            self.problem = ""  # a server, or a hub in the same network: there is nothing to do
         self._tell()
 
     async def _ask(self, lifetime_s: int) -> Lease:

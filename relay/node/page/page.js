@@ -9,7 +9,7 @@ function bytes(count) {
   const units = ["B", "kB", "MB", "GB", "TB"];
   let at = 0;
   while (count >= 1000 && at < units.length - 1) { count /= 1000; at += 1; }
-  return `${at ? count.toFixed(count < 10 ? 2 : 1) : count} ${units[at]}`;
+  return `${at ? count.toFixed(count < 10 ? 2 : 1) : count}\u00a0${units[at]}`;
 }
 
 // Money is shown to the last micro-unit, from integers only.
@@ -57,6 +57,7 @@ function render(status) {
 
 function complain(text) {
   const problem = document.getElementById("problem");
+  if (problem.textContent === text) return; // a screen reader says it once
   problem.textContent = text;
   problem.hidden = !text;
 }
