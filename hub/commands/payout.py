@@ -34,6 +34,7 @@ from hub.rails import (
     make_evm_key,
     open_evm,
     open_rail,
+    payouts_folder,
     terms,
 )
 from hub.settings import Settings, load_settings
@@ -42,6 +43,7 @@ from ledger.application import NotFound
 from ledger.money import decimal_text
 from ledger.rails import Outcome, Rail
 from ledger.rails.bank_account import BankAccount, BankAccountError
+from ledger.rails.given import given
 from ledger.rails.pain001 import Pain001Rail
 from ledger.rails.pain002 import MAX_REPORT_BYTES, read_report
 from ledger.services import crew, payouts
@@ -132,7 +134,12 @@ def cancel(
     """Drop a payout that has not begun. Its money is available as before."""
     with console() as at:
         payout = payouts.cancel(
-            at.ledger, _payout(at, batch).id, reason=reason, at_us=now_us(), dry_run=dry_run
+            at.ledger,
+            _payout(at, batch).id,
+            reason=reason,
+            at_us=now_us(),
+            given=given(payouts_folder(at.settings)),
+            dry_run=dry_run,
         )
         _print_state(payout, dry_run=dry_run, as_json=as_json)
 
@@ -156,7 +163,13 @@ def run(
         debtor = _bank_account(from_account) if from_account else None
         with open_rail(at.settings, payout, debtor=debtor, from_nonce=from_nonce) as rail:
             results = payouts.run(
-                at.ledger, rail, payout.id, destinations=destinations, at_us=now_us(), dry_run=dry_run
+                at.ledger,
+                rail,
+                payout.id,
+                destinations=destinations,
+                at_us=now_us(),
+                given=given(payouts_folder(at.settings)),
+                dry_run=dry_run,
             )
             if isinstance(rail, Pain001Rail) and not dry_run:
                 rail.seal()

@@ -5,7 +5,7 @@ its attempt recorded in one save before the rail is called; what the rail answer
 save after it. Whoever comes next finds in the log how far the line came, and asks the rail about its key.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -18,7 +18,8 @@ from ledger.aggregates.payout import IN_FLIGHT, MAX_LINES, Line, LineState, Payo
 from ledger.application import Conflict, Ledger, NotFound
 from ledger.events import PayoutLine
 from ledger.ids import BOOK_ID
-from ledger.rails import Answer, Outcome, Payment, Rail
+from ledger.rails import Answer, OtherPayment, Outcome, Payment, Rail
+from ledger.rails.given import NOTHING, Given, kind_of
 from ledger.services import crew
 from ledger.services.destinations import Destination
 from ledger.services.retry import until_saved
@@ -28,6 +29,18 @@ log = structlog.get_logger()
 OVERPAID: Final = (
     "overpaid"  # the rail paid what it had called failed, and the money has been paid out again since
 )
+
+
+class LostPayments(Exception):
+    """Payments were given to a rail that the ledger knows nothing of."""
+
+    exit_code = 5
+
+    def __init__(self, batch_id: UUID, kind: str, what: str) -> None:
+        super().__init__(
+            f"the payment files hold {what} of payout {batch_id} ({kind}), and the ledger knows nothing of that: the "
+            f"database is older than what was paid. Restore a newer one; docs/operators.md, Backup, if there is none"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +147,25 @@ def approve(ledger: Ledger, batch_id: UUID, *, operator: str, at_us: int, dry_ru
     return until_saved(attempt)
 
 
-def cancel(ledger: Ledger, batch_id: UUID, *, reason: str, at_us: int, dry_run: bool = False) -> Payout:
-    """Only before the first attempt."""
+def cancel(
+    ledger: Ledger,
+    batch_id: UUID,
+    *,
+    reason: str,
+    at_us: int,
+    given: Given = NOTHING,
+    dry_run: bool = False,
+) -> Payout:
+    """Only before the first attempt. `given`: what rails were given, read before the call.
+
+    Raises LostPayments when that is something of this payout: cancelled, its money would leave again.
+    """
 
     def attempt() -> Payout:
         payout = ledger.load(Payout, batch_id)
+        if not any(line.attempt for line in payout.lines.values()):
+            for kind, lines in given.get(batch_id, {}).items():
+                raise LostPayments(batch_id, kind, _lines_text(lines))
         payout.cancel(reason=reason, at_us=at_us)
         if not dry_run:
             ledger.save(payout)
@@ -210,28 +237,75 @@ def run(
     *,
     destinations: Mapping[UUID, Destination],
     at_us: int,
+    given: Given = NOTHING,
     dry_run: bool = False,
 ) -> list[LineResult]:
     """Pay every line of an approved batch that is not paid yet; start again after a crash to resume.
 
     Lines whose outcome is unknown are left alone: `reconcile` asks the rail about them. Payouts are numbered, so a
     database from an older backup gives the numbers of lost ones again: what the rail knows already, and the ledger does
-    not, is shown to it before anything is recorded. Raises DomainError, and what the rail raises: OtherPayment, and in
-    `prepare`, before anything new is reserved; later the line stays as recorded.
+    not, is shown to it before anything is recorded. `given` is what all rails were given, read before the call.
+    Raises DomainError, LostPayments for what was given and is in no payout, and what the rail raises: OtherPayment, and
+    in `prepare`, before anything new is reserved; later the line stays as recorded.
     """
     payout = _load_for(ledger, rail, batch_id)
+    _refuse_lost(ledger, payout, given)
     if not payout.approved_by or payout.cancelled:
         raise DomainError(f"the payout is {payout.state}: only an approved one is run")
     if dry_run:
         return [_preview(line, destinations) for line in payout.lines.values()]
     unit, new = crew.crew(ledger).unit, to_submit(payout, destinations)
-    for line in new:
+    for line in payout.lines.values():
         key = payout.key(line.planned.line)
-        destination = _committed(line, destinations)
-        if destination is not None and rail.look_up(key).outcome is not Outcome.ABSENT:
-            rail.submit(_payment(key, line, unit, destination))
+        if line.state is LineState.PLANNED and rail.look_up(key).outcome is not Outcome.ABSENT:
+            _show_again(ledger, rail, payout, line, destinations, unit)
     rail.prepare([line.planned.amount_micro for line in new])
     return [_run_line(ledger, rail, batch_id, n, destinations, unit, at_us) for n in sorted(payout.lines)]
+
+
+def _refuse_lost(ledger: Ledger, payout: Payout, given: Given) -> None:
+    for batch_id, kinds in given.items():
+        for kind, lines in kinds.items():
+            if batch_id == payout.id:
+                strange = lines if kind != kind_of(payout.rail) else lines - payout.lines.keys()
+            else:
+                strange = lines if _unknown(ledger, batch_id) else frozenset()
+            if strange:
+                raise LostPayments(batch_id, kind, _lines_text(strange))
+
+
+def _unknown(ledger: Ledger, batch_id: UUID) -> bool:
+    try:
+        ledger.load(Payout, batch_id)
+    except NotFound:
+        return True
+    return False
+
+
+def _lines_text(lines: Iterable[int]) -> str:
+    return f"line{'s' if len(found := sorted(lines)) > 1 else ''} {', '.join(map(str, found))}"
+
+
+def _show_again(
+    ledger: Ledger,
+    rail: Rail,
+    payout: Payout,
+    line: Line,
+    destinations: Mapping[UUID, Destination],
+    unit: str,
+) -> None:
+    """The rail knows a line of which nothing is recorded. Raises OtherPayment unless it is the very same payment."""
+    number, destination = line.planned.line, _committed(line, destinations)
+    if destination is not None:
+        rail.submit(_payment(payout.key(number), line, unit, destination))
+    book = ledger.load_or_new(Book, BOOK_ID)
+    if _fault(book, line, destinations) and not _begun_meanwhile(ledger, payout.id, number):
+        raise OtherPayment(payout.key(number))  # it would fail, and its money be paid by the next payout
+
+
+def _begun_meanwhile(ledger: Ledger, batch_id: UUID, number: int) -> bool:
+    """By another run: whoever gives a line to a rail has recorded it before."""
+    return ledger.load(Payout, batch_id).lines[number].state is not LineState.PLANNED
 
 
 def to_submit(payout: Payout, destinations: Mapping[UUID, Destination]) -> list[Line]:
