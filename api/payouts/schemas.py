@@ -25,7 +25,10 @@ class PlannedLine(BaseModel):
 class WaitingAmount(BaseModel):
     friend_id: UUID
     amount_micro: int
-    reason: str = Field(description="below_threshold, no_destination, in_open_payout or batch_limit")
+    reason: str = Field(
+        description="below_threshold, below_smallest (of what the rail can pay), no_destination, in_open_payout, "
+        "batch_limit or day_limit"
+    )
 
 
 class PayoutPlan(BaseModel):

@@ -61,6 +61,8 @@ WAITING = {
     "below_threshold": "less than {threshold}, see payout_threshold_micro in: streamrp2p crew show",
     "no_destination": "say where to pay: streamrp2p payout destination {friend} WHERE",
     "in_open_payout": "in a payout that is not over: streamrp2p payout show",
+    "below_smallest": "less than the smallest amount that this rail can pay",
+    "day_limit": "more than may be paid in a day, see payout_day_max_micro in: streamrp2p crew show",
     "batch_limit": "more than one payout may be, see payout_batch_max_micro in: streamrp2p crew show",
 }
 

@@ -49,7 +49,9 @@ class Waiting:
 
     friend_id: UUID
     amount_micro: int
-    reason: str  # "below_threshold" | "no_destination" | "in_open_payout" | "batch_limit"
+    # "below_threshold" | "below_smallest" (of what the rail can pay) | "no_destination" | "in_open_payout" |
+    # "batch_limit" | "day_limit"
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,24 +101,32 @@ def plan(
 
     `destinations` are the commitments of those who said where to pay. Amounts are whole multiples of `quantum_micro`;
     the rest stays available. A batch has up to MAX_LINES lines and pays no more than the crew's limit; all that are
-    needed are planned at once. Who is in another open batch waits for that one; raises DomainError when only such
-    friends are left.
+    needed are planned at once. What alone is more than a batch or a day may be waits. Who is in another open batch
+    waits for that one; raises DomainError when only such friends are left.
     """
 
     def attempt() -> Plan:
         earlier = batches(ledger)
-        limit_micro = crew.settings(ledger).payout_batch_max_micro
+        limits = crew.settings(ledger)
         chosen, waiting = _choose(
             ledger.load_or_new(Book, BOOK_ID), threshold_micro, destinations, _still_to_pay(earlier)
         )
-        chosen = [(f, a - a % quantum_micro) for f, a in chosen if a >= quantum_micro]
-        cut, too_much = _cut(chosen, limit_micro)
-        if not cut:
+        fits: list[tuple[UUID, int]] = []
+        for friend_id, available_micro in chosen:
+            amount_micro = available_micro - available_micro % quantum_micro
+            if not amount_micro:
+                waiting.append(Waiting(friend_id, available_micro, "below_smallest"))
+            elif amount_micro > limits.payout_batch_max_micro:
+                waiting.append(Waiting(friend_id, amount_micro, "batch_limit"))
+            elif amount_micro > limits.payout_day_max_micro:
+                waiting.append(Waiting(friend_id, amount_micro, "day_limit"))
+            else:
+                fits.append((friend_id, amount_micro))
+        if not fits:
             _refuse_overlap(waiting)
-        waiting += [Waiting(friend_id, amount, "batch_limit") for friend_id, amount in too_much]
         made: list[Plan] = []
         payouts: list[Payout] = []
-        for number, part in enumerate(cut, len(earlier) + 1):
+        for number, part in enumerate(_cut(fits, limits.payout_batch_max_micro), len(earlier) + 1):
             lines = tuple(
                 PayoutLine(n, friend_id, amount, destinations[friend_id])
                 for n, (friend_id, amount) in enumerate(part, 1)
@@ -191,23 +201,17 @@ def _choose(
     return chosen, waiting
 
 
-def _cut(
-    chosen: list[tuple[UUID, int]], limit_micro: int
-) -> tuple[list[list[tuple[UUID, int]]], list[tuple[UUID, int]]]:
-    """Batches of at most MAX_LINES lines and `limit_micro` each, and those who alone are more than that."""
+def _cut(chosen: list[tuple[UUID, int]], limit_micro: int) -> list[list[tuple[UUID, int]]]:
+    """Batches of at most MAX_LINES lines and `limit_micro` each; nobody alone is more than that."""
     batches_: list[list[tuple[UUID, int]]] = []
-    too_much: list[tuple[UUID, int]] = []
     left_micro = -1
     for friend_id, amount_micro in chosen:
-        if amount_micro > limit_micro:
-            too_much.append((friend_id, amount_micro))
-            continue
         if amount_micro > left_micro or len(batches_[-1]) == MAX_LINES:
             batches_.append([])
             left_micro = limit_micro
         batches_[-1].append((friend_id, amount_micro))
         left_micro -= amount_micro
-    return batches_, too_much
+    return batches_
 
 
 def _still_to_pay(earlier: list[Payout]) -> set[UUID]:
