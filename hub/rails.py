@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from hub.bootstrap import now_us
 from hub.settings import PREFIX, Settings, SettingsError
 from ledger.aggregates.payout import Payout
 from ledger.rails import Rail, pain001
@@ -71,7 +72,7 @@ def open_rail(
         with open_evm(settings, from_nonce=from_nonce) as rail:
             yield rail
     elif payout.rail == pain001.NAME:
-        yield Pain001Rail(folder, str(payout.id), debtor=debtor, created_us=payout.planned_us)
+        yield Pain001Rail(folder, str(payout.id), debtor=debtor, created_us=now_us())
     elif payout.rail == "csv":
         yield CsvRail(_csv_path(settings, payout))
     else:

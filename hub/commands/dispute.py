@@ -42,17 +42,13 @@ def open_(
 
 
 @app.command()
-def uphold(
-    number: int, reason: str = REASON, dry_run: bool = DRY_RUN, as_json: bool = JSON
-) -> None:
+def uphold(number: int, reason: str = REASON, dry_run: bool = DRY_RUN, as_json: bool = JSON) -> None:
     """The line is void: its amount goes back to the stream's budget."""
     _decide(number, reason, as_json, uphold=True, dry_run=dry_run)
 
 
 @app.command()
-def reject(
-    number: int, reason: str = REASON, dry_run: bool = DRY_RUN, as_json: bool = JSON
-) -> None:
+def reject(number: int, reason: str = REASON, dry_run: bool = DRY_RUN, as_json: bool = JSON) -> None:
     """The line holds: its amount is released."""
     _decide(number, reason, as_json, uphold=False, dry_run=dry_run)
 

@@ -44,8 +44,8 @@ from ledger.money import decimal_text
 from ledger.rails import Outcome, Rail
 from ledger.rails.bank_account import BankAccount, BankAccountError
 from ledger.rails.given import given
-from ledger.rails.pain001 import Pain001Rail
-from ledger.rails.pain002 import MAX_REPORT_BYTES, read_report
+from ledger.rails.pain001 import BankAnswerError, Pain001Rail
+from ledger.rails.pain002 import MAX_REPORT_BYTES, StatusReportError, read_report
 from ledger.services import crew, payouts
 from ledger.services.destinations import SALT_BYTES, Destination, load_destinations, set_destination
 from ledger.store.database import connect
@@ -190,6 +190,7 @@ def reconcile(
     as_json: bool = JSON,
 ) -> None:
     """Ask the rail what became of each line that is not confirmed. Pays nothing."""
+    refuted = False
     with console() as at:
         payout = _payout(at, batch)
         with open_rail(at.settings, payout) as rail:
@@ -198,9 +199,15 @@ def reconcile(
                     raise typer.BadParameter(f"{payout.rail} knows by itself what it paid")
                 told = _told(rail, payout, status, paid, refused)
                 for key, (outcome, reference) in told.items() if not dry_run else ():
-                    rail.record(key, outcome, reference)
+                    try:
+                        rail.record(key, outcome, reference)
+                    except BankAnswerError as error:  # the others are taken all the same
+                        refuted = True
+                        typer.echo(f"streamrp2p: {error}", err=True)
             results = payouts.reconcile(at.ledger, rail, payout.id, at_us=now_us(), dry_run=dry_run)
             _print_results(at, payout, rail, results, dry_run=dry_run, as_json=as_json)
+    if refuted:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -365,9 +372,9 @@ def _told(
     told: dict[str, tuple[Outcome, str]] = {}
     if status is not None:
         with status.open("rb") as file:
-            report = read_report(file.read(MAX_REPORT_BYTES + 1))
-        keys = rail.keys()
-        told |= {keys[name]: answer for name, answer in report.items() if name in keys}
+            told |= rail.told(read_report(file.read(MAX_REPORT_BYTES + 1)))
+        if not told:
+            raise StatusReportError(f"{status} has no final status of a payment of this payout")
     for numbers, outcome in ((paid, Outcome.CONFIRMED), (refused, Outcome.FAILED)):
         for number in numbers:
             if number not in payout.lines:
