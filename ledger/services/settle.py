@@ -62,7 +62,16 @@ def draft(index: CreditIndex, book: Book, *, epoch: int, log_to: int) -> list[Pa
     streams = {credit.stream_id for credit in credits}
     tariffs = {s: tariff for s in streams if (tariff := book.tariff(s, epoch)) is not None}
     budgets = {s: book.budget(s) for s in streams}
-    return pages(settle(credits, tariffs, budgets, floor_most_bp=index.settings(log_to).floor_most_bp))
+    rules = index.settings(log_to)
+    return pages(
+        settle(
+            credits,
+            tariffs,
+            budgets,
+            floor_most_bp=rules.floor_most_bp,
+            to_the_byte=bool(rules.rate_to_the_byte),
+        )
+    )
 
 
 @contextmanager
