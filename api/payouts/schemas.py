@@ -13,7 +13,7 @@ class PlanPayout(BaseModel):
 
     rail: Literal["csv", "pain.001"] = "csv"
     threshold_micro: AmountMicro | None = Field(None, description="null: the crew's setting")
-    dry_run: bool = False
+    dry_run: Annotated[bool, Field(strict=True)] = False
 
 
 class PlannedLine(BaseModel):

@@ -327,7 +327,7 @@ def _batch_id(text: str) -> UUID:
 
 def _payout(at: Console, text: str) -> Payout:
     try:
-        return at.ledger.load(Payout, _batch_id(text))
+        return payouts.load(at.ledger, _batch_id(text))
     except NotFound:
         raise NotFound(f"there is no payout {text}; all of them: streamrp2p payout show") from None
 

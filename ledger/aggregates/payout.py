@@ -29,6 +29,10 @@ MAX_NAME_CHARS: Final = 100
 MAX_LINES: Final = 500  # of about 90 bytes, in one event of at most 65,535
 
 
+class NoPayoutError(TypeError):
+    """The events of this id are those of something else."""
+
+
 def payout_id(number: int) -> UUID:
     """Batches are numbered 1, 2, ...: two plans made at once want the same id, and one of them loses."""
     return uuid5(BOOK_ID, f"payout:{number}")
@@ -174,7 +178,7 @@ class Payout(Aggregate):
             case PayoutResolved():
                 self._apply_resolved(event)
             case _:
-                raise TypeError(type(event).__name__)
+                raise NoPayoutError(type(event).__name__)
 
     def _apply_planned(self, event: PayoutPlanned) -> None:
         numbers = [planned.line for planned in event.lines]

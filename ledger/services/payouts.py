@@ -14,7 +14,15 @@ import structlog
 
 from ledger.aggregates.base import DomainError
 from ledger.aggregates.book import Book
-from ledger.aggregates.payout import IN_FLIGHT, MAX_LINES, Line, LineState, Payout, payout_id
+from ledger.aggregates.payout import (
+    IN_FLIGHT,
+    MAX_LINES,
+    Line,
+    LineState,
+    NoPayoutError,
+    Payout,
+    payout_id,
+)
 from ledger.application import Conflict, Ledger, NotFound
 from ledger.events import PayoutLine
 from ledger.ids import BOOK_ID
@@ -74,6 +82,14 @@ class LineResult:
 
 
 # --- plan, approve, cancel
+
+
+def load(ledger: Ledger, batch_id: UUID) -> Payout:
+    """Raises NotFound, also for the id of something else."""
+    try:
+        return ledger.load(Payout, batch_id)
+    except NoPayoutError:
+        raise NotFound(f"no payout {batch_id}") from None
 
 
 def batches(ledger: Ledger) -> list[Payout]:
@@ -147,7 +163,7 @@ def approve(ledger: Ledger, batch_id: UUID, *, operator: str, at_us: int, dry_ru
     """Raises DomainError when the crew's rules ask for another operator than the one who planned it."""
 
     def attempt() -> Payout:
-        payout = ledger.load(Payout, batch_id)
+        payout = load(ledger, batch_id)
         above_micro = crew.settings(ledger).payout_second_above_micro
         payout.approve(operator=operator, at_us=at_us, second_above_micro=above_micro)
         if not dry_run:
@@ -172,7 +188,7 @@ def cancel(
     """
 
     def attempt() -> Payout:
-        payout = ledger.load(Payout, batch_id)
+        payout = load(ledger, batch_id)
         if not any(line.attempt for line in payout.lines.values()):
             for kind, lines in given.get(batch_id, {}).items():
                 raise LostPayments(batch_id, kind, _lines_text(lines))
@@ -280,7 +296,7 @@ def _refuse_lost(ledger: Ledger, payout: Payout, given: Given) -> None:
 
 def _unknown(ledger: Ledger, batch_id: UUID) -> bool:
     try:
-        ledger.load(Payout, batch_id)
+        load(ledger, batch_id)
     except NotFound:
         return True
     return False
@@ -309,7 +325,7 @@ def _show_again(
 
 def _begun_meanwhile(ledger: Ledger, batch_id: UUID, number: int) -> bool:
     """By another run: whoever gives a line to a rail has recorded it before."""
-    return ledger.load(Payout, batch_id).lines[number].state is not LineState.PLANNED
+    return load(ledger, batch_id).lines[number].state is not LineState.PLANNED
 
 
 def to_submit(payout: Payout, destinations: Mapping[UUID, Destination]) -> list[Line]:
@@ -449,7 +465,7 @@ def reconcile(
 
 def _release(ledger: Ledger, batch_id: UUID, number: int, at_us: int, *, dry_run: bool) -> LineResult:
     def attempt() -> LineResult:
-        payout = ledger.load(Payout, batch_id)
+        payout = load(ledger, batch_id)
         if payout.lines[number].state is LineState.UNKNOWN:
             payout.attempt(number, at_us=at_us)
             if not dry_run:
@@ -463,7 +479,7 @@ def _release(ledger: Ledger, batch_id: UUID, number: int, at_us: int, *, dry_run
 
 
 def _load_for(ledger: Ledger, rail: Rail, batch_id: UUID) -> Payout:
-    payout = ledger.load(Payout, batch_id)
+    payout = load(ledger, batch_id)
     if payout.rail != rail.name:
         raise DomainError(f"the payout is planned for {payout.rail}, not for {rail.name}")
     return payout
@@ -474,7 +490,7 @@ def _load_both(ledger: Ledger, batch_id: UUID, number: int) -> tuple[Payout, Boo
 
     Raises Conflict when another run saved both between the two loads: decide again.
     """
-    payout, book = ledger.load(Payout, batch_id), ledger.load_or_new(Book, BOOK_ID)
+    payout, book = load(ledger, batch_id), ledger.load_or_new(Book, BOOK_ID)
     if (payout.lines[number].state in IN_FLIGHT) != ((batch_id, number) in book.reservations):
         raise Conflict("another run is at work on this payout line")
     return payout, book
