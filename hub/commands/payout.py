@@ -204,6 +204,9 @@ def reconcile(
                     except BankAnswerError as error:  # the others are taken all the same
                         refuted = True
                         typer.echo(f"streamrp2p: {error}", err=True)
+            if isinstance(rail, Pain001Rail) and (lines := rail.unsealed()):
+                more = f"{lines} of its payments are in no file for the bank yet: run the payout again"
+                typer.echo(f"streamrp2p: {more}", err=True)
             results = payouts.reconcile(at.ledger, rail, payout.id, at_us=now_us(), dry_run=dry_run)
             _print_results(at, payout, rail, results, dry_run=dry_run, as_json=as_json)
     if refuted:

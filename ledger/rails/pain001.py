@@ -112,6 +112,11 @@ class Pain001Rail:
             write_once(path, _document(self._message_id(number), created_us, rows))
             return path
 
+    def unsealed(self) -> int:
+        """How many collected payments are in no file yet: a run died before its end."""
+        sealed = len(self.files())
+        return sum(int(row["file"]) > sealed for row in self._collected.all().values())
+
     def files(self) -> list[Path]:
         """The files for the bank, oldest first."""
         found: list[Path] = []

@@ -260,6 +260,18 @@ def test_a_written_file_never_changes_and_later_payments_get_their_own(tmp_path:
         make(tmp_path / "new", None).submit(payment(3))
 
 
+def test_what_a_run_that_died_has_put_in_no_file_is_counted(tmp_path: Path) -> None:
+    rail = make(tmp_path)
+    assert rail.unsealed() == 0
+    rail.submit(payment(1))
+    rail.seal()
+    rail.submit(payment(2))
+    rail.submit(payment(3))
+    assert make(tmp_path).unsealed() == 2
+    make(tmp_path).seal()
+    assert rail.unsealed() == 0
+
+
 def test_a_line_torn_at_any_byte_is_collected_again(tmp_path: Path) -> None:
     rail = make(tmp_path)
     rail.submit(payment(1))
