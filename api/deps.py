@@ -19,6 +19,7 @@ from api.problems import Problem, ProblemType
 from api.ratelimit import RateLimiter
 from api.replays import Replays
 from ledger.application import Ledger
+from ledger.rails.given import Given
 from ledger.services.delivery import DeliveryDesk
 from projections.queries import Queries
 
@@ -68,6 +69,7 @@ class Services:
     )  # slug -> why what its encoder sent was refused, and when (Unix us); None: it is taken
     replays: Replays = field(default_factory=Replays)
     levels: Levels = field(default_factory=Levels)
+    given: Callable[[], Given] = field(default=dict)  # what rails were given, by payout
     troubles: Callable[[], list[str]] = field(
         default=list
     )  # duties of the hub that fail until somebody looks

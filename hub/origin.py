@@ -38,6 +38,7 @@ from hub.keystore import KeyStore
 from hub.leaving import leave
 from hub.logs import configure_logging
 from hub.pings import Pings
+from hub.rails import payouts_folder
 from hub.settings import Settings, load_settings, ports_of
 from hub.steering import NEW_HEALTH, OBSERVE_AFTER_S, LedgerSteering, LiveNode
 from hub.troubles import TROUBLES_FOLDER, Troubles
@@ -45,6 +46,7 @@ from ledger.aggregates.broadcast import Broadcast
 from ledger.aggregates.node import Node
 from ledger.application import Ledger
 from ledger.ids import ordered_id
+from ledger.rails.given import given
 from ledger.services.broadcasts import end_broadcast
 from ledger.services.delivery import DeliveryDesk
 from ledger.services.nodes import prefix_commitment, see_at
@@ -150,6 +152,7 @@ class OriginProcess:
                 commit_network=self._commit_network,
                 ingest_ready=lambda: self._rtmp_ready,
                 refusal=self._refusal,
+                given=lambda: given(payouts_folder(settings)),
                 troubles=Troubles(settings.data_dir / TROUBLES_FOLDER).now,
                 overdue=Heartbeats(settings.data_dir / HEARTBEATS_FOLDER).overdue,
             )

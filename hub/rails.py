@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from hub.bootstrap import now_us
 from hub.settings import PREFIX, Settings, SettingsError
 from ledger.aggregates.payout import Payout
 from ledger.rails import Rail, pain001
 from ledger.rails.bank_account import BankAccount
 from ledger.rails.csv_file import CsvRail
+from ledger.rails.given import EVM_JOURNAL
 from ledger.rails.pain001 import Pain001Rail
 
 if TYPE_CHECKING:
@@ -65,12 +67,12 @@ def open_rail(
     from_nonce: int | None = None,
 ) -> Iterator[Rail]:
     """The rail that the payout was planned for. Raises SettingsError."""
-    folder = settings.data_dir / "payouts"
+    folder = payouts_folder(settings)
     if is_evm(payout):
         with open_evm(settings, from_nonce=from_nonce) as rail:
             yield rail
     elif payout.rail == pain001.NAME:
-        yield Pain001Rail(folder, str(payout.id), debtor=debtor, created_us=payout.planned_us)
+        yield Pain001Rail(folder, str(payout.id), debtor=debtor, created_us=now_us())
     elif payout.rail == "csv":
         yield CsvRail(_csv_path(settings, payout))
     else:
@@ -173,7 +175,11 @@ def check_destination(text: str) -> None:
 
 def evm_journal(settings: Settings) -> Path:
     """One for all payouts and accounts: it is what keeps a nonce from being used twice."""
-    return settings.data_dir / "payouts" / "evm.journal"
+    return payouts_folder(settings) / EVM_JOURNAL
+
+
+def payouts_folder(settings: Settings) -> Path:
+    return settings.data_dir / "payouts"
 
 
 def files_of(settings: Settings, payout: Payout, rail: Rail) -> list[Path]:
@@ -185,7 +191,7 @@ def files_of(settings: Settings, payout: Payout, rail: Rail) -> list[Path]:
 
 def _csv_path(settings: Settings, payout: Payout) -> Path:
     """One file a payout, so that it can be handed over as a whole."""
-    return settings.data_dir / "payouts" / f"{payout.id}.csv"
+    return payouts_folder(settings) / f"{payout.id}.csv"
 
 
 def _missing(name: str) -> SettingsError:

@@ -20,7 +20,6 @@ from psycopg.rows import TupleRow
 from ledger.aggregates.base import Aggregate
 from ledger.aggregates.book import Book
 from ledger.events import Event, UnknownEventError, decode, happened_us
-from ledger.money import EXTERNAL
 from ledger.store.cache import AggregateCache
 from ledger.store.database import Datastore
 from ledger.store.factory import Store
@@ -40,8 +39,8 @@ _FALLBACK_POLL_S: Final = 1.0
 
 
 def _balanced(book: Any) -> bool:
-    amounts: dict[str, int] = book.accounts
-    return sum(amounts.values()) == 0 and all(a >= 0 for name, a in amounts.items() if name != EXTERNAL)
+    found: bool = book.adds_up()
+    return found
 
 
 # Aggregates that live as long as the crew, with what must hold of one that was kept. The others are short.

@@ -3,7 +3,8 @@
 A node and viewers who collude can sign for bytes that were never sent; for more than its line holds they are not paid.
 Invariants: the bound of an hour depends on the log before `position` alone and only grows with it, so that a probe more
 never takes anything from anybody; of one hour no more is ever paid, in however many settlements; and what is over is
-taken from all credits of the hour in proportion, so that no order of receipts matters.
+taken from all credits of the hour in proportion, so that no order of receipts matters. Bytes are split to the byte and
+units rounded down, so that what is within the rate may be bytes without a whole segment.
 
 What a probe measures is a share of the line: of n transfers at a time it gets one part in n + 1. `node_rate_factor`
 makes up for that, and the best of a day's probes counts, so that a line that is never idle is not taken for a slow one.

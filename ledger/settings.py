@@ -29,6 +29,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         4  # a node carries at most so many times what probes measured of its line; 0: no bound
     )
     node_rate_floor: int = 5_000_000  # bytes a second that every node is believed to carry
+    rate_to_the_byte: int = (
+        1  # what is within the rate is paid to the byte; 0: a part of a segment is left out
+    )
     floor_most_bp: int = 10_000  # a node's floor share, beside what it earns by weight; 0: no bound
     rate_micro_per_gb: int = 10_000
     fee_bp: int = 500
@@ -71,6 +74,7 @@ BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "suspended_signed_paid": (0, 1),
     "node_rate_factor": (0, 1_000),
     "node_rate_floor": (0, 10**12),
+    "rate_to_the_byte": (0, 1),
     "floor_most_bp": (0, 10**6),
     "rate_micro_per_gb": (0, 10**12),
     "fee_bp": (0, 10_000),
@@ -80,4 +84,9 @@ BOUNDS: Final[dict[str, tuple[int, int]]] = {
 }
 
 # What held before a setting existed, where that is not its default: a hub that knew no such rule did not apply it.
-BEFORE: Final[dict[str, int]] = {"suspended_signed_paid": 0, "node_rate_factor": 0, "floor_most_bp": 0}
+BEFORE: Final[dict[str, int]] = {
+    "suspended_signed_paid": 0,
+    "node_rate_factor": 0,
+    "rate_to_the_byte": 0,
+    "floor_most_bp": 0,
+}

@@ -11,7 +11,8 @@ Per stream, with `weight = bytes` for signed delivery and `bytes x plain_bp` for
                                                than floor_most_bp of what they earn by weight: the others share that
     rest  = gross - fee - floor                by weight; plain income above its cap goes back to the budget
 
-What a node says to have carried beyond the measured rate of its line (`over_rate`) has no weight.
+What a node says to have carried beyond the measured rate of its line (`over_rate`) has no weight. Every credited byte
+stands in one line: with a part of a segment that the rate left, a line may have bytes and no unit.
 """
 
 from collections import defaultdict
@@ -92,13 +93,17 @@ def settle(
     budgets: Mapping[UUID, int],
     *,
     floor_most_bp: int = 0,
+    to_the_byte: bool = True,
 ) -> list[Entry]:
-    """Entries of all streams, ordered by stream and node. A stream without a tariff earns nothing."""
+    """Entries of all streams, ordered by stream and node. A stream without a tariff earns nothing.
+
+    `to_the_byte`: a credit of bytes without a whole segment (the rest of a rate) is paid; otherwise it is in no line.
+    """
     by_stream: dict[UUID, list[Credit]] = defaultdict(list)
     for credit in credits:
         if credit.units < 0 or credit.credited_bytes < 0:
             raise ValueError("a credit is never negative")
-        if credit.units:
+        if is_settled(credit, to_the_byte=to_the_byte):
             by_stream[credit.stream_id].append(credit)
     entries: list[Entry] = []
     for stream_id in sorted(by_stream):
@@ -108,6 +113,11 @@ def settle(
             derive(stream_id, by_stream[stream_id], tariff, budget, floor_most_bp=floor_most_bp)
         )
     return entries
+
+
+def is_settled(credit: Credit, *, to_the_byte: bool) -> bool:
+    """Whether it stands in a line."""
+    return credit.units > 0 or (to_the_byte and credit.credited_bytes > 0)
 
 
 def pages(entries: Iterable[Entry]) -> list[Page]:

@@ -100,12 +100,12 @@ def explain_line(
     token: Friend,
 ) -> ExplanationOut:
     """Why a line of the friend's own statement has its amount. Derived from the log; equal to what is recorded."""
+    if token.subject_id is None:
+        raise Problem(ProblemType.FORBIDDEN, "this token belongs to no friend")
     try:
-        made = explain_recorded(at.ledger, position, line)
+        made = explain_recorded(at.ledger, position, line, friend_id=token.subject_id)
     except NothingToExplain as e:
         raise not_found("there is no such line in your statement") from e
-    if made.friend_id != token.subject_id:
-        raise not_found("there is no such line in your statement")
     kind = "earned" if isinstance(made, Earned) else "moved"
     return ExplanationOut.model_validate({"kind": kind, **asdict(made)})
 

@@ -63,7 +63,7 @@ class TariffOut(BaseModel):
 
 
 class StepsOut(BaseModel):
-    """The arithmetic in its order; weights are bytes times basis points of a full byte."""
+    """The arithmetic in its order; weights are bytes times basis points of a full byte, and may be above 2^53."""
 
     stream_weight: int
     priced_micro: int = Field(description="stream_weight x rate / 10^13, rounded down")

@@ -19,7 +19,8 @@ from api.payouts.schemas import (
     PlanPayout,
     WaitingAmount,
 )
-from api.problems import ProblemType, not_found, responses
+from api.problems import Problem, ProblemType, not_found, responses
+from ledger.rails.csv_file import FileChangedError
 from ledger.rails.pain001 import CENT_MICRO, NAME
 from ledger.services import crew
 from ledger.services import payouts as commands
@@ -80,7 +81,14 @@ def approve_payout(batch_id: UUID, at: ServicesDep, token: Operator) -> Decided:
 @router.post("/{batch_id}/cancel", responses=_DECIDE)
 def cancel_payout(batch_id: UUID, body: CancelPayout, at: ServicesDep, _: Operator) -> Decided:
     """Only before the first attempt."""
-    payout = commands.cancel(at.ledger, batch_id, reason=body.reason, at_us=at.now_us())
+    try:
+        given = at.given()
+        payout = commands.cancel(at.ledger, batch_id, reason=body.reason, at_us=at.now_us(), given=given)
+    except (commands.LostPayments, FileChangedError) as e:
+        raise Problem(ProblemType.NOT_ALLOWED, str(e)) from e
+    except OSError as e:  # of another account
+        told = "the payment files cannot be read here: streamrp2p payout cancel"
+        raise Problem(ProblemType.NOT_ALLOWED, told) from e
     return Decided(batch_id=batch_id, state=payout.state)
 
 

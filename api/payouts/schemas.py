@@ -13,7 +13,7 @@ class PlanPayout(BaseModel):
 
     rail: Literal["csv", "pain.001"] = "csv"
     threshold_micro: AmountMicro | None = Field(None, description="null: the crew's setting")
-    dry_run: bool = False
+    dry_run: Annotated[bool, Field(strict=True)] = False
 
 
 class PlannedLine(BaseModel):
@@ -25,7 +25,10 @@ class PlannedLine(BaseModel):
 class WaitingAmount(BaseModel):
     friend_id: UUID
     amount_micro: int
-    reason: str = Field(description="below_threshold, no_destination, in_open_payout or batch_limit")
+    reason: str = Field(
+        description="below_threshold, below_smallest (of what the rail can pay), no_destination, in_open_payout, "
+        "batch_limit or day_limit"
+    )
 
 
 class PayoutPlan(BaseModel):

@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 
 REASON = typer.Option(..., help="Stays in the public log: no names.")
+DRY_RUN = typer.Option(False, "--dry-run", help="Show what would happen; change nothing.")
 JSON = typer.Option(False, "--json", help="Print JSON.")
 
 
@@ -28,24 +29,28 @@ JSON = typer.Option(False, "--json", help="Print JSON.")
 def open_(
     place: str = typer.Argument(metavar="POSITION[:LINE]", help="The settlement line, as in a statement."),
     reason: str = REASON,
+    dry_run: bool = DRY_RUN,
     as_json: bool = JSON,
 ) -> None:
     """Freeze one line: its amount is not released with the rest."""
     position, line = parse_place(place)
     with console() as at:
-        _show(disputes.open_dispute(at.ledger, position, line, reason=reason, at_us=now_us()), as_json)
+        made = disputes.open_dispute(
+            at.ledger, position, line, reason=reason, at_us=now_us(), dry_run=dry_run
+        )
+        _show(made, as_json, dry_run)
 
 
 @app.command()
-def uphold(number: int, reason: str = REASON, as_json: bool = JSON) -> None:
+def uphold(number: int, reason: str = REASON, dry_run: bool = DRY_RUN, as_json: bool = JSON) -> None:
     """The line is void: its amount goes back to the stream's budget."""
-    _decide(number, reason, as_json, uphold=True)
+    _decide(number, reason, as_json, uphold=True, dry_run=dry_run)
 
 
 @app.command()
-def reject(number: int, reason: str = REASON, as_json: bool = JSON) -> None:
+def reject(number: int, reason: str = REASON, dry_run: bool = DRY_RUN, as_json: bool = JSON) -> None:
     """The line holds: its amount is released."""
-    _decide(number, reason, as_json, uphold=False)
+    _decide(number, reason, as_json, uphold=False, dry_run=dry_run)
 
 
 @app.command("list")
@@ -68,17 +73,20 @@ def list_(as_json: bool = JSON) -> None:
         Terminal().print(table)
 
 
-def _decide(number: int, reason: str, as_json: bool, *, uphold: bool) -> None:
+def _decide(number: int, reason: str, as_json: bool, *, uphold: bool, dry_run: bool) -> None:
     with console() as at:
-        made = disputes.decide_dispute(at.ledger, number, uphold=uphold, reason=reason, at_us=now_us())
-        _show(made, as_json)
+        made = disputes.decide_dispute(
+            at.ledger, number, uphold=uphold, reason=reason, at_us=now_us(), dry_run=dry_run
+        )
+        _show(made, as_json, dry_run)
 
 
-def _show(dispute: Dispute, as_json: bool) -> None:
+def _show(dispute: Dispute, as_json: bool, dry_run: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(msgspec.to_builtins(dispute)))
+        typer.echo(json.dumps({**msgspec.to_builtins(dispute), "dry_run": dry_run}))
     else:
         amount = micro_to_text(dispute.amount_micro)
         typer.echo(
             f"dispute {dispute.number} on {dispute.position}:{dispute.line}, {amount}: {dispute.state}"
+            f"{', dry run: nothing was changed' if dry_run else ''}"
         )

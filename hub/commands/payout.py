@@ -34,6 +34,7 @@ from hub.rails import (
     make_evm_key,
     open_evm,
     open_rail,
+    payouts_folder,
     terms,
 )
 from hub.settings import Settings, load_settings
@@ -42,8 +43,9 @@ from ledger.application import NotFound
 from ledger.money import decimal_text
 from ledger.rails import Outcome, Rail
 from ledger.rails.bank_account import BankAccount, BankAccountError
-from ledger.rails.pain001 import Pain001Rail
-from ledger.rails.pain002 import MAX_REPORT_BYTES, read_report
+from ledger.rails.given import given
+from ledger.rails.pain001 import BankAnswerError, Pain001Rail
+from ledger.rails.pain002 import MAX_REPORT_BYTES, StatusReportError, read_report
 from ledger.services import crew, payouts
 from ledger.services.destinations import SALT_BYTES, Destination, load_destinations, set_destination
 from ledger.store.database import connect
@@ -59,6 +61,8 @@ WAITING = {
     "below_threshold": "less than {threshold}, see payout_threshold_micro in: streamrp2p crew show",
     "no_destination": "say where to pay: streamrp2p payout destination {friend} WHERE",
     "in_open_payout": "in a payout that is not over: streamrp2p payout show",
+    "below_smallest": "less than the smallest amount that this rail can pay",
+    "day_limit": "more than may be paid in a day, see payout_day_max_micro in: streamrp2p crew show",
     "batch_limit": "more than one payout may be, see payout_batch_max_micro in: streamrp2p crew show",
 }
 
@@ -132,7 +136,12 @@ def cancel(
     """Drop a payout that has not begun. Its money is available as before."""
     with console() as at:
         payout = payouts.cancel(
-            at.ledger, _payout(at, batch).id, reason=reason, at_us=now_us(), dry_run=dry_run
+            at.ledger,
+            _payout(at, batch).id,
+            reason=reason,
+            at_us=now_us(),
+            given=given(payouts_folder(at.settings)),
+            dry_run=dry_run,
         )
         _print_state(payout, dry_run=dry_run, as_json=as_json)
 
@@ -156,7 +165,13 @@ def run(
         debtor = _bank_account(from_account) if from_account else None
         with open_rail(at.settings, payout, debtor=debtor, from_nonce=from_nonce) as rail:
             results = payouts.run(
-                at.ledger, rail, payout.id, destinations=destinations, at_us=now_us(), dry_run=dry_run
+                at.ledger,
+                rail,
+                payout.id,
+                destinations=destinations,
+                at_us=now_us(),
+                given=given(payouts_folder(at.settings)),
+                dry_run=dry_run,
             )
             if isinstance(rail, Pain001Rail) and not dry_run:
                 rail.seal()
@@ -175,6 +190,7 @@ def reconcile(
     as_json: bool = JSON,
 ) -> None:
     """Ask the rail what became of each line that is not confirmed. Pays nothing."""
+    refuted = False
     with console() as at:
         payout = _payout(at, batch)
         with open_rail(at.settings, payout) as rail:
@@ -183,9 +199,18 @@ def reconcile(
                     raise typer.BadParameter(f"{payout.rail} knows by itself what it paid")
                 told = _told(rail, payout, status, paid, refused)
                 for key, (outcome, reference) in told.items() if not dry_run else ():
-                    rail.record(key, outcome, reference)
+                    try:
+                        rail.record(key, outcome, reference)
+                    except BankAnswerError as error:  # the others are taken all the same
+                        refuted = True
+                        typer.echo(f"streamrp2p: {error}", err=True)
+            if isinstance(rail, Pain001Rail) and (lines := rail.unsealed()):
+                more = f"{lines} of its payments are in no file for the bank yet: run the payout again"
+                typer.echo(f"streamrp2p: {more}", err=True)
             results = payouts.reconcile(at.ledger, rail, payout.id, at_us=now_us(), dry_run=dry_run)
             _print_results(at, payout, rail, results, dry_run=dry_run, as_json=as_json)
+    if refuted:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -305,7 +330,7 @@ def _batch_id(text: str) -> UUID:
 
 def _payout(at: Console, text: str) -> Payout:
     try:
-        return at.ledger.load(Payout, _batch_id(text))
+        return payouts.load(at.ledger, _batch_id(text))
     except NotFound:
         raise NotFound(f"there is no payout {text}; all of them: streamrp2p payout show") from None
 
@@ -350,9 +375,9 @@ def _told(
     told: dict[str, tuple[Outcome, str]] = {}
     if status is not None:
         with status.open("rb") as file:
-            report = read_report(file.read(MAX_REPORT_BYTES + 1))
-        keys = rail.keys()
-        told |= {keys[name]: answer for name, answer in report.items() if name in keys}
+            told |= rail.told(read_report(file.read(MAX_REPORT_BYTES + 1)))
+        if not told:
+            raise StatusReportError(f"{status} has no final status of a payment of this payout")
     for numbers, outcome in ((paid, Outcome.CONFIRMED), (refused, Outcome.FAILED)):
         for number in numbers:
             if number not in payout.lines:

@@ -4,6 +4,7 @@ Invariant: a stream key or a creator's token is shown once, when it is made; the
 """
 
 import json
+from collections.abc import Callable
 from uuid import uuid4
 
 import typer
@@ -11,9 +12,12 @@ import typer
 from api.directory import Role
 from hub.bootstrap import new_stream_key, now_us
 from hub.operator import Console, console, micro_from_text, micro_to_text
-from ledger.services import budgets, streams
+from ledger.services import budgets, crew, streams
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+REFERENCE = typer.Option(..., help="Of the payment; the same reference is booked once.")
+DRY_RUN = typer.Option(False, "--dry-run", help="Show what would happen; change nothing.")
 
 
 @app.command()
@@ -59,18 +63,22 @@ def token(slug: str) -> None:
 def fund(
     slug: str,
     amount: str = typer.Argument(help="In units of account, such as 25 or 12.5."),
-    reference: str = typer.Option(..., help="Of the payment; the same reference is booked once."),
+    reference: str = REFERENCE,
+    dry_run: bool = DRY_RUN,
 ) -> None:
     """Put money into a stream's reward budget."""
-    with console() as at:
-        budget = budgets.deposit(
-            at.ledger,
-            at.stream(slug).id,
-            amount_micro=micro_from_text(amount),
-            reference=reference,
-            at_us=now_us(),
-        )
-        typer.echo(f"{slug}: the budget is now {micro_to_text(budget)} {at.settings.unit}")
+    _move(budgets.deposit, slug, amount, reference, dry_run=dry_run)
+
+
+@app.command()
+def withdraw(
+    slug: str,
+    amount: str = typer.Argument(help="In units of account, such as 25 or 12.5."),
+    reference: str = REFERENCE,
+    dry_run: bool = DRY_RUN,
+) -> None:
+    """Give unspent budget back to the creator: the books have it as gone, you pay it by hand."""
+    _move(budgets.withdraw, slug, amount, reference, dry_run=dry_run)
 
 
 @app.command()
@@ -86,7 +94,7 @@ def tariff(
             rate_micro_per_gb=micro_from_text(rate_per_gb),
             at_us=now_us(),
         )
-        typer.echo(f"{slug}: tariff version {version}, {rate_per_gb} {at.settings.unit} per GB")
+        typer.echo(f"{slug}: tariff version {version}, {rate_per_gb} {crew.crew(at.ledger).unit} per GB")
 
 
 @app.command()
@@ -95,6 +103,22 @@ def archive(slug: str, reason: str = typer.Option("closed by the operator")) -> 
     with console() as at:
         streams.archive_stream(at.ledger, at.stream(slug).id, reason=reason, at_us=now_us())
         typer.echo(f"{slug}: archived")
+
+
+def _move(command: Callable[..., int], slug: str, amount: str, reference: str, *, dry_run: bool) -> None:
+    with console() as at:
+        left_micro = command(
+            at.ledger,
+            at.stream(slug).id,
+            amount_micro=micro_from_text(amount),
+            reference=reference,
+            at_us=now_us(),
+            dry_run=dry_run,
+        )
+        text = f"{micro_to_text(left_micro)} {crew.crew(at.ledger).unit}"
+    typer.echo(
+        f"dry run: the budget of {slug} would be {text}" if dry_run else f"{slug}: the budget is now {text}"
+    )
 
 
 def _creator_url(at: Console, creator_token: str) -> str:

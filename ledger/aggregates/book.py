@@ -107,6 +107,34 @@ class Book(Aggregate):
         """What was given to rails on the UTC day of `at_us` and has not come back."""
         return self.reserved_on.get(at_us // DAY_US, 0)
 
+    def adds_up(self) -> bool:
+        """Whether all invariants on amounts hold. Of a book that is no fold of its events, but was kept as it was."""
+        if sum(self.accounts.values()) or any(
+            amount < 0 for account, amount in self.accounts.items() if account != money.EXTERNAL
+        ):
+            return False
+        pots: dict[str, int] = defaultdict(int)  # friend -> all there is
+        waiting: dict[str, int] = defaultdict(int)  # account -> amount, by what must make it up
+        for account, amount in self.accounts.items():
+            kind, _, rest = account.partition(":")
+            friend, _, state = rest.partition(":")
+            if kind == "friend":
+                pots[friend] += amount
+                if state in ("pending", "in_flight"):
+                    waiting[account] += amount
+        for hold in self.holds.values():
+            for friend, amount in hold.amounts.items():
+                waiting[money.friend_account(friend, "pending")] -= amount
+        for dispute in self.disputes.values():
+            if dispute.state == "open":
+                waiting[money.friend_account(dispute.friend_id, "pending")] -= dispute.amount_micro
+        for reservation in self.reservations.values():
+            waiting[money.friend_account(reservation.friend_id, "in_flight")] -= reservation.amount_micro
+        known = {*pots, *self.earned, *self.voided}
+        return not any(waiting.values()) and all(
+            pots.get(f, 0) + self.voided.get(f, 0) == self.earned.get(f, 0) for f in known
+        )
+
     # --- commands
 
     def set_tariff(

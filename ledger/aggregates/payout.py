@@ -11,6 +11,7 @@ from typing import Final
 from uuid import UUID, uuid5
 
 from ledger.aggregates.base import Aggregate, DomainError
+from ledger.aggregates.disputes import check_reason
 from ledger.events import (
     Event,
     PayoutApproved,
@@ -24,12 +25,27 @@ from ledger.events import (
 from ledger.ids import BOOK_ID
 from ledger.rails import MAX_REFERENCE_CHARS, Answer, Outcome
 
+MAX_NAME_CHARS: Final = 100
 MAX_LINES: Final = 500  # of about 90 bytes, in one event of at most 65,535
+
+
+class NoPayoutError(TypeError):
+    """The events of this id are those of something else."""
 
 
 def payout_id(number: int) -> UUID:
     """Batches are numbered 1, 2, ...: two plans made at once want the same id, and one of them loses."""
     return uuid5(BOOK_ID, f"payout:{number}")
+
+
+def _check_name(operator: str) -> None:
+    """It stays in the log, which cannot forget. What was recorded before there was this rule is folded as it is."""
+    if len(operator) > MAX_NAME_CHARS or not operator.isascii() or not operator.isprintable():
+        raise DomainError(f"an operator is named by 1 to {MAX_NAME_CHARS} printable ASCII characters")
+
+
+def _same_person(one: str, other: str) -> bool:
+    return one.strip().casefold() == other.strip().casefold()
 
 
 class LineState(StrEnum):
@@ -96,6 +112,8 @@ class Payout(Aggregate):
     def plan(self, *, rail: str, lines: Sequence[PayoutLine], at_us: int, operator: str = "") -> None:
         if self.version:
             raise DomainError("this payout is planned already")
+        if operator:
+            _check_name(operator)
         self.trigger(PayoutPlanned, at_us=at_us, rail=rail, lines=tuple(lines))
         if operator:
             self.trigger(PayoutProposed, at_us=at_us, operator=operator)
@@ -109,7 +127,9 @@ class Payout(Aggregate):
             raise DomainError("this payout is cancelled")
         if not operator:
             raise DomainError("an approval names the operator")
-        if 0 < second_above_micro < self.total_micro and operator == (self.planned_by or operator):
+        _check_name(operator)
+        same = not self.planned_by or _same_person(operator, self.planned_by)
+        if 0 < second_above_micro < self.total_micro and same:
             raise DomainError(
                 f"{self.planned_by or 'nobody known'} planned this payout; of so much, somebody else must approve it"
             )
@@ -120,8 +140,7 @@ class Payout(Aggregate):
         """Only before the first attempt. Cancelling a cancelled payout changes nothing."""
         if any(line.state is not LineState.PLANNED for line in self.lines.values()):
             raise DomainError("this payout has begun and cannot be cancelled; run it to its end")
-        if not reason:
-            raise DomainError("a cancellation has a reason")
+        check_reason(reason)
         if not self.cancelled:
             self.trigger(PayoutCancelled, at_us=at_us, reason=reason)
 
@@ -159,7 +178,7 @@ class Payout(Aggregate):
             case PayoutResolved():
                 self._apply_resolved(event)
             case _:
-                raise TypeError(type(event).__name__)
+                raise NoPayoutError(type(event).__name__)
 
     def _apply_planned(self, event: PayoutPlanned) -> None:
         numbers = [planned.line for planned in event.lines]

@@ -231,8 +231,15 @@ class Books:
         streams = {c.stream_id for c in credits}
         tariffs = {s: t for s in streams if (t := self._tariff(s, event.epoch)) is not None}
         budgets = {s: self.balances.get(f"budget:{s}", 0) for s in streams}
-        floor_most_bp = self._dues.settings(event.log_to).floor_most_bp
-        self.state.expected = pages(settle(credits, tariffs, budgets, floor_most_bp=floor_most_bp))
+        rules = self._dues.settings(event.log_to)
+        entries = settle(
+            credits,
+            tariffs,
+            budgets,
+            floor_most_bp=rules.floor_most_bp,
+            to_the_byte=bool(rules.rate_to_the_byte),
+        )
+        self.state.expected = pages(entries)
         self.state.settling = (event.epoch, event.log_from, event.log_to)
         require(
             event.pages == len(self.state.expected),

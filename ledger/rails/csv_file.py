@@ -2,13 +2,15 @@
 
 Invariant: a key stands in the file at most once, and nobody is told CONFIRMED before the whole line is on disk (fsync).
 A line torn by a crash was never confirmed and is cut off before anything else is written. Several processes may use one
-file: each works under an exclusive lock.
+file: each works under an exclusive lock. A file that another program has written anew (a spreadsheet, with other
+separators or quotes) is refused: a key that is no longer found there would be paid again.
 """
 
 import csv
 import fcntl
 import io
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,19 @@ from ledger.rails.journal import sync_folder
 
 COLUMNS: Final = ("key", "friend_id", "amount_micro", "amount", "unit", "destination")
 HEADER: Final = (",".join(COLUMNS) + "\n").encode()
+_KEY: Final = re.compile(rb"[^\s,;\"']+:[1-9][0-9]*")
+
+
+class FileChangedError(Exception):
+    """The payment file is not as the rail wrote it."""
+
+    exit_code = 5
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path} was changed by another program: what was paid cannot be read from it any more. Restore it "
+            f"(work on copies), then run the payout again"
+        )
 
 
 class CsvRail:
@@ -35,13 +50,14 @@ class CsvRail:
         """Nothing: a line can always be written."""
 
     def submit(self, payment: Payment) -> Answer:
-        """Raises OtherPayment, and OSError when the disk does not take the line; nothing is confirmed then."""
+        """Raises OtherPayment, FileChangedError, and OSError when the disk does not take the line; then nothing is
+        confirmed."""
         if fault := destination_fault(payment.destination):
             return Answer(Outcome.FAILED, fault)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked(os.O_RDWR | os.O_CREAT) as file:
             whole, line = _whole_lines(file), _line(payment)
-            if payment.key in _keys(whole):
+            if payment.key in self._keys(whole):
                 if line not in whole.splitlines(keepends=True):
                     raise OtherPayment(payment.key)
             else:
@@ -55,15 +71,27 @@ class CsvRail:
         return Answer(Outcome.CONFIRMED, self._path.name)
 
     def look_up(self, key: str) -> Answer:
+        """Raises FileChangedError, OSError."""
+        known = key in self.keys()
+        return Answer(Outcome.CONFIRMED, self._path.name) if known else Answer(Outcome.ABSENT)
+
+    def keys(self) -> set[str]:
+        """Of all lines. Raises FileChangedError, OSError."""
         try:
             with self._locked(os.O_RDONLY) as file:
-                known = key in _keys(_whole_lines(file))
-                if known:  # who wrote it may have died before that
+                found = self._keys(_whole_lines(file))
+                if found:  # who wrote it may have died before that
                     os.fsync(file.fileno())
                     sync_folder(self._path.parent)
+                return found
         except FileNotFoundError:
-            known = False
-        return Answer(Outcome.CONFIRMED, self._path.name) if known else Answer(Outcome.ABSENT)
+            return set()
+
+    def _keys(self, whole: bytes) -> set[str]:
+        lines = [line.split(b",", 1)[0] for line in whole.removeprefix(HEADER).splitlines()]
+        if whole and not (whole.startswith(HEADER) and all(map(_KEY.fullmatch, lines))):
+            raise FileChangedError(self._path)
+        return {line.decode() for line in lines}
 
     @contextmanager
     def _locked(self, flags: int) -> Iterator[BinaryIO]:
@@ -78,11 +106,6 @@ def _whole_lines(file: BinaryIO) -> bytes:
     """The content without a torn last line. No field holds a line break, so a line feed ends a line."""
     content = file.read()
     return content[: content.rfind(b"\n") + 1]
-
-
-def _keys(whole: bytes) -> set[str]:
-    # A key is a uuid, a colon and a number: never quoted.
-    return {line.split(b",", 1)[0].decode() for line in whole.splitlines()[1:]}
 
 
 def _line(payment: Payment) -> bytes:

@@ -3,28 +3,38 @@
 Invariants: the bank sees whole files only, and each payment in one of them, once: payments are first collected, one
 line each on disk (fsync), and a file is written in one piece when a run is over, from what was collected since the last
 file; a written file never changes. The same collection gives the same bytes. What the bank did with a payment is
-`unknown` until its status report (pain.002) or the operator says so.
+`unknown` until its status report (pain.002) or the operator says so. A file's date is that of the last run it is made
+from: banks refuse one that is past.
 
 A payment's end-to-end id is 32 characters of the SHA-256 of its key (the standard allows 35).
 """
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 from xml.sax.saxutils import escape
 
-from ledger.money import decimal_text
+from ledger.money import MICRO, decimal_text
 from ledger.rails import Answer, OtherPayment, Outcome, Payment
 from ledger.rails.bank_account import BankAccount, BankAccountError
 from ledger.rails.journal import Journal, write_once
+from ledger.rails.pain002 import Report
 
 NAME: Final = "pain.001"
 NAMESPACE: Final = "urn:iso:std:iso:20022:tech:xsd:pain.001.001.09"
 CENT_MICRO: Final = 10_000  # banks pay whole cents
+_AMOUNT: Final = re.compile(r"([0-9]{1,18})(?:\.([0-9]{0,5})0*)? ([A-Z]{3})")
 MAX_CENTS: Final = 99_999_999_999  # SEPA: 999,999,999.99
+
+
+class BankAnswerError(ValueError):
+    """What is said of a payment cannot be: it is in no file, is another payment, or was answered otherwise before."""
+
+    exit_code = 1
 
 
 class NoDebtorError(Exception):
@@ -39,7 +49,8 @@ def end_to_end_id(key: str) -> str:
 
 class Pain001Rail:
     def __init__(self, folder: Path, batch: str, *, debtor: BankAccount | None, created_us: int) -> None:
-        """`debtor` is needed at the first run and stays; `created_us` is the time in the files: the payout's plan."""
+        """`debtor` is needed at the first run and stays; `created_us` is the time of this run, which a file has that is
+        made of what it collects."""
         self._folder, self._batch = folder, batch
         self._created_us = created_us
         self._debtor = debtor
@@ -72,6 +83,7 @@ class Pain001Rail:
                 "bic": account.bic,
                 "name": account.name,
                 "debtor": [debtor.iban, debtor.bic, debtor.name],
+                "created_us": self._created_us,
             },
         )
         if not new:
@@ -82,7 +94,7 @@ class Pain001Rail:
         return self.look_up(payment.key)
 
     def look_up(self, key: str) -> Answer:
-        said = self._answers.get(key)
+        said = self._answers.get(_taken_back(key)) or self._answers.get(key)
         if said is not None:
             return Answer(Outcome(said["outcome"]), str(said["reference"]))
         known = self._collected.get(key)
@@ -96,9 +108,14 @@ class Pain001Rail:
             if not rows:
                 return None
             path = self._folder / f"{self._batch}-{number}.xml"
-            message_id = f"{self._batch.replace('-', '')[:28]}-{number}"
-            write_once(path, _document(message_id, self._created_us, rows))
+            created_us = max(int(row.get("created_us", self._created_us)) for _, row in rows)
+            write_once(path, _document(self._message_id(number), created_us, rows))
             return path
+
+    def unsealed(self) -> int:
+        """How many collected payments are in no file yet: a run died before its end."""
+        sealed = len(self.files())
+        return sum(int(row["file"]) > sealed for row in self._collected.all().values())
 
     def files(self) -> list[Path]:
         """The files for the bank, oldest first."""
@@ -107,25 +124,43 @@ class Pain001Rail:
             found.append(path)
         return found
 
-    def keys(self) -> dict[str, str]:
-        """End-to-end id -> key, of all that was collected."""
-        return {end_to_end_id(key): key for key in self._collected.all()}
+    def told(self, report: Report) -> dict[str, tuple[Outcome, str]]:
+        """What a report says of this payout's payments, by key. Raises BankAnswerError for another amount."""
+        found: dict[str, tuple[Outcome, str]] = {}
+        for key, row in self._collected.all().items():
+            status = report.of(end_to_end_id(key), self._message_id(int(row["file"])))
+            if status is None:
+                continue
+            amount = f"{amount_text(int(row['amount_micro']))} {row['unit']}"
+            if status.amount is not None and not _same_amount(status.amount, amount):
+                raise BankAnswerError(f"the report has {status.amount!r} for {key}, which was {amount}")
+            found[key] = status[:2]
+        return found
 
     def record(self, key: str, outcome: Outcome, reference: str) -> bool:
         """What the bank says of a payment: CONFIRMED or FAILED, once. False when it is known already.
 
-        Raises ValueError for a payment that no file holds, or an answer that contradicts an earlier one.
+        A bank may take back that it failed, never that it was paid. Raises BankAnswerError for that, and for a payment
+        that no file holds.
         """
         sealed = len(self.files())
         row = self._collected.get(key)
         if row is None or int(row["file"]) > sealed:
-            raise ValueError("no file for the bank holds this payment")
+            raise BankAnswerError("no file for the bank holds this payment")
         if outcome not in (Outcome.CONFIRMED, Outcome.FAILED):
-            raise ValueError("a bank's final answer is confirmed or failed")
-        known = self._answers.get(key)
-        if known is not None and known["outcome"] != outcome.value:
-            raise ValueError(f"this payment is recorded as {known['outcome']} already")
-        return self._answers.add(key, lambda _: {"outcome": outcome.value, "reference": reference})
+            raise BankAnswerError("a bank's final answer is confirmed or failed")
+        said = {"outcome": outcome.value, "reference": reference}
+        if self._answers.add(key, lambda _: said):
+            return True
+        before = self.look_up(key).outcome
+        if (before, outcome) == (Outcome.FAILED, Outcome.CONFIRMED):
+            return self._answers.add(_taken_back(key), lambda _: said)
+        if before is not outcome:
+            raise BankAnswerError(f"payment {key} is recorded as {before.value} already")
+        return False
+
+    def _message_id(self, file: int) -> str:
+        return f"{self._batch.replace('-', '')[:28]}-{file}"
 
     def _from_account(self) -> BankAccount:
         first = next(iter(self._collected.all().values()), None)
@@ -137,6 +172,28 @@ class Pain001Rail:
         if self._debtor is None:
             raise NoDebtorError("say from which account to pay")
         return self._debtor
+
+
+def _taken_back(key: str) -> str:
+    """Where it stands that a payment was made after all."""
+    return f"{key}#2"
+
+
+def _same_amount(said: str, amount: str) -> bool:
+    """Whether both are as much of the same currency: "12.5 EUR" is "12.50 EUR"."""
+    try:
+        return _decimal(said) == _decimal(amount)
+    except ValueError:
+        return False
+
+
+def _decimal(amount: str) -> tuple[int, str]:
+    """In millionths."""
+    found = _AMOUNT.fullmatch(amount)
+    if found is None:
+        raise ValueError("no amount")
+    whole, fraction, unit = found.groups()
+    return int(whole) * MICRO + int((fraction or "").ljust(6, "0")), unit
 
 
 def _fault(payment: Payment) -> str:

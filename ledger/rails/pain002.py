@@ -1,11 +1,13 @@
 """Reading a bank's payment status report (ISO 20022 pain.002, any version) for its verdict on each payment.
 
 Invariant: only a status that is final counts: settled is confirmed, rejected or cancelled is failed; all others say
-nothing yet. A report is untrusted: its size is bounded and it may declare no entities.
+nothing yet. What is said of a payment goes before what is said of its group or file. A report is untrusted: its size is
+bounded and it may declare no entities.
 """
 
 import re
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 from xml.etree import ElementTree
 
 from ledger.rails import Outcome
@@ -26,8 +28,26 @@ class StatusReportError(ValueError):
     exit_code = 1
 
 
-def read_report(data: bytes) -> dict[str, tuple[Outcome, str]]:
-    """End-to-end id -> (outcome, the bank's code) of every payment with a final status. Raises StatusReportError."""
+class Status(NamedTuple):
+    outcome: Outcome
+    reference: str  # the bank's codes
+    amount: str | None = None  # of the payment as the bank has it, where it says so: "12.34 EUR"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    payments: dict[str, Status]  # end-to-end id -> its final status
+    groups: dict[str, Status]  # id of a file (message) or of its payment information -> of all payments in it
+    undecided: frozenset[str]  # end-to-end ids with another status
+
+    def of(self, end_to_end_id: str, message_id: str) -> Status | None:
+        if end_to_end_id in self.undecided:
+            return None
+        return self.payments.get(end_to_end_id) or self.groups.get(message_id)
+
+
+def read_report(data: bytes) -> Report:
+    """Raises StatusReportError."""
     if len(data) > MAX_REPORT_BYTES:
         raise StatusReportError("the report is too large")
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data or b"\x00" in data[:4]:
@@ -36,21 +56,51 @@ def read_report(data: bytes) -> dict[str, tuple[Outcome, str]]:
         root = ElementTree.fromstring(data)  # noqa: S314 - no entities, bounded size
     except (ElementTree.ParseError, LookupError, ValueError) as e:
         raise StatusReportError("the report is not XML") from e
-    found: dict[str, tuple[Outcome, str]] = {}
-    for transaction in root.iter():
-        if _local(transaction.tag) != "TxInfAndSts":
+    payments: dict[str, Status] = {}
+    groups: dict[str, Status] = {}
+    undecided: set[str] = set()
+    for element in root.iter():
+        kind = _local(element.tag)
+        if kind not in _KINDS:
             continue
-        fields = {_local(child.tag): (child.text or "").strip() for child in transaction}
-        outcome = FINAL.get(fields.get("TxSts", ""))
-        name = fields.get("OrgnlEndToEndId", "")
-        if outcome is None or not name:
+        id_tag, status_tag = _KINDS[kind]
+        fields = {_local(child.tag): (child.text or "").strip() for child in element}
+        name, said = fields.get(id_tag, ""), fields.get(status_tag, "")
+        outcome = FINAL.get(said)
+        if name and outcome is None and kind == "TxInfAndSts":
+            undecided.add(name)
+        if not name or outcome is None:
             continue
-        codes = [(c.text or "") for c in transaction.iter() if _local(c.tag) == "Cd"]
-        reason = next((c for c in codes if _CODE.fullmatch(c)), "")
-        known = found.setdefault(name, (outcome, " ".join(filter(None, (fields["TxSts"], reason)))))
-        if known[0] is not outcome:
+        reference = " ".join(filter(None, (said, _reason(element))))
+        status = Status(outcome, reference, _amount(element) if kind == "TxInfAndSts" else None)
+        known = (payments if kind == "TxInfAndSts" else groups).setdefault(name, status)
+        if (known.outcome, known.amount) != (status.outcome, status.amount):
             raise StatusReportError("the report gives one payment two outcomes")
-    return found
+    if undecided & payments.keys():
+        raise StatusReportError("the report gives one payment two outcomes")
+    return Report(payments, groups, frozenset(undecided))
+
+
+# Element -> where in it stand what it is about, and its status.
+_KINDS: Final = {
+    "OrgnlGrpInfAndSts": ("OrgnlMsgId", "GrpSts"),
+    "OrgnlPmtInfAndSts": ("OrgnlPmtInfId", "PmtInfSts"),
+    "TxInfAndSts": ("OrgnlEndToEndId", "TxSts"),
+}
+
+
+def _reason(element: ElementTree.Element) -> str:
+    """The first reason code of its own, not of what it contains."""
+    own = (child for child in element if _local(child.tag) == "StsRsnInf")
+    codes = [(c.text or "") for info in own for c in info.iter() if _local(c.tag) == "Cd"]
+    return next((c for c in codes if _CODE.fullmatch(c)), "")
+
+
+def _amount(transaction: ElementTree.Element) -> str | None:
+    for child in transaction.iter():
+        if _local(child.tag) == "InstdAmt":
+            return f"{(child.text or '').strip()} {child.get('Ccy', '')}"
+    return None
 
 
 def _local(tag: object) -> str:

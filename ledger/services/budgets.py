@@ -19,7 +19,9 @@ from ledger.settlement import Tariff
 TARIFF_FIELDS: Final = ("rate_micro_per_gb", "fee_bp", "floor_bp", "plain_bp", "plain_income_cap_bp")
 
 
-def deposit(ledger: Ledger, stream_id: UUID, *, amount_micro: int, reference: str, at_us: int) -> int:
+def deposit(
+    ledger: Ledger, stream_id: UUID, *, amount_micro: int, reference: str, at_us: int, dry_run: bool = False
+) -> int:
     """Fund a stream; returns its budget. The same reference, stream and amount again change nothing.
 
     A stream without a tariff gets the crew's default one with its first deposit. Raises DomainError when the
@@ -31,18 +33,22 @@ def deposit(ledger: Ledger, stream_id: UUID, *, amount_micro: int, reference: st
         if book.deposit(stream_id, amount_micro=amount_micro, reference=reference, at_us=at_us):
             if not book.tariff_version(stream_id):
                 _set_tariff(book, ledger.load(Crew, CREW_ID), stream_id, {}, at_us)
-            ledger.save(book)
+            if not dry_run:
+                ledger.save(book)
         return book.budget(stream_id)
 
     return until_saved(attempt)
 
 
-def withdraw(ledger: Ledger, stream_id: UUID, *, amount_micro: int, reference: str, at_us: int) -> int:
+def withdraw(
+    ledger: Ledger, stream_id: UUID, *, amount_micro: int, reference: str, at_us: int, dry_run: bool = False
+) -> int:
     """Give unspent budget back to the creator; returns what is left. Idempotent by reference."""
 
     def attempt() -> int:
         book = ledger.load_or_new(Book, BOOK_ID)
-        if book.withdraw(stream_id, amount_micro=amount_micro, reference=reference, at_us=at_us):
+        booked = book.withdraw(stream_id, amount_micro=amount_micro, reference=reference, at_us=at_us)
+        if booked and not dry_run:
             ledger.save(book)
         return book.budget(stream_id)
 

@@ -24,6 +24,7 @@ def open_dispute(
     friend_id: UUID | None = None,
     stream_id: UUID | None = None,
     opened_by: str = "operator",
+    dry_run: bool = False,
 ) -> Dispute:
     """Freeze the settlement line at `position`: of that friend or stream, where one is given.
 
@@ -46,20 +47,24 @@ def open_dispute(
             reason=reason,
             at_us=at_us,
         )
-        ledger.save(book)
+        if not dry_run:
+            ledger.save(book)
         return book.disputes[number]
 
     return until_saved(attempt)
 
 
-def decide_dispute(ledger: Ledger, number: int, *, uphold: bool, reason: str, at_us: int) -> Dispute:
+def decide_dispute(
+    ledger: Ledger, number: int, *, uphold: bool, reason: str, at_us: int, dry_run: bool = False
+) -> Dispute:
     """Upheld: the amount goes back to the budget. Rejected: it is released. Raises DomainError when it is not open."""
 
     def attempt() -> Dispute:
         book = ledger.load_or_new(Book, BOOK_ID)
         decide = book.uphold_dispute if uphold else book.reject_dispute
         decide(number, reason=reason, at_us=at_us)
-        ledger.save(book)
+        if not dry_run:
+            ledger.save(book)
         return book.disputes[number]
 
     return until_saved(attempt)

@@ -27,7 +27,7 @@ from ledger.events import (
 )
 from ledger.journal import transfers_of
 from ledger.services.credit_index import CreditIndex, Source
-from ledger.settlement import FLOOR_SHARE, NO_TARIFF, Derivation, Share, Tariff, derive, tariff_of
+from ledger.settlement import FLOOR_SHARE, NO_TARIFF, Derivation, Share, Tariff, derive, is_settled, tariff_of
 
 PAGE_EVENTS: Final = 2_000
 
@@ -222,9 +222,11 @@ def _explain_earned(log: Events, position: int, line: int, event: EpochSettled) 
         if isinstance(before, TariffSet):
             tariffs[before.originator_version] = at
     recorded = event.lines[line]
-    # A part within the rate may be bytes without a whole segment: `settle` takes no notice of those.
+    rules = index.settings(event.log_to)
     credits = [
-        c for c in index.credits(event.epoch, event.log_to) if c.stream_id == recorded.stream_id and c.units
+        c
+        for c in index.credits(event.epoch, event.log_to)
+        if c.stream_id == recorded.stream_id and is_settled(c, to_the_byte=bool(rules.rate_to_the_byte))
     ]
     setter, tariff = means.tariff(recorded.stream_id, event.epoch)
     derivation = derive(
@@ -232,7 +234,7 @@ def _explain_earned(log: Events, position: int, line: int, event: EpochSettled) 
         credits,
         tariff,
         means.budget(recorded.stream_id),
-        floor_most_bp=index.settings(event.log_to).floor_most_bp,
+        floor_most_bp=rules.floor_most_bp,
     )
     receipts: list[Source] | None = []
     if recorded.reason != FLOOR_SHARE:

@@ -58,15 +58,25 @@ class LedgerLog:
             start = page[-1].position + 1
 
 
-def explain_recorded(ledger: Ledger, position: int, line: int) -> Explanation:
-    """As `explain`, for a hub that is busy. Raises NothingToExplain, ExplanationFailed, Unavailable."""
+def explain_recorded(
+    ledger: Ledger, position: int, line: int, *, friend_id: UUID | None = None
+) -> Explanation:
+    """As `explain`, for a hub that is busy. Raises NothingToExplain, ExplanationFailed, Unavailable.
+
+    With `friend_id`, lines of others are not there: nothing is derived for who may not see it.
+    """
     log = LedgerLog(ledger)
     first = next((e for _, e in log.events(position, position + 1)), None)
     if not isinstance(first, EpochSettled):
-        return explain(_BookOnly(ledger, log), position, line)
+        made = explain(_BookOnly(ledger, log), position, line)
+        if friend_id not in (None, made.friend_id):
+            raise NothingToExplain(f"position {position} has no line of this friend")
+        return made
     if not 0 <= line < len(first.lines):
         raise NothingToExplain(f"position {position} has {len(first.lines)} lines, from 0")
     recorded = first.lines[line]
+    if friend_id not in (None, recorded.friend_id):
+        raise NothingToExplain(f"position {position} has no line of this friend")
     start = position - first.page + 1
     pages = [e for _, e in log.events(start, start + first.pages) if isinstance(e, EpochSettled)]
     credits = [

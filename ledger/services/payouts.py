@@ -5,7 +5,7 @@ its attempt recorded in one save before the rail is called; what the rail answer
 save after it. Whoever comes next finds in the log how far the line came, and asks the rail about its key.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -14,11 +14,20 @@ import structlog
 
 from ledger.aggregates.base import DomainError
 from ledger.aggregates.book import Book
-from ledger.aggregates.payout import IN_FLIGHT, MAX_LINES, Line, LineState, Payout, payout_id
+from ledger.aggregates.payout import (
+    IN_FLIGHT,
+    MAX_LINES,
+    Line,
+    LineState,
+    NoPayoutError,
+    Payout,
+    payout_id,
+)
 from ledger.application import Conflict, Ledger, NotFound
 from ledger.events import PayoutLine
 from ledger.ids import BOOK_ID
-from ledger.rails import Answer, Outcome, Payment, Rail
+from ledger.rails import Answer, OtherPayment, Outcome, Payment, Rail
+from ledger.rails.given import NOTHING, Given, kind_of
 from ledger.services import crew
 from ledger.services.destinations import Destination
 from ledger.services.retry import until_saved
@@ -30,13 +39,27 @@ OVERPAID: Final = (
 )
 
 
+class LostPayments(Exception):
+    """Payments were given to a rail that the ledger knows nothing of."""
+
+    exit_code = 5
+
+    def __init__(self, batch_id: UUID, kind: str, what: str) -> None:
+        super().__init__(
+            f"the payment files hold {what} of payout {batch_id} ({kind}), and the ledger knows nothing of that: the "
+            f"database is older than what was paid. Restore a newer one; docs/operators.md, Backup, if there is none"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """Money that is not in the plan, and why. It stays available."""
 
     friend_id: UUID
     amount_micro: int
-    reason: str  # "below_threshold" | "no_destination" | "in_open_payout" | "batch_limit"
+    # "below_threshold" | "below_smallest" (of what the rail can pay) | "no_destination" | "in_open_payout" |
+    # "batch_limit" | "day_limit"
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +82,14 @@ class LineResult:
 
 
 # --- plan, approve, cancel
+
+
+def load(ledger: Ledger, batch_id: UUID) -> Payout:
+    """Raises NotFound, also for the id of something else."""
+    try:
+        return ledger.load(Payout, batch_id)
+    except NoPayoutError:
+        raise NotFound(f"no payout {batch_id}") from None
 
 
 def batches(ledger: Ledger) -> list[Payout]:
@@ -86,24 +117,32 @@ def plan(
 
     `destinations` are the commitments of those who said where to pay. Amounts are whole multiples of `quantum_micro`;
     the rest stays available. A batch has up to MAX_LINES lines and pays no more than the crew's limit; all that are
-    needed are planned at once. Who is in another open batch waits for that one; raises DomainError when only such
-    friends are left.
+    needed are planned at once. What alone is more than a batch or a day may be waits. Who is in another open batch
+    waits for that one; raises DomainError when only such friends are left.
     """
 
     def attempt() -> Plan:
         earlier = batches(ledger)
-        limit_micro = crew.settings(ledger).payout_batch_max_micro
+        limits = crew.settings(ledger)
         chosen, waiting = _choose(
             ledger.load_or_new(Book, BOOK_ID), threshold_micro, destinations, _still_to_pay(earlier)
         )
-        chosen = [(f, a - a % quantum_micro) for f, a in chosen if a >= quantum_micro]
-        cut, too_much = _cut(chosen, limit_micro)
-        if not cut:
+        fits: list[tuple[UUID, int]] = []
+        for friend_id, available_micro in chosen:
+            amount_micro = available_micro - available_micro % quantum_micro
+            if not amount_micro:
+                waiting.append(Waiting(friend_id, available_micro, "below_smallest"))
+            elif amount_micro > limits.payout_batch_max_micro:
+                waiting.append(Waiting(friend_id, amount_micro, "batch_limit"))
+            elif amount_micro > limits.payout_day_max_micro:
+                waiting.append(Waiting(friend_id, amount_micro, "day_limit"))
+            else:
+                fits.append((friend_id, amount_micro))
+        if not fits:
             _refuse_overlap(waiting)
-        waiting += [Waiting(friend_id, amount, "batch_limit") for friend_id, amount in too_much]
         made: list[Plan] = []
         payouts: list[Payout] = []
-        for number, part in enumerate(cut, len(earlier) + 1):
+        for number, part in enumerate(_cut(fits, limits.payout_batch_max_micro), len(earlier) + 1):
             lines = tuple(
                 PayoutLine(n, friend_id, amount, destinations[friend_id])
                 for n, (friend_id, amount) in enumerate(part, 1)
@@ -124,7 +163,7 @@ def approve(ledger: Ledger, batch_id: UUID, *, operator: str, at_us: int, dry_ru
     """Raises DomainError when the crew's rules ask for another operator than the one who planned it."""
 
     def attempt() -> Payout:
-        payout = ledger.load(Payout, batch_id)
+        payout = load(ledger, batch_id)
         above_micro = crew.settings(ledger).payout_second_above_micro
         payout.approve(operator=operator, at_us=at_us, second_above_micro=above_micro)
         if not dry_run:
@@ -134,11 +173,25 @@ def approve(ledger: Ledger, batch_id: UUID, *, operator: str, at_us: int, dry_ru
     return until_saved(attempt)
 
 
-def cancel(ledger: Ledger, batch_id: UUID, *, reason: str, at_us: int, dry_run: bool = False) -> Payout:
-    """Only before the first attempt."""
+def cancel(
+    ledger: Ledger,
+    batch_id: UUID,
+    *,
+    reason: str,
+    at_us: int,
+    given: Given = NOTHING,
+    dry_run: bool = False,
+) -> Payout:
+    """Only before the first attempt. `given`: what rails were given, read before the call.
+
+    Raises LostPayments when that is something of this payout: cancelled, its money would leave again.
+    """
 
     def attempt() -> Payout:
-        payout = ledger.load(Payout, batch_id)
+        payout = load(ledger, batch_id)
+        if not any(line.attempt for line in payout.lines.values()):
+            for kind, lines in given.get(batch_id, {}).items():
+                raise LostPayments(batch_id, kind, _lines_text(lines))
         payout.cancel(reason=reason, at_us=at_us)
         if not dry_run:
             ledger.save(payout)
@@ -164,23 +217,17 @@ def _choose(
     return chosen, waiting
 
 
-def _cut(
-    chosen: list[tuple[UUID, int]], limit_micro: int
-) -> tuple[list[list[tuple[UUID, int]]], list[tuple[UUID, int]]]:
-    """Batches of at most MAX_LINES lines and `limit_micro` each, and those who alone are more than that."""
+def _cut(chosen: list[tuple[UUID, int]], limit_micro: int) -> list[list[tuple[UUID, int]]]:
+    """Batches of at most MAX_LINES lines and `limit_micro` each; nobody alone is more than that."""
     batches_: list[list[tuple[UUID, int]]] = []
-    too_much: list[tuple[UUID, int]] = []
     left_micro = -1
     for friend_id, amount_micro in chosen:
-        if amount_micro > limit_micro:
-            too_much.append((friend_id, amount_micro))
-            continue
         if amount_micro > left_micro or len(batches_[-1]) == MAX_LINES:
             batches_.append([])
             left_micro = limit_micro
         batches_[-1].append((friend_id, amount_micro))
         left_micro -= amount_micro
-    return batches_, too_much
+    return batches_
 
 
 def _still_to_pay(earlier: list[Payout]) -> set[UUID]:
@@ -210,28 +257,75 @@ def run(
     *,
     destinations: Mapping[UUID, Destination],
     at_us: int,
+    given: Given = NOTHING,
     dry_run: bool = False,
 ) -> list[LineResult]:
     """Pay every line of an approved batch that is not paid yet; start again after a crash to resume.
 
     Lines whose outcome is unknown are left alone: `reconcile` asks the rail about them. Payouts are numbered, so a
     database from an older backup gives the numbers of lost ones again: what the rail knows already, and the ledger does
-    not, is shown to it before anything is recorded. Raises DomainError, and what the rail raises: OtherPayment, and in
-    `prepare`, before anything new is reserved; later the line stays as recorded.
+    not, is shown to it before anything is recorded. `given` is what all rails were given, read before the call.
+    Raises DomainError, LostPayments for what was given and is in no payout, and what the rail raises: OtherPayment, and
+    in `prepare`, before anything new is reserved; later the line stays as recorded.
     """
     payout = _load_for(ledger, rail, batch_id)
+    _refuse_lost(ledger, payout, given)
     if not payout.approved_by or payout.cancelled:
         raise DomainError(f"the payout is {payout.state}: only an approved one is run")
     if dry_run:
         return [_preview(line, destinations) for line in payout.lines.values()]
     unit, new = crew.crew(ledger).unit, to_submit(payout, destinations)
-    for line in new:
+    for line in payout.lines.values():
         key = payout.key(line.planned.line)
-        destination = _committed(line, destinations)
-        if destination is not None and rail.look_up(key).outcome is not Outcome.ABSENT:
-            rail.submit(_payment(key, line, unit, destination))
+        if line.state is LineState.PLANNED and rail.look_up(key).outcome is not Outcome.ABSENT:
+            _show_again(ledger, rail, payout, line, destinations, unit)
     rail.prepare([line.planned.amount_micro for line in new])
     return [_run_line(ledger, rail, batch_id, n, destinations, unit, at_us) for n in sorted(payout.lines)]
+
+
+def _refuse_lost(ledger: Ledger, payout: Payout, given: Given) -> None:
+    for batch_id, kinds in given.items():
+        for kind, lines in kinds.items():
+            if batch_id == payout.id:
+                strange = lines if kind != kind_of(payout.rail) else lines - payout.lines.keys()
+            else:
+                strange = lines if _unknown(ledger, batch_id) else frozenset()
+            if strange:
+                raise LostPayments(batch_id, kind, _lines_text(strange))
+
+
+def _unknown(ledger: Ledger, batch_id: UUID) -> bool:
+    try:
+        load(ledger, batch_id)
+    except NotFound:
+        return True
+    return False
+
+
+def _lines_text(lines: Iterable[int]) -> str:
+    return f"line{'s' if len(found := sorted(lines)) > 1 else ''} {', '.join(map(str, found))}"
+
+
+def _show_again(
+    ledger: Ledger,
+    rail: Rail,
+    payout: Payout,
+    line: Line,
+    destinations: Mapping[UUID, Destination],
+    unit: str,
+) -> None:
+    """The rail knows a line of which nothing is recorded. Raises OtherPayment unless it is the very same payment."""
+    number, destination = line.planned.line, _committed(line, destinations)
+    if destination is not None:
+        rail.submit(_payment(payout.key(number), line, unit, destination))
+    book = ledger.load_or_new(Book, BOOK_ID)
+    if _fault(book, line, destinations) and not _begun_meanwhile(ledger, payout.id, number):
+        raise OtherPayment(payout.key(number))  # it would fail, and its money be paid by the next payout
+
+
+def _begun_meanwhile(ledger: Ledger, batch_id: UUID, number: int) -> bool:
+    """By another run: whoever gives a line to a rail has recorded it before."""
+    return load(ledger, batch_id).lines[number].state is not LineState.PLANNED
 
 
 def to_submit(payout: Payout, destinations: Mapping[UUID, Destination]) -> list[Line]:
@@ -371,7 +465,7 @@ def reconcile(
 
 def _release(ledger: Ledger, batch_id: UUID, number: int, at_us: int, *, dry_run: bool) -> LineResult:
     def attempt() -> LineResult:
-        payout = ledger.load(Payout, batch_id)
+        payout = load(ledger, batch_id)
         if payout.lines[number].state is LineState.UNKNOWN:
             payout.attempt(number, at_us=at_us)
             if not dry_run:
@@ -385,7 +479,7 @@ def _release(ledger: Ledger, batch_id: UUID, number: int, at_us: int, *, dry_run
 
 
 def _load_for(ledger: Ledger, rail: Rail, batch_id: UUID) -> Payout:
-    payout = ledger.load(Payout, batch_id)
+    payout = load(ledger, batch_id)
     if payout.rail != rail.name:
         raise DomainError(f"the payout is planned for {payout.rail}, not for {rail.name}")
     return payout
@@ -396,7 +490,7 @@ def _load_both(ledger: Ledger, batch_id: UUID, number: int) -> tuple[Payout, Boo
 
     Raises Conflict when another run saved both between the two loads: decide again.
     """
-    payout, book = ledger.load(Payout, batch_id), ledger.load_or_new(Book, BOOK_ID)
+    payout, book = load(ledger, batch_id), ledger.load_or_new(Book, BOOK_ID)
     if (payout.lines[number].state in IN_FLIGHT) != ((batch_id, number) in book.reservations):
         raise Conflict("another run is at work on this payout line")
     return payout, book

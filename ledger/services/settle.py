@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 PAGE_EVENTS: Final = 2_000
+GRACE_US: Final = 2_000_000
 INDEX_NAME: Final = "credits"
 INDEX_KEPT_EVERY: Final = 20_000  # events
 
@@ -62,7 +63,16 @@ def draft(index: CreditIndex, book: Book, *, epoch: int, log_to: int) -> list[Pa
     streams = {credit.stream_id for credit in credits}
     tariffs = {s: tariff for s in streams if (tariff := book.tariff(s, epoch)) is not None}
     budgets = {s: book.budget(s) for s in streams}
-    return pages(settle(credits, tariffs, budgets, floor_most_bp=index.settings(log_to).floor_most_bp))
+    rules = index.settings(log_to)
+    return pages(
+        settle(
+            credits,
+            tariffs,
+            budgets,
+            floor_most_bp=rules.floor_most_bp,
+            to_the_byte=bool(rules.rate_to_the_byte),
+        )
+    )
 
 
 @contextmanager
@@ -85,8 +95,12 @@ def settle_due_epochs(
     at_us: int,
     index: CreditIndex | None = None,
     alive: Callable[[], None] = lambda: None,
+    grace_us: int = 0,
 ) -> list[int]:
-    """Settle all epochs that ended at or before `at_us`; returns those settled now, ascending.
+    """Settle all epochs that ended `grace_us` before `at_us` or earlier; returns those settled now, ascending.
+
+    A busy hub gives a grace (GRACE_US): what was judged in an epoch's last moments may still be on its way into the
+    log, and would be settled with the next epoch, by that epoch's tariff and perhaps as late.
 
     Keep one `index` between calls: then only new events are read. Without it the whole log is. `alive` is called after
     each page of the log and each epoch: what does not come back to it hangs.
@@ -94,17 +108,19 @@ def settle_due_epochs(
     """
     known = index if index is not None else CreditIndex()
     settled: list[int] = []
-    while (epoch := until_saved(lambda: _settle_next(ledger, known, at_us, alive))) is not None:
+    while (epoch := until_saved(lambda: _settle_next(ledger, known, at_us, grace_us, alive))) is not None:
         settled.append(epoch)
         alive()
     return settled
 
 
-def _settle_next(ledger: Ledger, index: CreditIndex, at_us: int, alive: Callable[[], None]) -> int | None:
+def _settle_next(
+    ledger: Ledger, index: CreditIndex, at_us: int, grace_us: int, alive: Callable[[], None]
+) -> int | None:
     book = ledger.load_or_new(Book, BOOK_ID)
     catch_up(ledger, index, alive=alive)
     due = index.due(at_us)
-    if due is None:
+    if due is None or index.epoch_of(at_us - grace_us) <= due[0]:
         return None
     if (index.next_epoch, index.settled_to) != (book.next_epoch, book.settled_to):
         raise Conflict("another settlement came between loading the book and reading the log")

@@ -44,6 +44,14 @@ def test_a_friend_asks_why_and_gets_the_derivation_of_their_own_lines_only(
     assert client.get(path, headers=world.operator).status_code == 403
 
 
+def test_nothing_is_derived_for_who_may_not_see_it(client: TestClient, world: World, node: KeyPair) -> None:
+    """Of a line that the log does not lead to, a stranger learns as much as of any other: nothing."""
+    world.earn(uuid4(), node_id(node.public_key), 5)
+    path = f"/api/friends/me/explain/{world.ledger.size() - 1}/0"
+    assert client.get(path, headers=world.token(Role.FRIEND, uuid4())).status_code == 404
+    assert client.get(path, headers=world.token(Role.FRIEND)).status_code == 403  # of no friend
+
+
 def test_a_friend_disputes_their_own_line_and_a_creator_one_of_their_stream(
     client: TestClient, world: World, node: KeyPair
 ) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -9,7 +10,7 @@ from test_streams import register
 
 from ledger.aggregates.book import Book
 from ledger.events import Posting, SettlementLine, Transfer
-from ledger.ids import BOOK_ID
+from ledger.ids import BOOK_ID, CREW_ID
 from ledger.money import budget_account, friend_account
 from ledger.services import budgets
 from ledger.services.destinations import set_destination
@@ -83,6 +84,25 @@ def test_a_planned_payout_may_be_cancelled(client: TestClient, world: World, fri
     refused = post(client, world, f"/{batch_id}/approve")
     assert refused.json()["type"] == "/problems/not-allowed"
     assert post(client, world, f"/{uuid4()}/approve").status_code == 404
+
+
+def test_a_payout_that_a_rail_was_given_is_not_cancelled(
+    client: TestClient, world: World, friend_id: UUID
+) -> None:
+    batch_id = post(client, world, "", {}).json()["batch_id"]
+    lost = replace(world.services, given=lambda: {UUID(batch_id): {"csv": frozenset({1})}})
+    client.app.state.services = lost  # type: ignore[attr-defined]
+    refused = post(client, world, f"/{batch_id}/cancel", {"reason": "x"})
+    assert (refused.status_code, "older than what was paid" in refused.text) == (409, True)
+
+
+def test_what_is_no_payout_and_what_is_no_answer(client: TestClient, world: World, friend_id: UUID) -> None:
+    for other in (BOOK_ID, CREW_ID):
+        assert post(client, world, f"/{other}/approve").status_code == 404
+        assert post(client, world, f"/{other}/cancel", {"reason": "x"}).status_code == 404
+    for dry_run in ("no", "yes", 1, 0, None):
+        assert post(client, world, "", {"dry_run": dry_run}).status_code == 422
+    assert client.get("/api/payouts", headers=world.operator).json()["payouts"] == []
 
 
 def test_only_operators_see_payouts(client: TestClient, world: World) -> None:

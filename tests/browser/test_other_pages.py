@@ -14,8 +14,9 @@ from ledger.aggregates.delivery import Delivery
 from ledger.events import SegmentsServed
 from ledger.ids import BOOK_ID, delivery_id, node_id
 from ledger.judged import Judged, pack
+from ledger.money import FEES, friend_account
 from ledger.receipt import Receipt
-from ledger.services import payouts, streams
+from ledger.services import disputes, payouts, streams
 from ledger.services.broadcasts import end_broadcast
 
 pytestmark = pytest.mark.browser
@@ -78,6 +79,46 @@ def test_a_friend_sees_what_they_earned_and_why(page: Page, hub: Hub, tmp_path: 
     assert page.locator("#lines tr").count() == 2
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     page.screenshot(path=tmp_path / "friend.png")
+
+
+def test_a_friend_sees_what_is_on_its_way_in_dispute_and_corrected(page: Page, hub: Hub) -> None:
+    friend_id, ledger, at_us = uuid4(), hub.world.ledger, hub.world.now_us
+    token = hub.world.token(Role.FRIEND, friend_id)["Authorization"].removeprefix("Bearer ")
+    hub.world.earn(friend_id, node_id(hub.node.key.public_key), 3_000_000)
+    book = ledger.load(Book, BOOK_ID)
+    book.release_hold(0, at_us=at_us)
+    book.reserve_payout_line(uuid4(), 1, friend_id=friend_id, amount_micro=2_000_000, at_us=at_us)
+    available = friend_account(friend_id, "available")
+    book.adjust(
+        source=available, target=FEES, amount_micro=400_000, reference="a", reason="gift", at_us=at_us
+    )
+    ledger.save(book)
+    hub.world.earn(friend_id, node_id(hub.node.key.public_key), 1_000_000, epoch=1)
+    settled = ledger.size() - 1
+    disputes.open_dispute(ledger, settled, 0, reason="fewer bytes", at_us=at_us)
+    disputes.decide_dispute(ledger, 1, uphold=True, reason="it was so", at_us=at_us)
+    hub.world.project()
+    page.goto(f"{hub.url}/friend#{token}")
+    page.wait_for_selector("#statement:visible")
+    shown = [page.inner_text(f"#{pot}") for pot in ("pending", "available", "in-flight", "paid")]
+    assert shown == ["0.00", "0.60", "2.00", "0.00"]
+    rows = page.locator("#lines tr").all_inner_texts()
+    assert len(rows) == 7
+    for row, words in zip(
+        rows,
+        [
+            ("upheld", "it was so", "−1.00"),
+            ("in dispute", "fewer bytes", "1.00"),
+            ("delivered", "1.00"),
+            ("correction", "−0.40"),
+            ("on its way", "2.00"),
+            ("now available", "3.00"),
+            ("delivered", "3.00"),
+        ],
+        strict=True,
+    ):
+        assert all(word in row for word in words), row
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
 
 
 def test_a_creator_sees_the_crew_and_the_costs_and_makes_a_new_key(

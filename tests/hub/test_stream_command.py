@@ -68,3 +68,26 @@ def test_an_invite_names_the_friends_page(founded: Ledger) -> None:
 def test_an_amount_that_is_none_is_told_why(amount: str, said: str) -> None:
     with pytest.raises(typer.BadParameter, match=said):
         micro_from_text(amount)
+
+
+def test_money_goes_into_a_budget_and_back_once_for_each_reference(
+    founded: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STREAMRP2P_UNIT", "USD")  # of the next crew; this one's is EUR
+    typed("stream", "create", "main")
+    size = founded.size()
+    dry = typed("stream", "fund", "main", "25", "--reference", "in", "--dry-run")
+    assert ("dry run" in dry, "25.00 EUR" in dry, founded.size()) == (True, True, size)
+    for _ in range(2):
+        assert "is now 25.00 EUR" in typed("stream", "fund", "main", "25", "--reference", "in")
+    size = founded.size()
+    dry = typed("stream", "withdraw", "main", "0.000001", "--reference", "out", "--dry-run")
+    assert ("24.999999 EUR" in dry, founded.size()) == (True, size)
+    for _ in range(2):
+        assert "is now 5.00 EUR" in typed("stream", "withdraw", "main", "20", "--reference", "out")
+    for amount, reference in (("5.000001", "more"), ("0", "none"), ("1", "out")):
+        typed("stream", "withdraw", "main", amount, "--reference", reference, code=1)
+    for amount in ("-1", "1e3", "9" * 13, "0.0000001", "nan", "١"):
+        typed("stream", "fund", "main", "--reference", "odd", "--", amount, code=2)
+    typed("stream", "fund", "main", "999999999999", "--reference", "huge", code=1)
+    assert "EUR per GB" in typed("stream", "tariff", "main", "--rate-per-gb", "0.02")

@@ -58,6 +58,7 @@ class Crowd:
             "suspended_signed_paid": dice.choice([0, 1]),
             "node_rate_factor": dice.choice([0, 1, 4]),
             "node_rate_floor": dice.choice([1, 20, 5_000_000]),  # segments here have a kilobyte
+            "rate_to_the_byte": dice.choice([0, 1]),
             "floor_most_bp": dice.choice([0, 10_000]),
         }
         crew.change_settings(life.ledger, limits, at_us=life.tick())

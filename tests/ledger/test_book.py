@@ -366,6 +366,7 @@ class Money(RuleBasedStateMachine):
             a: x for a, x in self.accounts.items() if x
         }
         assert sum(self.book.accounts.values()) == 0
+        assert self.book.adds_up()
         assert all(x >= 0 for a, x in self.book.accounts.items() if a != "external")
         for friend, earned in self.earned.items():
             states = ("pending", "available", "in_flight", "paid")
@@ -456,6 +457,25 @@ def tampered(event: Any) -> list[e.Event]:
     if not isinstance(event, e.BudgetDeposited | e.PayoutLineReserved):  # whose amount is theirs to say
         wrong.append(raised(one, 1))
     return [change(event, transfer=w) for w in wrong]
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [
+        {"fees": 1},
+        {"fees": -1, "friend:%s:available": 1},  # balanced, and nobody earned it
+        {"friend:%s:available": -1, "friend:%s:pending": 1},  # held by nothing
+        {"friend:%s:available": -1, "friend:%s:in_flight": 1},  # reserved for nothing
+        {"external": -1, "friend:%s:paid": 1},
+    ],
+)
+def test_a_book_that_does_not_add_up_is_known(moves: dict[str, int]) -> None:
+    book, _ = settled_book()
+    assert book.adds_up()
+    for account, amount in moves.items():
+        name = account.replace("%s", str(FRIEND_OF[NODES[0]]))
+        book.accounts[name] = book.accounts.get(name, 0) + amount
+    assert not book.adds_up()
 
 
 def test_an_untouched_log_folds() -> None:

@@ -149,8 +149,15 @@ def test_the_commands(
 ) -> None:
     life, position, event = settled
     run = Shell(monkeypatch, capsys, database_url, tmp_path)
+    size = life.ledger.size()
+    run("open", f"{position}:1", "--reason", "why", "--dry-run", group="dispute")
+    assert life.ledger.size() == size
     opened = json.loads(run("open", f"{position}:1", "--reason", "why", "--json", group="dispute"))
     assert (opened["number"], opened["amount_micro"]) == (1, event.lines[1].amount_micro)
+    size = life.ledger.size()
+    for decision in ("reject", "uphold"):
+        assert "dry run" in run(decision, "1", "--reason", "fine", "--dry-run", group="dispute")
+    assert life.ledger.size() == size
     assert "rejected" in run("reject", "1", "--reason", "fine", group="dispute")
     listed = json.loads(run("list", "--json", group="dispute"))["disputes"]
     assert [(d["state"], d["decision"]) for d in listed] == [("rejected", "fine")]

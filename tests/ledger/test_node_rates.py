@@ -11,6 +11,7 @@ from ledger.node_rates import HOUR_US, Epochs, NodeRates
 from ledger.receipt import Receipt, to_bitmap
 from ledger.services.credit_index import CreditIndex
 from ledger.settings import Settings
+from ledger.settlement import OVER_RATE, settle
 from ledger.ticket import Ticket, ViewerClass
 
 START = 500_000 * HOUR_US
@@ -149,7 +150,14 @@ def test_of_one_hour_no_more_is_ever_paid_than_the_line_can_have_carried(
             log.claim(hour, credited_bytes, at_us)
             claimed[hour] += credited_bytes
         log_to = log.count
-        assert sum(c.credited_bytes for c in log.index.credits(epoch, log_to)) == sum(b for _, b in made)
+        credits = log.index.credits(epoch, log_to)
+        assert sum(c.credited_bytes for c in credits) == sum(b for _, b in made)
+        lines = [line for entry in settle(credits, {}, {}) for line in entry.lines]
+        assert sum(line.credited_bytes for line in lines) == sum(b for _, b in made)  # each byte in one line
+        within = sum(line.credited_bytes for line in lines if line.reason != OVER_RATE)
+        assert within == sum(
+            c.credited_bytes for c in credits if not c.over_rate
+        )  # as counted for the next time
         for part in log.index._parts(log.index._claims(log_to)[0], log_to)[0]:
             paid[part.published] += 0 if part.over_rate else part.credited_bytes
         log.add(

@@ -20,7 +20,7 @@ from ledger.aggregates.payout import Payout
 from ledger.application import Ledger
 from ledger.rails import Answer, OtherPayment, Outcome, Payment
 from ledger.rails.bank_account import BankAccount, BankAccountError, check_bic, check_iban, sepa_text
-from ledger.rails.pain001 import NAMESPACE, NoDebtorError, Pain001Rail, end_to_end_id
+from ledger.rails.pain001 import NAMESPACE, BankAnswerError, NoDebtorError, Pain001Rail, end_to_end_id
 from ledger.rails.pain002 import StatusReportError, read_report
 from ledger.services import crew, payouts
 from ledger.services.destinations import Destination
@@ -260,6 +260,18 @@ def test_a_written_file_never_changes_and_later_payments_get_their_own(tmp_path:
         make(tmp_path / "new", None).submit(payment(3))
 
 
+def test_what_a_run_that_died_has_put_in_no_file_is_counted(tmp_path: Path) -> None:
+    rail = make(tmp_path)
+    assert rail.unsealed() == 0
+    rail.submit(payment(1))
+    rail.seal()
+    rail.submit(payment(2))
+    rail.submit(payment(3))
+    assert make(tmp_path).unsealed() == 2
+    make(tmp_path).seal()
+    assert rail.unsealed() == 0
+
+
 def test_a_line_torn_at_any_byte_is_collected_again(tmp_path: Path) -> None:
     rail = make(tmp_path)
     rail.submit(payment(1))
@@ -291,28 +303,147 @@ def report(*lines: tuple[str, str]) -> bytes:
 
 def test_only_a_final_status_counts() -> None:
     told = read_report(report(("A", "ACSC"), ("B", "RJCT"), ("C", "ACSP"), ("D", "PDNG")))
-    assert told == {"A": (Outcome.CONFIRMED, "ACSC AC04"), "B": (Outcome.FAILED, "RJCT AC04")}
-    with pytest.raises(StatusReportError, match="two outcomes"):
-        read_report(report(("A", "ACSC"), ("A", "RJCT")))
+    assert told.payments == {
+        "A": (Outcome.CONFIRMED, "ACSC AC04", None),
+        "B": (Outcome.FAILED, "RJCT AC04", None),
+    }
+    assert told.undecided == {"C", "D"}
+    for other in ("RJCT", "ACSP"):
+        with pytest.raises(StatusReportError, match="two outcomes"):
+            read_report(report(("A", "ACSC"), ("A", other)))
+    assert read_report(report(("A", "ACSC"), ("A", "ACSC"))).payments.keys() == {"A"}
+
+
+def whole(tag: str, name: str, code: str, *inside: bytes) -> bytes:
+    """A report on a file (OrgnlGrpInfAndSts) or on its payment information as a whole."""
+    id_tag, status = (
+        ("OrgnlMsgId", "GrpSts") if tag == "OrgnlGrpInfAndSts" else ("OrgnlPmtInfId", "PmtInfSts")
+    )
+    body = f"<{tag}><{id_tag}>{name}</{id_tag}><{status}>{code}</{status}>".encode() + b"".join(inside)
+    return b"<Document><CstmrPmtStsRpt>" + body + f"</{tag}></CstmrPmtStsRpt></Document>".encode()
+
+
+@pytest.mark.parametrize("tag", ["OrgnlGrpInfAndSts", "OrgnlPmtInfAndSts"])
+def test_what_is_said_of_a_file_holds_for_its_payments_that_nothing_else_is_said_of(
+    tmp_path: Path, tag: str
+) -> None:
+    rail = make(tmp_path)
+    rail.submit(payment(1))
+    rail.submit(payment(2))
+    rail.seal()
+    rail.submit(payment(3))
+    rail.seal()
+    first = f"{str(UUID(int=7)).replace('-', '')[:28]}-1"
+    keys = [payment(n).key for n in (1, 2, 3)]
+    assert rail.told(read_report(whole(tag, first, "RJCT"))) == dict.fromkeys(
+        keys[:2], (Outcome.FAILED, "RJCT")
+    )
+    assert rail.told(read_report(whole(tag, first, "PART"))) == {}
+    assert rail.told(read_report(whole(tag, first[:-1] + "9", "RJCT"))) == {}
+    one = f"<TxInfAndSts><OrgnlEndToEndId>{end_to_end_id(keys[1])}</OrgnlEndToEndId><TxSts>PDNG</TxSts></TxInfAndSts>"
+    told = rail.told(read_report(whole(tag, first, "ACSC", one.encode())))
+    assert told == {keys[0]: (Outcome.CONFIRMED, "ACSC")}
+
+
+@pytest.mark.parametrize(
+    ("amount", "unit", "same"),
+    [
+        ("1.23", "EUR", True),
+        ("1.230", "EUR", True),
+        ("1.24", "EUR", False),
+        ("1.23", "CHF", False),
+        ("123", "EUR", False),
+        ("1,23", "EUR", False),
+        ("1.2300001", "EUR", False),
+        ("1" * 40, "EUR", False),
+        ("-1.23", "EUR", False),
+        ("\u0661.23", "EUR", False),
+    ],
+)
+def test_a_report_of_another_amount_is_no_answer(tmp_path: Path, amount: str, unit: str, same: bool) -> None:
+    rail = make(tmp_path)
+    rail.submit(payment(1))
+    rail.seal()
+    key = payment(1).key
+    data = (
+        f"<Document><TxInfAndSts><OrgnlEndToEndId>{end_to_end_id(key)}</OrgnlEndToEndId><TxSts>ACSC</TxSts><OrgnlTxRef>"
+        f'<Amt><InstdAmt Ccy="{unit}">{amount}</InstdAmt></Amt></OrgnlTxRef></TxInfAndSts></Document>'
+    ).encode()
+    if same:
+        assert rail.told(read_report(data)) == {key: (Outcome.CONFIRMED, "ACSC")}
+    else:
+        with pytest.raises(BankAnswerError, match=r"was 1\.23 EUR"):
+            rail.told(read_report(data))
+
+
+def test_a_file_has_the_date_of_the_run_it_is_made_from(tmp_path: Path) -> None:
+    """Of payouts that are approved late, or run on for days: a bank refuses a date that is past."""
+    day_us = 86_400 * 1_000_000
+    dates = []
+    for day in range(2):
+        rail = Pain001Rail(tmp_path, str(UUID(int=7)), debtor=DEBTOR, created_us=AT + day * day_us)
+        rail.submit(payment(day + 1))
+        if (
+            day == 1
+        ):  # a run that died before it wrote its file; written by the next, with what that collected
+            rail = Pain001Rail(tmp_path, str(UUID(int=7)), debtor=DEBTOR, created_us=AT + 2 * day_us)
+            rail.submit(payment(3))
+        path = Pain001Rail(tmp_path, str(UUID(int=7)), debtor=DEBTOR, created_us=AT + 9 * day_us).seal()
+        assert path is not None
+        payments_in(path)
+        dates.append(re.findall(r"<Dt>(.*?)</Dt>", path.read_text()))
+    assert dates == [["2001-09-09"], ["2001-09-11"]]
 
 
 @given(st.one_of(st.binary(max_size=300), st.just(b'<!DOCTYPE x [<!ENTITY a "b">]><x>&a;</x>')))
 def test_any_bytes_are_a_report_or_one_error(data: bytes) -> None:
     with contextlib.suppress(StatusReportError):
-        assert read_report(data) == {}
+        assert read_report(data).payments == {}
 
 
 def test_an_answer_is_taken_once_and_only_for_what_is_in_a_file(tmp_path: Path) -> None:
     rail = make(tmp_path)
     rail.submit(payment(1))
-    with pytest.raises(ValueError, match="no file"):
+    with pytest.raises(BankAnswerError, match="no file"):
         rail.record(payment(1).key, Outcome.CONFIRMED, "x")
     rail.seal()
     assert rail.record(payment(1).key, Outcome.CONFIRMED, "x")
     assert not rail.record(payment(1).key, Outcome.CONFIRMED, "x")
-    with pytest.raises(ValueError, match="already"):
+    with pytest.raises(BankAnswerError, match="already"):
         rail.record(payment(1).key, Outcome.FAILED, "x")
     assert rail.look_up(payment(1).key) == Answer(Outcome.CONFIRMED, "x")
+
+
+def test_a_bank_may_take_back_that_it_failed_and_nothing_else(tmp_path: Path) -> None:
+    rail, key = make(tmp_path), payment(1).key
+    rail.submit(payment(1))
+    rail.seal()
+    assert rail.record(key, Outcome.FAILED, "no")
+    assert rail.record(key, Outcome.CONFIRMED, "yes")
+    assert not rail.record(key, Outcome.CONFIRMED, "yes")
+    assert make(tmp_path).look_up(key) == Answer(Outcome.CONFIRMED, "yes")
+    with pytest.raises(BankAnswerError, match="already"):
+        rail.record(key, Outcome.FAILED, "no")
+
+
+def test_what_the_bank_paid_after_it_had_said_no_is_booked_or_reported(
+    funded: Ledger, tmp_path: Path
+) -> None:
+    payout = planned(funded)
+    rail = Pain001Rail(tmp_path, str(payout.id), debtor=DEBTOR, created_us=AT)
+    payouts.run(funded, rail, payout.id, destinations=DESTINATIONS, at_us=AT)
+    rail.seal()
+    for line in (1, 2):
+        rail.record(payout.key(line), Outcome.FAILED, "RJCT")
+    payouts.reconcile(funded, rail, payout.id, at_us=AT)
+    rail.record(payout.key(1), Outcome.CONFIRMED, "ACSC")
+    assert payouts.reconcile(funded, rail, payout.id, at_us=AT)[0].state == "confirmed"
+    second = planned(funded)  # of the other friend
+    other = Pain001Rail(tmp_path, str(second.id), debtor=DEBTOR, created_us=AT)
+    payouts.run(funded, other, second.id, destinations=DESTINATIONS, at_us=AT)
+    rail.record(payout.key(2), Outcome.CONFIRMED, "ACSC")
+    states = [r.state for r in payouts.reconcile(funded, rail, payout.id, at_us=AT)]
+    assert states == ["confirmed", payouts.OVERPAID, "unknown"]
 
 
 # --- with the ledger
@@ -394,7 +525,9 @@ def test_the_commands_from_plan_to_the_banks_report(
     status = tmp_path / "report.xml"
     status.write_bytes(report((end_to_end_id(shown[0]["key"]), "ACSC"), ("other", "RJCT")))
     assert "ACSC" in run("reconcile", "1", "--status", str(status))
-    run("reconcile", "1", "--refused", "1", code=1)
+    assert "recorded as confirmed already" in run("reconcile", "1", "--refused", "1", code=1)
+    status.write_bytes(report(("other", "RJCT")))
+    assert "no final status" in run("reconcile", "1", "--status", str(status), code=1)
 
 
 # --- limits

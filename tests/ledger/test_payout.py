@@ -342,6 +342,49 @@ def test_what_is_below_the_threshold_or_without_destination_waits(funded: Ledger
     assert balances(funded, "available") == amounts  # nothing is reserved by a plan
 
 
+def test_whatever_is_not_planned_is_said_to_wait(funded: Ledger) -> None:
+    """Less than the rail's smallest amount, or more than any day's limit, which no run would ever pay."""
+    amounts = balances(funded, "available")
+    arguments: dict[str, Any] = {"threshold_micro": 1, "destinations": COMMITMENTS, "at_us": AT}
+    plan = payouts.plan(funded, rail="csv", quantum_micro=max(amounts) + 1, **arguments)
+    assert (plan.lines, [w.reason for w in plan.waiting]) == ((), ["below_smallest"] * 3)
+    assert sorted(w.amount_micro for w in plan.waiting) == sorted(amounts)
+    crew.change_settings(funded, {"payout_day_max_micro": min(amounts)}, at_us=AT)
+    plan = payouts.plan(funded, rail="csv", **arguments)
+    fits = sum(amount == min(amounts) for amount in amounts)
+    assert (len(plan.lines), [w.reason for w in plan.waiting]) == (fits, ["day_limit"] * (3 - fits))
+
+
+@pytest.mark.parametrize("name", ["x" * 101, "a\nb", "\udcff", "Zoë"])
+def test_what_the_log_cannot_forget_is_short_and_plain(funded: Ledger, name: str) -> None:
+    arguments: dict[str, Any] = {
+        "rail": "csv",
+        "threshold_micro": 1,
+        "destinations": COMMITMENTS,
+        "at_us": AT,
+    }
+    with pytest.raises(DomainError, match="printable ASCII"):
+        payouts.plan(funded, operator=name, **arguments)
+    plan = payouts.plan(funded, **arguments)
+    assert plan.batch_id is not None
+    with pytest.raises(DomainError, match="printable ASCII"):
+        payouts.approve(funded, plan.batch_id, operator=name, at_us=AT)
+    with pytest.raises(DomainError, match="printable ASCII"):
+        payouts.cancel(funded, plan.batch_id, reason=name, at_us=AT)
+
+
+def test_a_blank_or_a_capital_makes_no_second_operator(funded: Ledger) -> None:
+    crew.change_settings(funded, {"payout_second_above_micro": 1}, at_us=AT)
+    plan = payouts.plan(
+        funded, rail="csv", threshold_micro=1, destinations=COMMITMENTS, at_us=AT, operator="ada"
+    )
+    assert plan.batch_id is not None
+    for name in ("ada", "ada ", "Ada"):
+        with pytest.raises(DomainError, match="somebody else"):
+            payouts.approve(funded, plan.batch_id, operator=name, at_us=AT)
+    payouts.approve(funded, plan.batch_id, operator="bob", at_us=AT)
+
+
 def test_a_plan_is_refused_while_an_open_batch_would_pay_the_same_friend(funded: Ledger) -> None:
     batch_id = planned(funded)
     with pytest.raises(DomainError, match="run or cancel it first"):

@@ -134,6 +134,8 @@ def test_the_fee_is_within_its_part_of_what_leaves_the_budget(case: Case) -> Non
 def test_all_served_units_stand_in_the_lines_even_when_nothing_is_paid(case: Case) -> None:
     lines, _ = flat(settle(*case))
     assert sum(line.units for line in lines) == sum(c.units for c in case[0])
+    assert sum(x.credited_bytes for x in lines) == sum(c.credited_bytes for c in case[0])
+    lines, _ = flat(settle(*case, to_the_byte=False))  # from before that was a setting
     assert sum(x.credited_bytes for x in lines) == sum(c.credited_bytes for c in case[0] if c.units)
 
 

@@ -19,7 +19,7 @@ from ledger.receipt import Receipt, fold_digests, to_bitmap
 from ledger.services import broadcasts, budgets, crew, nodes, streams
 from ledger.services.credit_index import BrokenLogError, CreditIndex
 from ledger.services.delivery import DeliveryDesk
-from ledger.services.settle import catch_up, draft, release_due_holds, settle_due_epochs
+from ledger.services.settle import GRACE_US, catch_up, draft, release_due_holds, settle_due_epochs
 from ledger.ticket import SignedTicket, ViewerClass
 
 SECOND = 1_000_000
@@ -275,6 +275,38 @@ def test_a_receipt_that_comes_in_a_later_epoch_is_paid_there_and_marked_late(led
         (world.nodes[0].id, "delivery_late"): 10,
         (world.nodes[1].id, "delivery"): 4,
     }
+
+
+def test_what_is_on_its_way_into_the_log_when_its_epoch_ends_is_settled_with_it(ledger: Ledger) -> None:
+    """Judged in the epoch's last microsecond, appended a second later; the next epoch has another tariff."""
+    world, end = World(ledger), START + HOUR
+    world.publish(10, START + SECOND)
+    slow = world.ticket(0, START)
+    index = CreditIndex()
+    for after in (0, SECOND):
+        assert settle_due_epochs(ledger, at_us=end + after, index=index, grace_us=GRACE_US) == []
+    slow.served(range(10), end - 1)
+    assert settle_due_epochs(ledger, at_us=end + GRACE_US - 1, index=index, grace_us=GRACE_US) == []
+    assert settle_due_epochs(ledger, at_us=end + GRACE_US, index=index, grace_us=GRACE_US) == [0]
+    assert [(x.units, x.tariff_version) for x in world.lines() if x.units] == [(10, 1)]
+    # What is over for long is settled at once, also in the first moments of another epoch, and no later one with it.
+    world.publish(1, end + SECOND)
+    world.ticket(1, end + SECOND, first=10).served([10], end + 2 * SECOND)
+    world.publish(1, end + 2 * HOUR)
+    world.ticket(1, end + 2 * HOUR, first=11).served([11], end + 2 * HOUR + 1)
+    assert settle_due_epochs(ledger, at_us=end + 2 * HOUR + SECOND, index=index, grace_us=GRACE_US) == [1]
+    assert sum(x.units for x in world.lines()) == 11
+
+
+@pytest.mark.parametrize(("after_us", "epoch"), [(-1, 0), (0, 1), (1, 1)])
+def test_the_border_of_an_epoch_is_its_last_microsecond(ledger: Ledger, after_us: int, epoch: int) -> None:
+    world, border = World(ledger), START + HOUR
+    world.publish(1, border + after_us)
+    world.ticket(0, START).served([0], border + after_us)
+    assert settle_due_epochs(ledger, at_us=border - 1) == []
+    settle_due_epochs(ledger, at_us=border + HOUR)
+    found = {e.epoch: [x.reason for x in e.lines if x.units] for e in world.recorded(EpochSettled)}
+    assert found == {epoch: ["delivery"]} | ({1: []} if epoch == 0 else {})
 
 
 def test_plain_claims_count_ten_times_what_the_hub_saw_and_wait_for_it(ledger: Ledger) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -128,14 +128,17 @@ class Evil:
         return (Path.touch, (Path("/tmp/evil"),))
 
 
-@pytest.mark.parametrize("wrong", ["evil", "unbalanced", "not a book"])
+@pytest.mark.parametrize("wrong", ["evil", "unbalanced", "balanced", "not a book"])
 def test_whoever_can_write_the_table_can_neither_run_code_nor_make_money(
     ledger: Ledger, database_url: str, wrong: str
 ) -> None:
     fill(ledger, 12)
     book = folded(ledger)
     book.accounts["fees"] = 10**9
-    forged = pickle.dumps({"evil": Evil(), "unbalanced": book, "not a book": CreditIndex()}[wrong])
+    gift = folded(ledger)
+    gift.accounts |= {"external": gift.accounts["external"] - 9, f"friend:{UUID(int=1)}:available": 9}
+    made = {"evil": Evil(), "unbalanced": book, "balanced": gift, "not a book": CreditIndex()}
+    forged = pickle.dumps(made[wrong])
     digest, last = hashlib.sha256(forged).digest(), ledger.read(11, 1)[0].data
     with psycopg.connect(database_url) as connection:
         connection.execute(

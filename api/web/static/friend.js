@@ -17,17 +17,26 @@ const WHY = {
   payout_confirmed: "paid out",
   payout_failed: "payout failed: available again",
 };
+// Lines whose reason is what a person wrote; "taken" are those that make it less.
+const DECIDED = {
+  disputed: "in dispute, waits for the decision",
+  dispute_upheld: "taken back, the dispute was upheld",
+  dispute_rejected: "the dispute was rejected, the line holds",
+  adjusted_up: "correction",
+  adjusted_down: "correction",
+};
+const TAKEN = new Set(["dispute_upheld", "adjusted_down"]);
 
 let token = "";
 let live = null;
 const shown = new Set(); // lines, by their place in the log: one may be told twice
 
 function row(line) {
-  const why = cell("td", WHY[line.reason] ?? line.reason);
+  const why = cell("td", line.kind in DECIDED ? `${DECIDED[line.kind]}: ${line.reason}` : (WHY[line.reason] ?? line.reason));
   // The place in the log, as `streamrp2p explain` takes it.
   why.append(cell("time", `${WHEN.format(line.at_us / 1000)} · ${line.position}:${line.line}`));
   const tr = document.createElement("tr");
-  tr.append(why, cell("td", bytes(line.credited_bytes), "number"), cell("td", money(line.amount_micro), "number"));
+  tr.append(why, cell("td", bytes(line.credited_bytes), "number"), cell("td", money(TAKEN.has(line.kind) ? -line.amount_micro : line.amount_micro), "number"));
   return tr;
 }
 
@@ -39,6 +48,7 @@ function show(statement) {
   $("helping").textContent = viewers(statement.helping_now);
   $("pending").textContent = money(statement.pending_micro);
   $("available").textContent = money(statement.available_micro);
+  $("in-flight").textContent = money(statement.in_flight_micro);
   $("paid").textContent = money(statement.paid_micro);
 }
 
