@@ -19,8 +19,8 @@ from ledger.ids import delivery_id, node_id
 from ledger.judged import pack
 from ledger.keys import KeyPair
 from ledger.receipt import SIGNED_BYTES
-from ledger.store.binary import copy_rows
-from ledger.store.mapper import new_rows
+from ledger.store.binary import copied
+from ledger.store.mapper import columns_of, new_rows
 from ledger.store.migrate import migrate
 from ledger.tlog.publisher import PAGE
 from ledger.tlog.tiles import TileBuilder
@@ -248,9 +248,9 @@ class Bare:
         return ROUND * BATCH / timed(work)
 
     def _stream(self) -> bytes:
-        rows = [row for aggregate in deposits(BATCH, 50) for row in new_rows(aggregate.pending)]
-        self._next += len(rows)
-        return b"".join(copy_rows(self._next - len(rows), rows))
+        events = [event for aggregate in deposits(BATCH, 50) for event in aggregate.pending]
+        self._next += len(events)
+        return b"".join(copied(self._next - len(events), columns_of(new_rows(events))))
 
 
 # --- receipts packed in events ----------------------------------------------------------------------------------------

@@ -26,10 +26,11 @@ from eventsourcing.postgres import PostgresApplicationRecorder
 from psycopg.rows import TupleRow, tuple_row
 from psycopg.sql import SQL, Composed, Identifier, Literal
 
-from ledger.store.binary import columns, copy_rows
+from ledger.store.binary import columns, copied
 from ledger.store.database import Datastore
 from ledger.store.group import GroupCommit, Rows
 from ledger.store.listener import Listener
+from ledger.store.mapper import columns_of
 from ledger.store.parts import Parts
 
 PATIENCE_S: Final = 5.0  # how long a call tries to reach the database before it gives up
@@ -143,7 +144,7 @@ class DenseRecorder(PostgresApplicationRecorder):
                     pass
                 first = int(cursor.fetchall()[0][0])
                 with cursor.copy(self._copy_sql) as copy:
-                    for part in copy_rows(first, rows):
+                    for part in copied(first, columns_of(rows)):
                         copy.write(part)
                 cursor.execute(self._commit_sql)
             except BaseException:
@@ -214,7 +215,7 @@ class DenseRecorder(PostgresApplicationRecorder):
     def select_rows(self, start: int, limit: int) -> list[Row]:
         """The log from position `start` on, ascending."""
         columns = "position, topic, state"
-        return [Row(*row) for row in self._select(columns, [("position >= %s", start)], "position", limit)]
+        return list(map(Row._make, self._select(columns, [("position >= %s", start)], "position", limit)))
 
     def extent(self, start: int, limit: int) -> int | None:
         """The end of the events from `start` on, at most `limit` of them. None when a position is missing."""
