@@ -172,13 +172,13 @@ class Ledger:
         are returned first), LogGapError, Unavailable.
         """
         out: list[Recorded] = []
-        for position, topic, state in self.read_rows(start, limit):
+        for row in self.read_rows(start, limit):
             try:
-                out.append(Recorded(position, decode(state, topic), state))
+                out.append(Recorded(row.position, decode(row.state, row.topic), row.state))
             except UnknownEventError as e:
                 if out:
                     return out
-                raise UnknownEventError(f"position {position}: {e}") from e
+                raise UnknownEventError(f"position {row.position}: {e}") from e
         return out
 
     def read_rows(self, start: int, limit: int) -> list[Row]:
@@ -266,7 +266,7 @@ class Ledger:
         """
         with _translated:
             rows = self._store.recorder.find(wanted)
-        return [Recorded(position, decode(state, topic), state) for position, topic, state in rows]
+        return [Recorded(row.position, decode(row.state, row.topic), row.state) for row in rows]
 
     def recall(self, name: str, cls: type[F]) -> F | None:
         """A fold of the log that was kept by `keep`, by this very program; None when there is none that fits.

@@ -7,10 +7,12 @@ is neither lost nor written twice. The library counts notifications from 1: noti
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import starmap
 from time import monotonic, sleep
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
+import msgspec
 from eventsourcing.persistence import (
     ApplicationRecorder,
     IntegrityError,
@@ -43,7 +45,7 @@ _STREAMED_ROWS: Final = 100  # at once from the driver
 T = TypeVar("T")
 
 
-class Row(NamedTuple):
+class Row(msgspec.Struct, frozen=True, gc=False):  # seven times cheaper to make than a named tuple
     """One row of the log: the dense position, the event's tag and its exact bytes."""
 
     position: int
@@ -191,7 +193,7 @@ class DenseRecorder(PostgresApplicationRecorder):
         """Events by originator and version, in the order asked for; those that are not there are left out."""
         ids, versions = [a for a, _ in wanted], [v for _, v in wanted]
         rows = self._patiently(lambda: self._fetch(self._find_sql, (ids, versions)))
-        return [Row(*row) for row in rows]
+        return list(starmap(Row, rows))
 
     def select_notifications(
         self,
@@ -215,7 +217,7 @@ class DenseRecorder(PostgresApplicationRecorder):
     def select_rows(self, start: int, limit: int) -> list[Row]:
         """The log from position `start` on, ascending."""
         columns = "position, topic, state"
-        return list(map(Row._make, self._select(columns, [("position >= %s", start)], "position", limit)))
+        return list(starmap(Row, self._select(columns, [("position >= %s", start)], "position", limit)))
 
     def extent(self, start: int, limit: int) -> int | None:
         """The end of the events from `start` on, at most `limit` of them. None when a position is missing."""

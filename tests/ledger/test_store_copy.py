@@ -10,6 +10,7 @@ import pytest
 from eventsourcing.persistence import IntegrityError, OperationalError, StoredEvent
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 from psycopg.rows import tuple_row
 
 from ledger.aggregates.base import Aggregate
@@ -57,7 +58,7 @@ def recorder(database_url: str) -> Iterator[FlakyCopy]:
 
 
 def log_of(recorder: DenseRecorder) -> list[tuple[int, str, bytes]]:
-    return [tuple(row) for row in recorder.select_rows(0, 50_000)]  # type: ignore[misc]
+    return [astuple(row) for row in recorder.select_rows(0, 50_000)]  # type: ignore[misc]
 
 
 def test_a_copied_batch_reads_back_as_it_was_given(recorder: FlakyCopy) -> None:
