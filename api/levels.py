@@ -26,6 +26,12 @@ class Levels:
         if self._begin is None:
             self._begin = log_events
         found = {lag.name: lag for lag in lags}
+        # These first: no waiting helps, and what goes on is of no use to who looks for the reason.
+        stopped = [lag for lag in lags if lag.stopped and _VERSIONS.get(lag.name) == lag.version]
+        if stopped:
+            return "; ".join(
+                f"{lag.name} stopped at position {lag.position}: {lag.stopped}" for lag in stopped
+            )
         for name, version in _VERSIONS.items():
             lag = found.get(name)
             if lag is None:

@@ -1,7 +1,8 @@
 """Prometheus metrics of the API process.
 
 Invariant: label values come from a fixed set (methods, route templates, statuses, names of projections and duties),
-so that nobody on the network can make the registry grow.
+so that nobody on the network can make the registry grow. A reason to have stopped is free text: at most one a
+projection, and gone when it is over.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,12 @@ class Metrics:
             ("projection",),
             registry=self.registry,
         )
+        self._stopped = Gauge(
+            "streamrp2p_projection_stopped",
+            "1 for a projection that cannot go on until somebody looks, with the reason",
+            ("projection", "reason"),
+            registry=self.registry,
+        )
         self._overdue = Gauge(
             "streamrp2p_duty_overdue_seconds",
             "Since when a duty of the worker should have been heard",
@@ -75,7 +82,9 @@ class Metrics:
     ) -> bytes:
         if log_events is not None:
             self._size.set(log_events)
+        self._stopped.clear()
         for lag in lags:
+            self._stopped.labels(lag.name, lag.stopped).set(int(bool(lag.stopped)))
             self._lag.labels(lag.name).set(lag.events)
             self._lag_age.labels(lag.name).set(lag.behind_us / 1_000_000)
         for duty, seconds in overdue.items():

@@ -9,7 +9,7 @@ Units: `_us` Unix microseconds, `_s` seconds, `_micro` millionths of the unit of
 Nothing here may identify a person: opaque ids, public keys and salted commitments only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -550,6 +550,7 @@ UPCASTERS: Final[dict[type[Event], Callable[[Any], Event]]] = {
 }
 
 _encoder: Final = msgspec.msgpack.Encoder(uuid_format="bytes")
+_parts: Final = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _decoders: Final = {tag: msgspec.msgpack.Decoder(cls) for tag, cls in EVENT_TYPES.items()}
 
 
@@ -566,6 +567,15 @@ def encode(event: Event) -> bytes:
     if len(data) > MAX_EVENT_BYTES:
         raise ValueError(f"{tag_of(event)} is {len(data)} bytes; a log entry holds at most {MAX_EVENT_BYTES}")
     return data
+
+
+def encode_each(events: Sequence[Event]) -> list[msgspec.Raw]:
+    """As `encode` of each, in two calls for all of them. What it gives is bytes-like and has a length."""
+    parts = _parts.decode(_encoder.encode(events))
+    if max(map(len, parts), default=0) > MAX_EVENT_BYTES:
+        for event in events:
+            encode(event)  # raises
+    return parts
 
 
 def decode(data: bytes, tag: str | None = None) -> Event:

@@ -21,6 +21,8 @@ from ledger.aggregates.payout import payout_id
 from ledger.events import UnknownEventError
 from ledger.ids import stream_id
 from ledger.verdict import Verdict
+from projections.base import Projection
+from projections.catalog import PROJECTIONS
 from projections.health import health
 from projections.log import Log
 from projections.schema import NO_STREAM, Tables
@@ -167,14 +169,23 @@ class Lag:
     position: int  # events 0..position-1 are applied
     events: int  # not yet applied
     behind_us: int  # age of the oldest event that is not applied; 0 when there is none
+    stopped: str  # why it cannot apply the event at `position`; "" while it goes on
 
 
 class Queries:
     """The read API over one crew's schema."""
 
-    def __init__(self, engine: Engine, schema: str = "crew_main") -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        schema: str = "crew_main",
+        projections: Sequence[type[Projection]] = PROJECTIONS,
+    ) -> None:
+        """`projections` are those whose positions count. A row of one that this program does not know (it was removed,
+        or a newer program's) is nobody's to wait for."""
         self._engine = engine
         self._tables = Tables(schema)
+        self._names = [p.name for p in projections]
 
     # --- money ---------------------------------------------------------------------------------------------------
 
@@ -263,13 +274,11 @@ class Queries:
 
     def positions(self) -> dict[str, int]:
         """For each projection the next position it will apply: all events before it are in the rows."""
-        t = self._tables.positions
-        return {r.name: r.position for r in self._all(select(t).order_by(t.c.name))}
+        return {r.name: r.position for r in self._tracked()}
 
     def lag(self, log: Log, *, now_us: int) -> list[Lag]:
         """How far each projection is behind `log`. May raise the log's own Unavailable."""
-        t = self._tables.positions
-        rows = self._all(select(t).order_by(t.c.name))
+        rows = self._tracked()
         size = log.size()
         oldest: dict[int, int] = {}
         for position in {r.position for r in rows if r.position < size}:
@@ -278,7 +287,14 @@ class Queries:
             except UnknownEventError:  # nobody can say: for ever
                 oldest[position] = now_us
         return [
-            Lag(r.name, r.version, r.position, max(0, size - r.position), oldest.get(r.position, 0))
+            Lag(
+                name=r.name,
+                version=r.version,
+                position=r.position,
+                events=max(0, size - r.position),
+                behind_us=oldest.get(r.position, 0),
+                stopped=r.stopped or "",
+            )
             for r in rows
         ]
 
@@ -286,17 +302,21 @@ class Queries:
         """Read your own writes: True as soon as the event at `position` is in the rows of all projections
         (or of those named), False when `timeout_s` passes first."""
         give_up = time.monotonic() + timeout_s
+        waited_for = self._names if names is None else names
         pause_s = _POLL_S_MIN
         while True:
             reached = self.positions()
-            waited_for = reached.keys() if names is None else names
-            if waited_for and all(reached.get(name, 0) > position for name in waited_for):
+            if all(reached.get(name, 0) > position for name in waited_for):
                 return True
             left_s = give_up - time.monotonic()
             if left_s <= 0:
                 return False
             time.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, _POLL_S_MAX)
+
+    def _tracked(self) -> Sequence[Row[Any]]:
+        t = self._tables.positions
+        return self._all(select(t).where(t.c.name.in_(self._names)).order_by(t.c.name))
 
     # --- inside ------------------------------------------------------------------------------------------------------
 

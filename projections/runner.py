@@ -82,7 +82,7 @@ class Runner:
         self._positions: dict[str, int] = {}  # empty: to be read from the database
         self._batch_events = batch_events
         self._alive = alive
-        self._queries = Queries(engine, schema_name)
+        self._queries = Queries(engine, schema_name, projections)
         self._running = False
         self._kept: Connection | None = None
         self.stopped: dict[str, Exception] = {}  # projections that could not go on, and why
@@ -93,7 +93,7 @@ class Runner:
         with self._engine.begin() as connection:
             # No projection has this name: making the tracking table needs a lock as well.
             tracking.lock(connection, self._tables, ["*"])
-            schema.create(connection, [self._tables.positions])
+            schema.create_positions(connection, self._tables.positions)
             tracked = tracking.read(connection, self._tables)
             for name, projection in self._classes.items():
                 if name not in tracked:
@@ -168,7 +168,7 @@ class Runner:
 
     def wait(self, position: int, timeout_s: float) -> bool:
         """Whether the event at `position` is in all the rows within `timeout_s`. Raises ReadModelUnavailable."""
-        return self._queries.wait(position, timeout_s, list(self._classes))
+        return self._queries.wait(position, timeout_s)
 
     def lag(self, *, now_us: int | None = None) -> list[Lag]:
         return self._queries.lag(self._log, now_us=time.time_ns() // 1000 if now_us is None else now_us)
@@ -221,6 +221,9 @@ class Runner:
             self._positions = {}
 
     def _stop(self, name: str, position: int, error: Exception) -> None:
+        """Raises what the database raises: then the batch is taken again, and fails again."""
+        with self._engine.begin() as connection:
+            tracking.stop(connection, self._tables, name, self._classes[name].version, position, str(error))
         self.stopped[name] = error
         self._stopped_at[name] = position
         logger.error("projection stopped", name=name, error=str(error))

@@ -75,6 +75,7 @@ class Tables:
             Column("name", Text, primary_key=True),
             Column("version", Integer, nullable=False),
             Column("position", BigInteger, nullable=False),  # the next position to apply
+            Column("stopped", Text),  # why it cannot apply what stands there; NULL while it goes on
         )
 
         self.balances = Table(
@@ -220,6 +221,15 @@ def create(connection: Connection, tables: Sequence[Table]) -> None:
     """Create those of the tables, with their indexes, that do not exist."""
     if tables:
         tables[0].metadata.create_all(connection, tables=list(tables))
+
+
+def create_positions(connection: Connection, positions: Table) -> None:
+    """The tracking table in its present shape. It is the one table here that no rebuild makes anew."""
+    create(connection, [positions])
+    there = {c["name"] for c in inspect(connection).get_columns(positions.name, schema=positions.schema)}
+    if "stopped" not in there:  # from before readiness named what had stopped
+        name = connection.dialect.identifier_preparer.format_table(positions)
+        connection.exec_driver_sql(f"ALTER TABLE {name} ADD COLUMN stopped text")
 
 
 def drop(connection: Connection, tables: Sequence[Table]) -> None:

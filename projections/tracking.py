@@ -2,7 +2,8 @@
 
 Invariant: a projection's rows and its position change in one transaction, under the projection's advisory lock, by
 whoever found the position where its changes begin. So two runners, a runner and a rebuild, or a runner killed
-anywhere neither skip nor repeat an event.
+anywhere neither skip nor repeat an event. A reason to have stopped is of the position beside it: who moves the position
+strikes it out.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, Dialect, func, select
+from sqlalchemy import ColumnElement, Connection, Dialect, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
@@ -18,6 +19,7 @@ from projections.schema import Tables
 
 _WRITE: Final = "write"
 _REBUILD: Final = "rebuild"
+_REASON_MAX: Final = 300  # characters: people read it in a line
 _DIALECT: Final[Dialect] = PGDialect()  # type: ignore[no-untyped-call]
 
 
@@ -59,10 +61,18 @@ def move(connection: Connection, tables: Tables, versions: Mapping[str, int], st
     return connection.exec_driver_sql(statement, parameters).rowcount == len(versions)
 
 
+def stop(connection: Connection, tables: Tables, name: str, version: int, position: int, reason: str) -> None:
+    """Say why `name` cannot go on, for every process to see; nothing when somebody moved it meanwhile."""
+    t = tables.positions
+    here = (t.c.name == name, t.c.version == version, t.c.position == position)
+    shown = " ".join(reason.split())[:_REASON_MAX]
+    connection.execute(update(t).where(*here).values(stopped=shown))
+
+
 def put(connection: Connection, tables: Tables, name: str, version: int, position: int) -> None:
     """Say that `name` was built in this version up to `position`."""
     row = insert(tables.positions).values(name=name, version=version, position=position)
-    changed = {"version": version, "position": position}
+    changed = {"version": version, "position": position, "stopped": None}
     connection.execute(row.on_conflict_do_update(index_elements=["name"], set_=changed))
 
 
@@ -79,7 +89,7 @@ def _move_sql(schema: str | None, names: tuple[str, ...]) -> tuple[str, tuple[st
     locks, parameters = _locks(schema, names)
     table = _DIALECT.identifier_preparer.format_table(Tables(schema).positions)
     statement = (
-        f"WITH locks AS MATERIALIZED (SELECT {locks}) UPDATE {table} AS t SET position = %s"  # noqa: S608
+        f"WITH locks AS MATERIALIZED (SELECT {locks}) UPDATE {table} AS t SET position = %s, stopped = NULL"  # noqa: S608
         " FROM locks CROSS JOIN unnest(%s::text[], %s::integer[]) AS c (name, version)"
         " WHERE t.name = c.name AND t.version = c.version AND t.position = %s"
     )

@@ -49,7 +49,13 @@ def status(at: ServicesDep, _: Operator) -> Status:
     return Status(
         log_events=at.ledger.size(),
         projections=[
-            ProjectionLag(name=lag.name, position=lag.position, events=lag.events, behind_us=lag.behind_us)
+            ProjectionLag(
+                name=lag.name,
+                position=lag.position,
+                events=lag.events,
+                behind_us=lag.behind_us,
+                stopped=lag.stopped,
+            )
             for lag in at.reads.lag(at.ledger, now_us=at.now_us())
         ],
         duties=[

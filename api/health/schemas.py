@@ -19,6 +19,7 @@ class ProjectionLag(BaseModel):
     position: int = Field(description="events before it are in the read model")
     events: int = Field(description="not yet applied")
     behind_us: int = Field(description="age of the oldest of them")
+    stopped: str = Field(description="why it cannot go on until somebody looks; empty while it goes on")
 
 
 class WorkerDuty(BaseModel):

@@ -40,6 +40,9 @@ def status(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) ->
             lag.name, str(lag.version), f"{lag.position:,}", f"{lag.events:,}", _seconds(lag.behind_us)
         )
     Console().print(table)
+    for lag in lags:
+        if lag.stopped:
+            typer.echo(f"{lag.name} stopped at position {lag.position:,}: {lag.stopped}")
 
 
 @app.command()
@@ -96,6 +99,7 @@ def _shown(lag: Lag) -> dict[str, str | int]:
         "position": lag.position,
         "behind_events": lag.events,
         "behind_us": lag.behind_us,
+        "stopped": lag.stopped,
     }
 
 

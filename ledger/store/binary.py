@@ -5,24 +5,35 @@ Invariant: both carry exactly the rows given, in their order; in the stream thei
 """
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from itertools import chain
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+import numpy as np
 import psycopg
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
 NewRow = tuple[UUID, int, str, bytes]  # originator, its version, topic, state
 
-PART_BYTES: Final = 128 * 1024  # about: the server takes in one part while the next is made
-ROW_BYTES: Final = 80  # about, beside the state
+PART_ROWS: Final = 512  # the server takes in one part while the next is made
 _HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER: Final = b"\xff\xff"
-_ROW: Final = struct.pack(">hi", 5, 8)  # five columns; the first, the position, has 8 bytes
+# What stands before the topic, which has no fixed length: the number of columns, and three with their lengths.
+_HEAD: Final = np.dtype(
+    [
+        ("columns", ">i2"),
+        ("position_length", ">i4"),
+        ("position", ">i8"),
+        ("id_length", ">i4"),
+        ("id", "V16"),
+        ("version_length", ">i4"),
+        ("version", ">i8"),
+    ]
+)
 _BEFORE_ID: Final = struct.pack(">i", 16)
-_BEFORE_VERSION: Final = struct.pack(">i", 8)
 _LENGTH: Final = struct.Struct(">i")
 _VERSION: Final = struct.Struct(">iq")
 _ARRAY: Final = struct.Struct(
@@ -31,31 +42,59 @@ _ARRAY: Final = struct.Struct(
 _UUID, _BIGINT, _TEXT, _BYTEA = 2950, 20, 25, 17  # pg_type.oid
 
 
-def copy_rows(first: int, rows: Iterable[NewRow]) -> Iterator[bytes]:
-    """(position, originator_id, originator_version, topic, state) of each row, in parts."""
-    parts = [_HEADER]
-    originator, id_column, size = None, b"", 0
-    for position, (originator_id, version, topic, state) in enumerate(rows, first):
-        if originator_id is not originator:  # the events of an aggregate mostly share one object
-            originator, id_column = originator_id, _BEFORE_ID + originator_id.bytes + _BEFORE_VERSION
-        pack, topic_column = _fixed_columns(topic)
-        parts.append(pack(_ROW, position, id_column, version, topic_column, len(state)))
-        parts.append(state)
-        size += len(state) + ROW_BYTES
-        if size >= PART_BYTES:
-            yield b"".join(parts)
-            parts.clear()
-            size = 0
-    parts.append(_TRAILER)
-    yield b"".join(parts)
+class Columns(NamedTuple):
+    """Some rows, side by side. A state may be any bytes-like object that has a length."""
+
+    ids: Sequence[UUID]
+    versions: Sequence[int]
+    topics: Sequence[str]
+    states: Sequence[Any]
+
+
+def in_columns(rows: Sequence[NewRow]) -> Iterator[Columns]:
+    for start in range(0, len(rows), PART_ROWS):
+        yield Columns(*zip(*rows[start : start + PART_ROWS], strict=True))
+
+
+def copied(first: int, parts: Iterable[Columns]) -> Iterator[bytes]:
+    """The COPY stream of (position, originator_id, originator_version, topic, state), part by part."""
+    yield _HEADER
+    for part in parts:
+        heads = _heads(first, part)
+        lengths = np.fromiter(map(len, part.states), ">i4", len(part.states)).view("V4").tolist()
+        rows = zip(heads, map(_topic_column, part.topics), lengths, part.states, strict=True)
+        yield b"".join(chain.from_iterable(rows))
+        first += len(heads)
+    yield _TRAILER
+
+
+def _heads(first: int, part: Columns) -> list[bytes]:
+    number = len(part.ids)
+    heads = np.empty(number, _HEAD)
+    heads["columns"] = 5
+    heads["position_length"] = heads["version_length"] = 8
+    heads["id_length"] = 16
+    heads["position"] = np.arange(first, first + number)
+    heads["version"] = part.versions
+    heads["id"] = np.frombuffer(b"".join(_ids(part.ids)), "V16")
+    whole: list[bytes] = heads.view(f"V{_HEAD.itemsize}").tolist()
+    return whole
+
+
+def _ids(ids: Sequence[UUID]) -> list[bytes]:
+    last, data, all_ = None, b"", []
+    for each in ids:
+        if each is not last:  # the events of an aggregate mostly share one object
+            last, data = each, each.bytes
+        all_.append(data)
+    return all_
 
 
 @lru_cache(1_024)
-def _fixed_columns(topic: str) -> tuple[Callable[..., bytes], bytes]:
-    """Packs everything of a row but the state, whose length comes last; and the topic after its own length."""
+def _topic_column(topic: str) -> bytes:
+    """With its length before it."""
     encoded = topic.encode()
-    column = _LENGTH.pack(len(encoded)) + encoded
-    return struct.Struct(f">{len(_ROW)}sq24sq{len(column)}si").pack, column
+    return _LENGTH.pack(len(encoded)) + encoded
 
 
 class Array(bytes):
@@ -82,7 +121,7 @@ def columns(rows: Sequence[NewRow]) -> tuple[Array, Array, Array, Array]:
     for originator_id, number, topic, state in rows:
         ids += _BEFORE_ID, originator_id.bytes
         versions.append(version(8, number))
-        topics.append(_fixed_columns(topic)[1])
+        topics.append(_topic_column(topic))
         states += length(len(state)), state
     return Array(b"".join(ids)), Array(b"".join(versions)), Array(b"".join(topics)), Array(b"".join(states))
 

@@ -10,8 +10,8 @@ from uuid import UUID
 from eventsourcing.domain import DomainEventProtocol
 from eventsourcing.persistence import JSONTranscoder, Mapper, StoredEvent
 
-from ledger.events import EVENT_TYPES, Event, decode, encode
-from ledger.store.binary import NewRow
+from ledger.events import EVENT_TYPES, Event, decode, encode, encode_each
+from ledger.store.binary import PART_ROWS, Columns, NewRow, in_columns
 from ledger.store.group import GROUP_EVENTS_MAX, Rows
 
 _TAGS: Final = {cls: tag for tag, cls in EVENT_TYPES.items()}
@@ -33,6 +33,11 @@ def new_rows(events: Sequence[Event]) -> Rows:
     return rows if len(events) > GROUP_EVENTS_MAX else list(rows)
 
 
+def columns_of(rows: Rows) -> Iterator[Columns]:
+    """Part by part. Raises ValueError for an event that is too large."""
+    return rows.columns() if isinstance(rows, _RowsOf) else in_columns(list(rows))
+
+
 class _RowsOf:
     def __init__(self, events: Sequence[Event]) -> None:
         self._events = events
@@ -43,6 +48,16 @@ class _RowsOf:
     def __iter__(self) -> Iterator[NewRow]:
         for event in self._events:
             yield event.originator_id, event.originator_version, _TAGS[type(event)], encode(event)
+
+    def columns(self) -> Iterator[Columns]:
+        for start in range(0, len(self._events), PART_ROWS):
+            part = self._events[start : start + PART_ROWS]
+            yield Columns(
+                [event.originator_id for event in part],
+                [event.originator_version for event in part],
+                [_TAGS[type(event)] for event in part],
+                encode_each(part),
+            )
 
 
 class EventMapper(Mapper[UUID]):

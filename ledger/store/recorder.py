@@ -7,10 +7,12 @@ is neither lost nor written twice. The library counts notifications from 1: noti
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import starmap
 from time import monotonic, sleep
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
+import msgspec
 from eventsourcing.persistence import (
     ApplicationRecorder,
     IntegrityError,
@@ -26,10 +28,11 @@ from eventsourcing.postgres import PostgresApplicationRecorder
 from psycopg.rows import TupleRow, tuple_row
 from psycopg.sql import SQL, Composed, Identifier, Literal
 
-from ledger.store.binary import columns, copy_rows
+from ledger.store.binary import columns, copied
 from ledger.store.database import Datastore
 from ledger.store.group import GroupCommit, Rows
 from ledger.store.listener import Listener
+from ledger.store.mapper import columns_of
 from ledger.store.parts import Parts
 
 PATIENCE_S: Final = 5.0  # how long a call tries to reach the database before it gives up
@@ -42,7 +45,7 @@ _STREAMED_ROWS: Final = 100  # at once from the driver
 T = TypeVar("T")
 
 
-class Row(NamedTuple):
+class Row(msgspec.Struct, frozen=True, gc=False):  # seven times cheaper to make than a named tuple
     """One row of the log: the dense position, the event's tag and its exact bytes."""
 
     position: int
@@ -143,7 +146,7 @@ class DenseRecorder(PostgresApplicationRecorder):
                     pass
                 first = int(cursor.fetchall()[0][0])
                 with cursor.copy(self._copy_sql) as copy:
-                    for part in copy_rows(first, rows):
+                    for part in copied(first, columns_of(rows)):
                         copy.write(part)
                 cursor.execute(self._commit_sql)
             except BaseException:
@@ -190,7 +193,7 @@ class DenseRecorder(PostgresApplicationRecorder):
         """Events by originator and version, in the order asked for; those that are not there are left out."""
         ids, versions = [a for a, _ in wanted], [v for _, v in wanted]
         rows = self._patiently(lambda: self._fetch(self._find_sql, (ids, versions)))
-        return [Row(*row) for row in rows]
+        return list(starmap(Row, rows))
 
     def select_notifications(
         self,
@@ -214,7 +217,7 @@ class DenseRecorder(PostgresApplicationRecorder):
     def select_rows(self, start: int, limit: int) -> list[Row]:
         """The log from position `start` on, ascending."""
         columns = "position, topic, state"
-        return [Row(*row) for row in self._select(columns, [("position >= %s", start)], "position", limit)]
+        return list(starmap(Row, self._select(columns, [("position >= %s", start)], "position", limit)))
 
     def extent(self, start: int, limit: int) -> int | None:
         """The end of the events from `start` on, at most `limit` of them. None when a position is missing."""

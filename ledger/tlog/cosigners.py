@@ -5,9 +5,10 @@ another log under this name does: then nothing is published, for it would be a f
 the witness's own key are taken.
 """
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import httpx2
 import structlog
@@ -18,7 +19,7 @@ from ledger.note import MAX_NOTE_BYTES, Note, NoteError
 from ledger.tlog.cosignature import WitnessKey
 from ledger.tlog.witness import encode_request
 
-TIMEOUT_S: Final = 3.0
+TIMEOUT_S: Final = 3.0  # for all that is asked of one witness at one time
 MAX_WITNESSES: Final = 16
 
 log = structlog.get_logger()
@@ -58,10 +59,7 @@ class Cosigners:
     def __init__(self, witnesses: Sequence[WitnessAddress]) -> None:
         self._witnesses = tuple(witnesses)
         self._sizes: dict[WitnessAddress, int] = {}  # what each has cosigned last
-        self._client = httpx2.Client(timeout=TIMEOUT_S)
-
-    def close(self) -> None:
-        self._client.close()
+        self._tls = httpx2.create_ssl_context()
 
     def cosign(
         self, note: bytes, subtree: merkle.Subtree, *, alive: Callable[[], None] = lambda: None
@@ -77,17 +75,35 @@ class Cosigners:
                 continue
             alive()
             try:
-                note += self._ask(witness, note, checkpoint, subtree)
+                note += _run(self._ask_in_time(witness, note, checkpoint, subtree))
+            except TimeoutError:
+                log.warning("witness.away", witness=witness.key.name, error=f"no answer within {TIMEOUT_S} s")
             except (httpx2.HTTPError, ValueError) as e:
                 log.warning("witness.away", witness=witness.key.name, error=str(e) or type(e).__name__)
         return note
 
-    def _ask(
+    async def _ask_in_time(
         self, witness: WitnessAddress, note: bytes, checkpoint: Checkpoint, subtree: merkle.Subtree
+    ) -> bytes:
+        # The client's own limit is for each time it waits: one byte a second would never be too slow for it.
+        async with (
+            asyncio.timeout(TIMEOUT_S),
+            httpx2.AsyncClient(timeout=TIMEOUT_S, verify=self._tls) as client,
+        ):
+            return await self._ask(client, witness, note, checkpoint, subtree)
+
+    async def _ask(
+        self,
+        client: httpx2.AsyncClient,
+        witness: WitnessAddress,
+        note: bytes,
+        checkpoint: Checkpoint,
+        subtree: merkle.Subtree,
     ) -> bytes:
         """The signature lines to add. Raises ForkSeen, httpx2.HTTPError, ValueError."""
         old = min(self._sizes.get(witness, 0), checkpoint.size)
-        status, body = self._post(witness, note, checkpoint, subtree, old)
+        proof = encode_request(old, merkle.consistency_proof(subtree, old, checkpoint.size), note)
+        status, body = await _post(client, witness, proof)
         if status == 409:
             known = parse_decimal(body.decode("ascii").strip())
             if known > checkpoint.size or known == old:
@@ -96,7 +112,8 @@ class Cosigners:
                     f"where this one has {checkpoint.size}; was an old backup restored?"
                 )
             old = known
-            status, body = self._post(witness, note, checkpoint, subtree, old)
+            proof = encode_request(old, merkle.consistency_proof(subtree, old, checkpoint.size), note)
+            status, body = await _post(client, witness, proof)
         if status == 422:
             raise ForkSeen(
                 f"the witness {witness.key.name} has seen another log under this name: its {old} events are not the "
@@ -111,17 +128,24 @@ class Cosigners:
             raise NoteError("the answer holds no cosignature of the witness's key")
         return lines
 
-    def _post(
-        self, witness: WitnessAddress, note: bytes, new: Checkpoint, subtree: merkle.Subtree, old: int
-    ) -> tuple[int, bytes]:
-        body = encode_request(old, merkle.consistency_proof(subtree, old, new.size), note)
-        with self._client.stream("POST", f"{witness.url}/add-checkpoint", content=body) as response:
-            data = bytearray()
-            for chunk in response.iter_bytes():
-                data += chunk
-                if len(data) > MAX_NOTE_BYTES:
-                    raise ValueError("the answer is too long")
-            return response.status_code, bytes(data)
+
+def _run(asking: Coroutine[Any, Any, bytes]) -> bytes:
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(asking)
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()  # `asyncio.run` would wait here for a name that is still being looked up
+
+
+async def _post(client: httpx2.AsyncClient, witness: WitnessAddress, request: bytes) -> tuple[int, bytes]:
+    async with client.stream("POST", f"{witness.url}/add-checkpoint", content=request) as response:
+        data = bytearray()
+        async for chunk in response.aiter_bytes():
+            data += chunk
+            if len(data) > MAX_NOTE_BYTES:
+                raise ValueError("the answer is too long")
+        return response.status_code, bytes(data)
 
 
 def _is_by(key: WitnessKey, line: str) -> bool:

@@ -12,7 +12,10 @@ from structlog.testing import capture_logs
 from api.problems import MEDIA_TYPE, ProblemType
 from api.ratelimit import RateLimiter, Rules
 from ledger.application import Unavailable
-from ledger.services import crew
+from ledger.ids import stream_id
+from ledger.services import budgets, crew
+from projections.fold import ProjectionError
+from projections.runner import Runner
 
 DOCS = Path(__file__).parents[2] / "docs" / "api.md"
 
@@ -152,6 +155,34 @@ def test_read_models_are_not_ready_before_they_hold_what_was_there_at_the_start(
     assert client.get("/api/ready").json()["ready"]
     world.now_us += 31_000_000
     assert "1 events, 31 s behind" in client.get("/api/ready").json()["checks"]["projections"]
+
+
+def test_a_read_model_that_stopped_is_named_with_its_reason(
+    client: TestClient, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.project()
+    position = world.ledger.size()
+    budgets.deposit(world.ledger, stream_id("main"), amount_micro=1, reference="r", at_us=world.now_us)
+    with monkeypatch.context() as patched:
+        patched.setattr("projections.base.check_balanced", refuse)
+        world.project()
+    response = client.get("/api/ready")
+    assert response.status_code == 503
+    assert response.json()["checks"]["projections"] == f"balances stopped at position {position}: not today"
+    status = client.get("/api/status", headers=world.operator).json()
+    assert {p["name"]: p["stopped"] for p in status["projections"] if p["stopped"]} == {
+        "balances": "not today"
+    }
+    said = client.get("/metrics").text
+    assert 'streamrp2p_projection_stopped{projection="balances",reason="not today"} 1.0' in said
+    assert 'streamrp2p_projection_stopped{projection="nodes",reason=""} 0.0' in said
+    Runner(world.ledger, world.reads._engine).catch_up()  # a program that can go on
+    assert client.get("/api/ready").json()["ready"]
+    assert 'reason="not today"' not in client.get("/metrics").text
+
+
+def refuse(*_: object) -> None:
+    raise ProjectionError("not today")
 
 
 def test_metrics_count_requests_by_route_and_never_by_path(client: TestClient, world: World) -> None:

@@ -28,7 +28,9 @@ if (folder / f"{name}.fails-once").exists():
     sys.exit(7)
 if (folder / f"{name}.fails").exists():
     sys.exit(7)
-(folder / f"{name}.pid").write_text(str(os.getpid()))
+whole = folder / f"{name}.pid.new"  # whoever sees a pid file reads all of it
+whole.write_text(str(os.getpid()))
+whole.rename(folder / f"{name}.pid")
 while True:
     time.sleep(60)
 """

@@ -23,6 +23,7 @@ from ledger.events import (
     decode,
     decode_stored,
     encode,
+    encode_each,
 )
 from ledger.judged import Judged, pack
 
@@ -75,6 +76,12 @@ def test_every_event_is_written_as_its_golden_file(tag: str) -> None:
     assert encode(event) == (GOLDEN / f"{tag}.bin").read_bytes()
 
 
+def test_events_written_together_are_written_as_each_alone() -> None:
+    every = [sample_event(cls) for cls in EVENT_TYPES.values()]
+    assert [bytes(data) for data in encode_each(every)] == [encode(event) for event in every]
+    assert encode_each([]) == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_event_ever_written_can_be_read(path: Path) -> None:
     data = path.read_bytes()
@@ -111,6 +118,8 @@ def test_the_largest_event_fits_a_log_entry_and_the_next_byte_does_not() -> None
     assert len(encode(msgspec.structs.replace(event, reason="x" * room))) == MAX_EVENT_BYTES
     with pytest.raises(ValueError, match="at most 65535"):
         encode(msgspec.structs.replace(event, reason="x" * (room + 1)))
+    with pytest.raises(ValueError, match="at most 65535"):
+        encode_each([event, msgspec.structs.replace(event, reason="x" * (room + 1))])
 
 
 if __name__ == "__main__":

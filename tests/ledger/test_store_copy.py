@@ -10,12 +10,13 @@ import pytest
 from eventsourcing.persistence import IntegrityError, OperationalError, StoredEvent
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 from psycopg.rows import tuple_row
 
 from ledger.aggregates.base import Aggregate
 from ledger.application import Ledger, StaleAggregateError
 from ledger.events import Event, NodeProbed, encode
-from ledger.store.binary import PART_BYTES, NewRow, columns, copy_rows
+from ledger.store.binary import PART_ROWS, NewRow, columns, copied, in_columns
 from ledger.store.database import Datastore
 from ledger.store.group import GROUP_EVENTS_MAX, Rows
 from ledger.store.recorder import COPY_FROM, DenseRecorder
@@ -57,11 +58,11 @@ def recorder(database_url: str) -> Iterator[FlakyCopy]:
 
 
 def log_of(recorder: DenseRecorder) -> list[tuple[int, str, bytes]]:
-    return [tuple(row) for row in recorder.select_rows(0, 50_000)]  # type: ignore[misc]
+    return [astuple(row) for row in recorder.select_rows(0, 50_000)]  # type: ignore[misc]
 
 
 def test_a_copied_batch_reads_back_as_it_was_given(recorder: FlakyCopy) -> None:
-    few, many = events(uuid4(), 1, 3), events(uuid4(), 1, 3 * PART_BYTES // 80)
+    few, many = events(uuid4(), 1, 3), events(uuid4(), 1, 3 * PART_ROWS)
     assert recorder.insert_events(few) == [1, 2, 3]
     assert recorder.insert_events(many) == list(range(4, 4 + len(many)))
     assert log_of(recorder) == [(i, e.topic, e.state) for i, e in enumerate(few + many)]
@@ -124,9 +125,9 @@ def test_writers_of_all_sizes_share_one_dense_log(recorder: FlakyCopy) -> None:
     assert [position + 1 for position, _, _ in log_of(recorder)] == sorted(acknowledged)
 
 
-@given(st.integers(0, 1 << 62), st.integers(0, 3 * PART_BYTES // 80))
+@given(st.integers(0, 1 << 62), st.integers(0, 3 * PART_ROWS))
 def test_the_parts_are_one_stream_of_rows(first: int, count: int) -> None:
-    data = b"".join(copy_rows(first, rows(events(UUID(int=7), 1, count))))
+    data = b"".join(copied(first, in_columns(rows(events(UUID(int=7), 1, count)))))
     assert data.startswith(b"PGCOPY\n\xff\r\n\0" + bytes(8))
     offset, positions = 19, []
     while (columns := int.from_bytes(data[offset : offset + 2], signed=True)) != -1:

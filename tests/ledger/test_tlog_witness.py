@@ -4,8 +4,9 @@ import base64
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,9 @@ def test_two_witnesses_cannot_share_a_folder(witness: Witness, tmp_path: Path) -
 # --- the hub and its witness, over HTTP
 
 
+DRIBBLE_MAX = 200  # bytes, 10 s of them
+
+
 class QuietServer(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -207,10 +211,8 @@ def address(witness: Witness) -> Iterator[WitnessAddress]:
 
 
 @pytest.fixture
-def cosigners(address: WitnessAddress) -> Iterator[Cosigners]:
-    made = Cosigners([address])
-    yield made
-    made.close()
+def cosigners(address: WitnessAddress) -> Cosigners:
+    return Cosigners([address])
 
 
 def publisher(ledger: Any, folder: Path, cosigners: Cosigners | None, key: KeyPair = LOG) -> Publisher:
@@ -294,9 +296,41 @@ def test_a_witness_that_is_away_or_talks_nonsense_holds_up_nothing(ledger: Ledge
         port = silent.getsockname()[1]
         key = WitnessKey(NAME, KEY.public_key)
         away = [WitnessAddress(key, f"http://127.0.0.1:{port}"), WitnessAddress(key, "http://127.0.0.1:1")]
-        cosigners = Cosigners(away)
-        publisher(ledger, tmp_path, cosigners).publish(at_us=life.tick())
-        cosigners.close()
+        publisher(ledger, tmp_path, Cosigners(away)).publish(at_us=life.tick())
+    assert Checkpoint.open((tmp_path / "checkpoint").read_bytes(), VKEY).size == ledger.size()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n"
+
+
+@pytest.mark.parametrize("at_once", [b"HTTP/1.1 200 OK\r\nX-Name: ", HEAD], ids=["head", "body"])
+def test_a_witness_that_answers_byte_by_byte_is_given_up(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bytes
+) -> None:
+    """Each byte comes within the limit of one wait; the answer as a whole never would."""
+    monkeypatch.setattr("ledger.tlog.cosigners.TIMEOUT_S", 0.5)
+    life, sent = Life(ledger), 0
+    life.found()
+
+    def dribble(listener: socket.socket) -> None:
+        nonlocal sent
+        connection, _ = listener.accept()
+        with connection, suppress(ConnectionError):
+            connection.recv(65_536)
+            connection.sendall(at_once)
+            while sent < DRIBBLE_MAX:
+                connection.sendall(b"x")
+                sent += 1
+                time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=dribble, args=(listener,))
+        thread.start()
+        key = WitnessKey(NAME, KEY.public_key)
+        address = WitnessAddress(key, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        publisher(ledger, tmp_path, Cosigners([address])).publish(at_us=life.tick())
+        thread.join()
+    assert 0 < sent < DRIBBLE_MAX
     assert Checkpoint.open((tmp_path / "checkpoint").read_bytes(), VKEY).size == ledger.size()
 
 

@@ -27,7 +27,7 @@ from ledger.events import Event, Transfer, UnknownEventError
 from ledger.ids import BOOK_ID, node_id, stream_id
 from ledger.store.database import create_sql_engine
 from ledger.store.migrate import migrate
-from projections import schema
+from projections import schema, tracking
 from projections.balances import Balances
 from projections.catalog import PROJECTIONS
 from projections.fold import ProjectionError
@@ -381,6 +381,57 @@ def test_a_projection_that_stopped_goes_on_when_it_was_rebuilt(
     assert runner.catch_up() == more.size()
     assert runner.stopped == {}
     assert set(Queries(own_engine).positions().values()) == {more.size()}
+
+
+def test_a_projection_that_stopped_says_why_to_every_process(
+    own_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log(History().play(OPENING))
+    elsewhere = Queries(own_engine)
+    with monkeypatch.context() as patched:
+        patched.setattr("projections.base.check_balanced", refuse)
+        Runner(log, own_engine).catch_up()
+        Runner(log, own_engine).catch_up()  # a start: it is tried again, and stops again
+    assert stopped(elsewhere, log) == {"balances": "not today"}
+    Runner(log, own_engine).catch_up()  # a program that can go on
+    assert stopped(elsewhere, log) == {}
+
+
+def test_a_rebuild_strikes_out_why_a_projection_stopped(
+    own_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log(History().play(OPENING))
+    with monkeypatch.context() as patched:
+        patched.setattr("projections.base.check_balanced", refuse)
+        Runner(log, own_engine).catch_up()
+    rebuild(log, own_engine, [Balances])
+    assert stopped(Queries(own_engine), log) == {}
+
+
+def test_positions_of_before_there_were_reasons_are_kept(ledger: Ledger, own_engine: Engine) -> None:
+    deposit(ledger, named("stream", 0), "only")
+    Runner(ledger, own_engine).catch_up()
+    with own_engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE crew_main.read_positions DROP COLUMN stopped")
+    Runner(ledger, own_engine).prepare()
+    assert Queries(own_engine).positions() == {p.name: 1 for p in PROJECTIONS}
+
+
+def test_nobody_waits_for_a_projection_that_this_program_does_not_have(
+    ledger: Ledger, own_engine: Engine
+) -> None:
+    position = deposit(ledger, named("stream", 0), "only")
+    Runner(ledger, own_engine).catch_up()
+    with own_engine.begin() as connection:
+        tracking.put(connection, Tables("crew_main"), "removed", 1, 0)
+    queries = Queries(own_engine)
+    assert queries.wait(position, 0)
+    assert not queries.wait(position + 1, 0)
+    assert {lag.name for lag in queries.lag(ledger, now_us=1)} == {p.name for p in PROJECTIONS}
+
+
+def stopped(queries: Queries, log: Log) -> dict[str, str]:
+    return {lag.name: lag.stopped for lag in queries.lag(log, now_us=1) if lag.stopped}
 
 
 def refuse(*_: object) -> None:

@@ -29,7 +29,7 @@ async function load(token) {
   $("log-events").textContent = status.log_events;
   $("lags").replaceChildren(
     ...status.projections.map((lag) =>
-      row([lag.name], lag.events, lag.events ? Math.ceil(lag.behind_us / 1e6) : 0)),
+      row(lag.stopped ? [lag.name, `stopped: ${lag.stopped}`] : [lag.name], lag.events, lag.events ? Math.ceil(lag.behind_us / 1e6) : 0)),
   );
   $("duties").replaceChildren(
     ...status.duties.map((duty) => {
