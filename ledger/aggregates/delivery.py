@@ -6,7 +6,6 @@ version of its event is kept, to answer it again: what the event says stands in 
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -18,10 +17,10 @@ from ledger.batch import batch_hash
 from ledger.credit_columns import Claims, CreditColumns, Flags, Plan
 from ledger.events import Event, SegmentsServed
 from ledger.ids import delivery_id
-from ledger.judge import Manifest, NodeFacts, SessionFacts
+from ledger.judge import Manifest, NodeFacts
 from ledger.judge_columns import (
     ACCEPTED,
-    TICKET,
+    Known,
     ReceiptDigestOf,
     Receipts,
     Verdicts,
@@ -39,13 +38,12 @@ REMEMBERED_BATCHES: Final = 4096  # a batch sent again after so many others is j
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """Well-formed receipts of one broadcast with what the log says of their tickets and sessions, one of each."""
+    """Well-formed receipts of one broadcast, and what the log says of the ticket of each."""
 
     indices: bytes  # u8: in the batch, ascending
     receipts: bytes  # 205 bytes each
-    tickets: bytes  # their bodies, 190 bytes each
-    facts: Sequence[SessionFacts]
-    signed: Sequence[bool]  # whether the signature holds; of no account where the ticket is another node's
+    tickets: Known
+    signed: Flags  # whether the signature holds; of no account where the ticket is another node's
 
 
 class Delivery(Aggregate):
@@ -84,15 +82,13 @@ class Delivery(Aggregate):
         """
         if not batch_header and (known := self._alone.get(_name(presented.receipts))):
             return known
-        receipts, tickets = Receipts.of(presented.receipts), np.frombuffer(presented.tickets, TICKET)
-        sessions = tickets["session_id"].tobytes()
-        size = SESSION_BYTES
-        viewers = Viewers.of([sessions[i : i + size] for i in range(0, len(sessions), size)], presented.facts)
+        receipts, tickets = Receipts.of(presented.receipts), presented.tickets["ticket"]
+        viewers = Viewers.of(presented.tickets)
         verdicts = judge(
             receipts,
             tickets,
             viewers,
-            signed=np.array(presented.signed, np.bool_),
+            signed=presented.signed,
             digests=digests_by(receipts, tickets, digest_of),
             node=node,
             manifest=manifest,

@@ -2,9 +2,10 @@
 
 from uuid import UUID
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_judge_columns import HOME, NODE_KEY, NOW_S, Case, cases, session
+from test_judge_columns import HOME, NODE_KEY, NOW_S, Case, cases, known, session
 
 from ledger.aggregates.delivery import Delivery, Presented
 from ledger.batch import HEADER_BYTES, batch_hash
@@ -21,9 +22,8 @@ def judged(delivery: Delivery, batch: list[Case], header: bytes, limit: int) -> 
         Presented(
             indices=bytes(range(len(batch))),
             receipts=b"".join(c.receipt.body() + bytes(64) for c in batch),
-            tickets=b"".join(c.ticket.body() for c in batch),
-            facts=[c.facts for c in batch],
-            signed=[c.signed for c in batch],
+            tickets=known(batch),
+            signed=np.array([c.signed for c in batch]),
         ),
         batch_header=header,
         node_id=UUID(int=8),
@@ -56,7 +56,7 @@ def test_judging_and_folding_lead_to_the_same(batches: list[list[Case]], limit: 
     assert [ours.credited(s) for s in SESSIONS] == [theirs.credited(s) for s in SESSIONS]
     assert ours._by_network == theirs._by_network
     for header in filter(None, headers):
-        known = batch_hash(header)
-        assert folded.judged_before(known) == delivery.judged_before(known) is not None
+        name = batch_hash(header)
+        assert folded.judged_before(name) == delivery.judged_before(name) is not None
     total = sum(j.units for e in events if isinstance(e, SegmentsServed) for j in e.judged)
     assert total == sum(ours.credited(s).bit_count() for s in SESSIONS)
