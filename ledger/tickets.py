@@ -6,6 +6,7 @@ The table has a fixed number of rows: the ticket that came first makes room for 
 
 from collections.abc import Sequence
 from threading import Lock
+from typing import Final
 from uuid import UUID
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy as np
 from ledger.credit_columns import Flags
 from ledger.judge import SessionFacts
 from ledger.judge_columns import KNOWN, Known
+
+_ROW: Final = np.dtype(f"V{KNOWN.itemsize}")  # without its fields, since those are copied one by one
 
 
 def known_row(ticket_body: bytes, broadcast_id: UUID, session: SessionFacts) -> bytes:
@@ -33,7 +36,7 @@ class TicketTable:
     """Thread-safe."""
 
     def __init__(self, rows: int) -> None:
-        self._rows = np.zeros(rows, KNOWN)
+        self._rows = np.zeros(rows, _ROW)
         self._at: dict[bytes, int] = {}  # by the ticket's hash
         self._hashes: list[bytes] = []  # by row
         self._next = 0
@@ -44,7 +47,7 @@ class TicketTable:
         with self._lock:
             get = self._at.get
             at = np.array([get(h, -1) for h in ticket_hashes], np.intp)
-            return self._rows[at], at >= 0
+            return self._rows[at].view(KNOWN), at >= 0
 
     def put(self, ticket_hash: bytes, row: bytes) -> None:
         with self._lock:
@@ -58,4 +61,4 @@ class TicketTable:
                 else:
                     self._hashes.append(ticket_hash)
                 self._at[ticket_hash] = at
-            self._rows[at] = np.frombuffer(row, KNOWN)[0]
+            self._rows[at] = np.void(row)
