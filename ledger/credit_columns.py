@@ -7,6 +7,7 @@ Only what is no run has a bitmap beside it, and only a network of several sessio
 
 import struct
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -147,10 +148,10 @@ class CreditColumns:
     def plan(self, claims: Claims) -> Plan:
         """What each claim would newly credit if it were the only one. Changes nothing."""
         rows = self._by_session.find_all(self._rows, claims.sessions)[claims.session_of]
-        held, known = self._rows[rows], rows >= 0
+        known = rows >= 0
         # A session that has nothing has an empty run where it claims.
-        first = np.where(known, held["start"], claims.start)
-        past = np.where(known, held["end"], claims.start)
+        first = np.where(known, self._rows["start"][rows], claims.start)
+        past = np.where(known, self._rows["end"][rows], claims.start)
         later = (first <= claims.start) & (claims.start <= past)  # it begins in the run, or right behind it
         earlier = (claims.start < first) & (first <= claims.end) & (claims.end <= past)
         sole = _once(claims.session_of) & self._sole(claims, rows)
@@ -277,11 +278,10 @@ class _Index:
         home = self._home(wanted)
         found: Ints = self._slots[home].astype(np.int64)
         same = (low[found] == wanted[:, 0]) & (high[found] == wanted[:, 1])
-        left, first = np.flatnonzero((found >= 0) & ~same), 1  # of a free slot nobody went on
+        left, first = ((found >= 0) & ~same).nonzero()[0], 1  # of a free slot nobody went on
         found[left] = -1
         while len(left):  # once, but for the few with many others before them
-            at = np.arange(first, first + _PROBES)
-            there = self._slots[(home[left, None] + at * (at + 1) // 2) & mask]
+            there = self._slots[(home[left, None] + _steps(first)) & mask]
             taken, asked = there >= 0, wanted[left]
             same = taken & (low[there] == asked[:, :1]) & (high[there] == asked[:, 1:])
             which, probe = np.nonzero(same)
@@ -322,6 +322,15 @@ class _Index:
 
 
 _PROBES: Final = 8  # at once
+
+
+@cache
+def _steps(first: int) -> Ints:
+    """How far behind the first slot the next ones are."""
+    at = np.arange(first, first + _PROBES)
+    return at * (at + 1) // 2
+
+
 _MIX: Final = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
 
 
@@ -342,7 +351,10 @@ def _put_back(values: dict[int, T], before: list[tuple[int, T | None]]) -> None:
 
 def _once(numbers: NDArray[np.uint8]) -> Flags:
     """Where a number stands that stands nowhere else."""
-    once: Flags = np.bincount(numbers)[numbers] == 1
+    counts = np.bincount(numbers)
+    if np.count_nonzero(counts) == len(numbers):
+        return np.ones(len(numbers), np.bool_)
+    once: Flags = counts[numbers] == 1
     return once
 
 

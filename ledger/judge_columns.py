@@ -97,13 +97,13 @@ class Receipts(NamedTuple):
         rows = np.frombuffer(data, RECEIPT)
         bitmap = np.ascontiguousarray(rows["bitmap"])
         words = bitmap != 0
-        at, every = np.arange(len(rows)), words.any(1)
-        low_at, high_at = words.argmax(1), 7 - words[:, ::-1].argmax(1)
+        at, low_at, high_at = np.arange(len(rows)), words.argmax(1), 7 - words[:, ::-1].argmax(1)
         low, high = bitmap[at, low_at], bitmap[at, high_at]
+        every = low != 0
         low_bit = np.bitwise_count((low & -low) - np.uint64(1)) + np.uint64(64) * low_at.astype(np.uint64)
-        for by in (1, 2, 4, 8, 16, 32):  # every bit below the highest
-            high = high | (high >> np.uint64(by))
-        high_bit = np.bitwise_count(high) + np.uint64(64) * high_at.astype(np.uint64) - np.uint64(1)
+        # A float's exponent, of the word without its second bit: then nothing is rounded up to the next power of two.
+        top = np.frexp((high & ~(high >> np.uint64(1))).astype(np.float64))[1] - 1
+        high_bit = (top + 64 * high_at).astype(np.uint64)
         units = np.bitwise_count(bitmap).sum(1, dtype=np.uint64)
         base = rows["base_sequence"].astype(np.uint64)
         lowest, highest = np.where(every, base + low_bit, 0), np.where(every, base + high_bit, 0)
@@ -135,7 +135,7 @@ class Viewers(NamedTuple):
     @classmethod
     def of(cls, known: Known) -> "Viewers":
         networks = split(known["network"])
-        if not known["has_network"].all():
+        if np.count_nonzero(known["has_network"]) < len(known):
             has = known["has_network"].tolist()
             networks = [network if there else b"" for network, there in zip(networks, has, strict=True)]
         return cls(known, *_numbered(split(known["ticket"]["session_id"])), *_numbered(networks))
@@ -198,9 +198,9 @@ def digests_by(receipts: Receipts, tickets: NDArray[Any], digest_of: ReceiptDige
 
 
 def split(column: NDArray[Any]) -> list[bytes]:
-    """The bytes of each item."""
-    size, data = column.itemsize, column.tobytes()
-    return [data[i : i + size] for i in range(0, len(data), size)]
+    """The bytes of each item of a column of V<size>."""
+    items: list[bytes] = column.tolist()
+    return items
 
 
 def judge(
@@ -291,7 +291,7 @@ class _Out:
         return undecided
 
     def refuse(self, which: Flags, verdict: Verdict, cap: Cap = Cap.NONE) -> None:
-        if which.any():
+        if np.count_nonzero(which):
             found = which & self.open
             self.verdicts[found] = _CODE[verdict]
             self.caps[found] = _CAP[cap]
@@ -307,6 +307,10 @@ def _within(receipts: Receipts, tickets: NDArray[Any], manifest: Manifest) -> Fl
 
 def _budgeted(tickets: NDArray[Any], manifest: Manifest) -> Flags:
     """Whether the ticket covers more bytes than it allows, so that what was claimed before matters."""
+    if len(tickets) and int(tickets["byte_budget"].min()) >= manifest.bytes_between(
+        manifest.first, manifest.next
+    ):
+        return np.zeros(len(tickets), np.bool_)
     first, past = np.uint64(manifest.first), np.uint64(manifest.next)
     last = tickets["last_sequence"].astype(np.uint64)
     end = np.maximum(np.where(last < past, last + np.uint64(1), past), first)
@@ -326,14 +330,14 @@ def _caps(
         plain | (not settings.suspended_signed_paid) if node.suspended else np.zeros(len(plain), np.bool_)
     )
     own = viewers.known["has_account"] & (viewers.known["account"] == np.void(node.friend_id.bytes))
-    same = [
-        bool(settings.same_network_forbidden and network and network in node.networks)
-        for network in viewers.networks
-    ]
+    same = np.zeros(len(tickets), np.bool_)
+    if settings.same_network_forbidden and not node.networks.isdisjoint(viewers.networks):
+        homes = [bool(network and network in node.networks) for network in viewers.networks]
+        same = np.array(homes, np.bool_)[viewers.network_of]
     return (
         (Cap.NODE_SUSPENDED, suspended),
         (Cap.OWN_ACCOUNT, own),
-        (Cap.SAME_NETWORK, np.array(same, np.bool_)[viewers.network_of]),
+        (Cap.SAME_NETWORK, same),
     )
 
 

@@ -5,6 +5,7 @@ The table has a fixed number of rows: the ticket that came first makes room for 
 """
 
 from collections.abc import Sequence
+from itertools import repeat
 from threading import Lock
 from typing import Final
 from uuid import UUID
@@ -45,8 +46,7 @@ class TicketTable:
     def find(self, ticket_hashes: Sequence[bytes]) -> tuple[Known, Flags]:
         """Copies of their rows, and which of them are known."""
         with self._lock:
-            get = self._at.get
-            at = np.array([get(h, -1) for h in ticket_hashes], np.intp)
+            at = np.fromiter(map(self._at.get, ticket_hashes, repeat(-1)), np.intp, len(ticket_hashes))
             return self._rows[at].view(KNOWN), at >= 0
 
     def put(self, ticket_hash: bytes, row: bytes) -> None:
