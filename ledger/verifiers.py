@@ -47,7 +47,7 @@ class Verifiers:
     def hold(self, records: bytes) -> bytes:
         """A byte for each record (a key and the receipt it is said to have signed): 1 where the signature holds."""
         count = len(records) // RECORD_BYTES
-        processes = self._least_busy(count // WORTH_IT)
+        processes = self._choose(count // WORTH_IT)
         size = -(-count // max(1, len(processes))) * RECORD_BYTES
         parts = [records[i * size : (i + 1) * size] for i in range(len(processes))]
         questions: list[_Question | None] = []
@@ -71,14 +71,16 @@ class Verifiers:
         for process in processes:
             process.end()
 
-    def _least_busy(self, most: int) -> "list[_Process]":
+    def _choose(self, most: int) -> "list[_Process]":
+        """Those that are idle, at most so many; when none is, the one for which least waits."""
         if not self._max or not most:
             return []
         with self._lock:
             with suppress(OSError):
                 while not self._closed and len(self._processes) < self._max:
                     self._processes.append(_Process())
-            return sorted(self._processes, key=lambda process: process.waiting)[:most]
+            idle = [process for process in self._processes if not process.waiting]
+            return idle[:most] or sorted(self._processes, key=lambda process: process.waiting)[:1]
 
     def _give_up(self, process: "_Process") -> None:
         with self._lock, suppress(ValueError):  # others may have found it out too
