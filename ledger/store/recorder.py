@@ -59,13 +59,20 @@ class DenseRecorder(PostgresApplicationRecorder):
         self._group = GroupCommit(self._append)
         self.sql_create_statements = []  # the table belongs to the migrations
         schema = Identifier(datastore.schema)
-        self._append_sql = SQL(
-            "SELECT {}.append_events(%b::uuid[], %b::bigint[], %b::text[], %b::bytea[])"
-        ).format(schema)
-        self._append_if_sql = SQL(
-            "SELECT {}.append_events_if_unchanged("
-            "%b::uuid[], %b::bigint[], %b::text[], %b::bytea[], %b::uuid[], %b::bigint[])"
-        ).format(schema)
+        # As bytes: what is composed is put together anew with each call.
+        self._append_sql = (
+            SQL("SELECT {}.append_events(%b::uuid[], %b::bigint[], %b::text[], %b::bytea[])")
+            .format(schema)
+            .as_bytes()
+        )
+        self._append_if_sql = (
+            SQL(
+                "SELECT {}.append_events_if_unchanged("
+                "%b::uuid[], %b::bigint[], %b::text[], %b::bytea[], %b::uuid[], %b::bigint[])"
+            )
+            .format(schema)
+            .as_bytes()
+        )
         self._require_sql = SQL("SELECT {}.require_unchanged(%b::uuid[], %b::bigint[])").format(schema)
         # The lock first, in a statement of its own: the next one sees what was committed by whoever held it before.
         self._begin_sql = SQL(
