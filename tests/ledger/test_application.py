@@ -167,6 +167,68 @@ def test_of_saves_that_share_a_transaction_one_is_not_decided_on_what_another_ch
     assert outcomes[3] == [3]
 
 
+@pytest.mark.parametrize("copy_from", [100, 2], ids=["call", "copy"])
+def test_whoever_decides_on_what_it_remembers_stands_behind_exactly_that(
+    ledger: Ledger, database_url: str, monkeypatch: pytest.MonkeyPatch, copy_from: int
+) -> None:
+    """Threads of two processes write down how many events they saw of what some of them change all the while."""
+    monkeypatch.setattr("ledger.store.recorder.COPY_FROM", copy_from)
+    read = Probed(uuid4())
+    read.probe(0)
+    ledger.save(read)
+    other, shared, own = Ledger(database_url), read.id, [uuid4() for _ in range(6)]
+    del read
+
+    def change(n: int) -> int:
+        mine, conflicts = (ledger, other)[n % 2], 0
+        for _ in range(15):
+            while True:
+                aggregate = mine.load(Probed, shared)
+                aggregate.probe(-1)
+                try:
+                    mine.save(aggregate)
+                    break
+                except Conflict:
+                    conflicts += 1
+            time.sleep(0.002)
+        return conflicts
+
+    def decide(n: int) -> int:
+        mine, conflicts, fresh = (ledger, other)[n % 2], 0, False
+        for _ in range(40):
+            while True:
+                load = mine.load_each if fresh else mine.remembered
+                seen, written = load((Probed, shared), (Probed, own[n]))
+                assert isinstance(seen, Probed)
+                written = written or Probed(own[n])
+                assert isinstance(written, Probed)
+                written.probe(seen.version)
+                try:
+                    mine.save(written, unchanged=[seen])
+                    fresh = False
+                    break
+                except Conflict:
+                    conflicts, fresh = conflicts + 1, True
+        return conflicts
+
+    with ThreadPoolExecutor(8) as pool:
+        changes = [pool.submit(change, n) for n in range(2)]
+        conflicts = sum(pool.map(decide, range(6)))
+        for done in changes:
+            done.result()
+    other.close()
+    count = decided = 0
+    for recorded in ledger.read(0, 1_000):
+        assert isinstance(recorded.event, ev.NodeProbed)
+        if recorded.event.originator_id == shared:
+            count += 1
+        else:
+            decided += 1
+            assert recorded.event.sequence == count
+    assert (count, decided) == (31, 240)
+    assert conflicts > 0
+
+
 @pytest.mark.parametrize("persisted", [False, True])
 def test_a_save_in_doubt_whose_reading_was_overtaken_is_known_by_its_bytes(
     ledger: Ledger, database_url: str, monkeypatch: pytest.MonkeyPatch, persisted: bool
