@@ -138,9 +138,18 @@ class Ledger:
                 self._cache.put(aggregate)
         return [warm[i] if i in warm else self._load(*each) for i, each in enumerate(wanted)]
 
-    def save(self, *aggregates: Aggregate) -> list[int]:
+    def remembered(self, *wanted: tuple[type[Aggregate], UUID]) -> list[Aggregate | None]:
+        """As `load_each`, but those in memory as they are there: other processes may have gone on since.
+
+        For decisions that `save` holds against the log: by appending to it, or as `unchanged`.
+        """
+        warm = [self._cache.take(cls, aggregate_id) for cls, aggregate_id in wanted]
+        return [found or self._load(*each) for found, each in zip(warm, wanted, strict=True)]
+
+    def save(self, *aggregates: Aggregate, unchanged: Sequence[Aggregate] = ()) -> list[int]:
         """Record what is pending in all of them, in one transaction. Returns the positions, in order.
 
+        `unchanged` are others on which it was decided: nothing is recorded when they have newer events.
         Raises Conflict when another event came first, Unavailable when it is not known whether they were recorded,
         StaleAggregateError when one of them has failed before. After any of these, load again.
         """
@@ -155,12 +164,15 @@ class Ledger:
         if events:
             try:
                 with _translated:
-                    first = self._store.recorder.append(new_rows(events))
+                    first = self._store.recorder.append(
+                        new_rows(events), [(aggregate.id, aggregate.version) for aggregate in unchanged]
+                    )
             except BaseException:
                 for aggregate in aggregates:
-                    aggregate.torn = True
+                    aggregate.take_back()
                 raise
         for aggregate in aggregates:
+            aggregate.settle()
             self._cache.put(aggregate)
         return list(range(first, first + len(events)))
 

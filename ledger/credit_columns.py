@@ -7,7 +7,8 @@ Only what is no run has a bitmap beside it, and only a network of several sessio
 
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from functools import cache
+from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from ledger.credit import CreditSet, Units
 
+T = TypeVar("T")
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 Rows = NDArray[Any]
@@ -76,6 +78,15 @@ class Plan(NamedTuple):
         )
 
 
+class _Before(NamedTuple):
+    """What was there before the changes since `begin`, latest last."""
+
+    used: int
+    runs: list[tuple[Any, Any, Any]]  # row or rows, start, end
+    bits: list[tuple[int, Units | None]]
+    levels: list[tuple[int, list[Units] | None]]
+
+
 class CreditColumns:
     def __init__(self) -> None:
         self._rows: Rows = np.zeros(8, _ROW)
@@ -84,6 +95,28 @@ class CreditColumns:
         self._by_network = _Index("network")  # -> the first session of that network
         self._bits: dict[int, Units] = {}  # row -> its credits relative to `start`, where they are no run
         self._levels: dict[int, list[Units]] = {}  # first row of a network of several -> as in CreditSet
+        self._before: _Before | None = None
+
+    def begin(self) -> None:
+        """What is credited from here on can be taken back, until it is settled."""
+        self._before = _Before(self._used, [], [], [])
+
+    def settle(self) -> None:
+        self._before = None
+
+    def take_back(self) -> None:
+        """As it was at `begin`. Costs a look at every session."""
+        before, self._before = self._before, None
+        if before is None:
+            raise ValueError("nothing was begun")
+        for rows, start, end in reversed(before.runs):
+            self._rows["start"][rows], self._rows["end"][rows] = start, end
+        _put_back(self._bits, before.bits)
+        _put_back(self._levels, before.levels)
+        self._rows[before.used : self._used] = np.zeros((), _ROW)
+        self._used = before.used
+        self._by_session.keep(self._rows, before.used)
+        self._by_network.keep(self._rows, before.used)
 
     def copy_of(self, sessions: Iterable[UUID], networks: Iterable[bytes]) -> CreditSet:
         """The parts named, to try receipts on one after the other."""
@@ -115,10 +148,10 @@ class CreditColumns:
     def plan(self, claims: Claims) -> Plan:
         """What each claim would newly credit if it were the only one. Changes nothing."""
         rows = self._by_session.find_all(self._rows, claims.sessions)[claims.session_of]
-        held, known = self._rows[rows], rows >= 0
+        known = rows >= 0
         # A session that has nothing has an empty run where it claims.
-        first = np.where(known, held["start"], claims.start)
-        past = np.where(known, held["end"], claims.start)
+        first = np.where(known, self._rows["start"][rows], claims.start)
+        past = np.where(known, self._rows["end"][rows], claims.start)
         later = (first <= claims.start) & (claims.start <= past)  # it begins in the run, or right behind it
         earlier = (claims.start < first) & (first <= claims.end) & (claims.end <= past)
         sole = _once(claims.session_of) & self._sole(claims, rows)
@@ -133,8 +166,11 @@ class CreditColumns:
         fresh = plan.start < plan.end
         known = fresh & (plan.rows >= 0)
         rows = plan.rows[known]
-        self._rows["start"][rows] = np.minimum(self._rows["start"][rows], plan.start[known])
-        self._rows["end"][rows] = np.maximum(self._rows["end"][rows], plan.end[known])
+        start, end = self._rows["start"][rows], self._rows["end"][rows]
+        if self._before is not None:
+            self._before.runs.append((rows, start, end))
+        self._rows["start"][rows] = np.minimum(start, plan.start[known])
+        self._rows["end"][rows] = np.maximum(end, plan.end[known])
         new = np.flatnonzero(fresh & (plan.rows < 0))
         if not len(new):
             return
@@ -176,9 +212,11 @@ class CreditColumns:
             self._by_network.add(self._rows, [row])
             return
         levels = self._levels.get(first)
+        if levels is None and first == row:
+            return
+        if self._before is not None:
+            self._before.levels.append((first, levels and list(levels)))
         if levels is None:
-            if first == row:
-                return
             levels = self._levels[first] = [self._units(first)]
         carry = units
         for k, level in enumerate(levels):
@@ -200,6 +238,9 @@ class CreditColumns:
         start = (units & -units).bit_length() - 1
         bits = units >> start
         run = not bits & (bits + 1)
+        if self._before is not None:
+            self._before.runs.append((row, self._rows["start"][row], self._rows["end"][row]))
+            self._before.bits.append((row, self._bits.get(row)))
         self._rows["start"][row] = start
         self._rows["end"][row] = start + bits.bit_length() if run else _NO_RUN
         if run:
@@ -234,16 +275,17 @@ class _Index:
         """The row of each key, or -1."""
         wanted, held = _keys(keys), rows[self._field]
         low, high, mask = held[:, 0], held[:, 1], len(self._slots) - 1
-        found: Ints = np.full(len(wanted), -1, np.int64)
-        left, home, first = np.arange(len(wanted)), self._home(wanted), 0
+        home = self._home(wanted)
+        found: Ints = self._slots[home].astype(np.int64)
+        same = (low[found] == wanted[:, 0]) & (high[found] == wanted[:, 1])
+        left, first = ((found >= 0) & ~same).nonzero()[0], 1  # of a free slot nobody went on
+        found[left] = -1
         while len(left):  # once, but for the few with many others before them
-            at = np.arange(first, first + _PROBES)
-            there = self._slots[(home[left, None] + at * (at + 1) // 2) & mask]
+            there = self._slots[(home[left, None] + _steps(first)) & mask]
             taken, asked = there >= 0, wanted[left]
             same = taken & (low[there] == asked[:, :1]) & (high[there] == asked[:, 1:])
             which, probe = np.nonzero(same)
             found[left[which]] = there[which, probe]
-            # Of a free slot nobody went on.
             left, first = left[taken.all(1) & ~same.any(1)], first + _PROBES
         return found
 
@@ -265,6 +307,13 @@ class _Index:
             step += 1
             left, at = left[on], (at[on] + step) & (size - 1)
 
+    def keep(self, rows: Rows, used: int) -> None:
+        """Forget all rows from `used` on."""
+        kept = self._slots[(self._slots >= 0) & (self._slots < used)]
+        self._slots[:] = -1
+        self._used = 0
+        self.add(rows, kept.tolist())
+
     def _home(self, keys: NDArray[np.uint64]) -> Ints:
         mixed = keys[:, 0] ^ keys[:, 1]
         for _ in range(2):
@@ -273,6 +322,15 @@ class _Index:
 
 
 _PROBES: Final = 8  # at once
+
+
+@cache
+def _steps(first: int) -> Ints:
+    """How far behind the first slot the next ones are."""
+    at = np.arange(first, first + _PROBES)
+    return at * (at + 1) // 2
+
+
 _MIX: Final = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
 
 
@@ -283,9 +341,20 @@ def _mixed(word: int) -> int:
     return word >> 32
 
 
+def _put_back(values: dict[int, T], before: list[tuple[int, T | None]]) -> None:
+    for key, value in reversed(before):
+        if value is None:
+            values.pop(key, None)
+        else:
+            values[key] = value
+
+
 def _once(numbers: NDArray[np.uint8]) -> Flags:
     """Where a number stands that stands nowhere else."""
-    once: Flags = np.bincount(numbers)[numbers] == 1
+    counts = np.bincount(numbers)
+    if np.count_nonzero(counts) == len(numbers):
+        return np.ones(len(numbers), np.bool_)
+    once: Flags = counts[numbers] == 1
     return once
 
 

@@ -56,6 +56,16 @@ TICKET: Final = np.dtype(  # a ticket's body as ledger.ticket writes it
         ("nonce", "V16"),
     ]
 )
+KNOWN: Final = np.dtype(  # what the log says of a ticket: its body, its broadcast, and who watches from where
+    [
+        ("ticket", TICKET),
+        ("broadcast", "V16"),
+        ("account", "V16"),  # if there is one
+        ("network", "V16"),  # the commitment to it, if there is one
+        ("has_account", "?"),
+        ("has_network", "?"),
+    ]
+)
 assert (RECEIPT.itemsize, TICKET.itemsize) == (SIGNED_BYTES, BODY_BYTES)
 
 _CLAIMED: Final = struct.Struct(">37xQ64s")  # base sequence and bitmap of a receipt
@@ -66,6 +76,7 @@ ACCEPTED: Final = _CODE[Verdict.ACCEPTED]
 _NOTHING: Final = fold_digests(())  # the digest of a receipt that claims nothing
 
 Words = NDArray[np.uint64]
+Known = NDArray[Any]  # KNOWN
 ReceiptDigestOf = Callable[[bytes, Sequence[int]], bytes | None]
 """(nonce, sequences) -> the digest of a receipt that claims these, or None when it is not known."""
 DigestsHold = Callable[[NDArray[np.intp]], Flags]
@@ -86,13 +97,13 @@ class Receipts(NamedTuple):
         rows = np.frombuffer(data, RECEIPT)
         bitmap = np.ascontiguousarray(rows["bitmap"])
         words = bitmap != 0
-        at, every = np.arange(len(rows)), words.any(1)
-        low_at, high_at = words.argmax(1), 7 - words[:, ::-1].argmax(1)
+        at, low_at, high_at = np.arange(len(rows)), words.argmax(1), 7 - words[:, ::-1].argmax(1)
         low, high = bitmap[at, low_at], bitmap[at, high_at]
+        every = low != 0
         low_bit = np.bitwise_count((low & -low) - np.uint64(1)) + np.uint64(64) * low_at.astype(np.uint64)
-        for by in (1, 2, 4, 8, 16, 32):  # every bit below the highest
-            high = high | (high >> np.uint64(by))
-        high_bit = np.bitwise_count(high) + np.uint64(64) * high_at.astype(np.uint64) - np.uint64(1)
+        # A float's exponent, of the word without its second bit: then nothing is rounded up to the next power of two.
+        top = np.frexp((high & ~(high >> np.uint64(1))).astype(np.float64))[1] - 1
+        high_bit = (top + 64 * high_at).astype(np.uint64)
         units = np.bitwise_count(bitmap).sum(1, dtype=np.uint64)
         base = rows["base_sequence"].astype(np.uint64)
         lowest, highest = np.where(every, base + low_bit, 0), np.where(every, base + high_bit, 0)
@@ -115,19 +126,25 @@ def well_formed(rows: NDArray[Any]) -> Flags:
 class Viewers(NamedTuple):
     """The sessions and networks that a batch's tickets lead to, once each, in the order in which they are first met."""
 
+    known: Known  # by receipt
     sessions: Sequence[bytes]  # 16 bytes
     session_of: NDArray[np.uint8]  # by receipt
-    facts: Sequence[SessionFacts]  # by session
-    networks: Sequence[bytes]
+    networks: Sequence[bytes]  # 16 bytes or none
     network_of: NDArray[np.uint8]  # by receipt
 
     @classmethod
-    def of(cls, sessions: Sequence[bytes], facts: Sequence[SessionFacts]) -> "Viewers":
-        """From the session of each receipt and what is known of it."""
-        once = dict(zip(sessions, facts, strict=True))
-        different, session_of = _numbered(sessions)
-        networks, network_of = _numbered([f.network for f in facts])
-        return cls(different, session_of, [once[s] for s in different], networks, network_of)
+    def of(cls, known: Known) -> "Viewers":
+        networks = split(known["network"])
+        if np.count_nonzero(known["has_network"]) < len(known):
+            has = known["has_network"].tolist()
+            networks = [network if there else b"" for network, there in zip(networks, has, strict=True)]
+        return cls(known, *_numbered(split(known["ticket"]["session_id"])), *_numbered(networks))
+
+    def facts(self, index: int) -> SessionFacts:
+        """Of the session of a receipt."""
+        row = self.known[index]
+        account = UUID(bytes=row["account"].tobytes()) if row["has_account"] else None
+        return SessionFacts(self.networks[self.network_of[index]], account)
 
 
 def _numbered(values: Sequence[bytes]) -> tuple[Sequence[bytes], NDArray[np.uint8]]:
@@ -160,7 +177,7 @@ class Verdicts(NamedTuple):
 
 def digests_by(receipts: Receipts, tickets: NDArray[Any], digest_of: ReceiptDigestOf) -> DigestsHold:
     """What the hub lost must not cost a friend: a digest that is not known holds."""
-    run, digests, nonces = receipts.run.tolist(), _split(receipts.rows["digest"]), _split(tickets["nonce"])
+    run, digests, nonces = receipts.run.tolist(), split(receipts.rows["digest"]), split(tickets["nonce"])
     claims = list(zip(nonces, receipts.lowest.tolist(), receipts.highest.tolist(), strict=True))
 
     def of_gaps(i: int) -> bytes | None:
@@ -180,9 +197,10 @@ def digests_by(receipts: Receipts, tickets: NDArray[Any], digest_of: ReceiptDige
     return holds
 
 
-def _split(column: NDArray[Any]) -> list[bytes]:
-    size, data = column.itemsize, column.tobytes()
-    return [data[i : i + size] for i in range(0, len(data), size)]
+def split(column: NDArray[Any]) -> list[bytes]:
+    """The bytes of each item of a column of V<size>."""
+    items: list[bytes] = column.tolist()
+    return items
 
 
 def judge(
@@ -273,7 +291,7 @@ class _Out:
         return undecided
 
     def refuse(self, which: Flags, verdict: Verdict, cap: Cap = Cap.NONE) -> None:
-        if which.any():
+        if np.count_nonzero(which):
             found = which & self.open
             self.verdicts[found] = _CODE[verdict]
             self.caps[found] = _CAP[cap]
@@ -289,6 +307,10 @@ def _within(receipts: Receipts, tickets: NDArray[Any], manifest: Manifest) -> Fl
 
 def _budgeted(tickets: NDArray[Any], manifest: Manifest) -> Flags:
     """Whether the ticket covers more bytes than it allows, so that what was claimed before matters."""
+    if len(tickets) and int(tickets["byte_budget"].min()) >= manifest.bytes_between(
+        manifest.first, manifest.next
+    ):
+        return np.zeros(len(tickets), np.bool_)
     first, past = np.uint64(manifest.first), np.uint64(manifest.next)
     last = tickets["last_sequence"].astype(np.uint64)
     end = np.maximum(np.where(last < past, last + np.uint64(1), past), first)
@@ -307,15 +329,15 @@ def _caps(
     suspended = (
         plain | (not settings.suspended_signed_paid) if node.suspended else np.zeros(len(plain), np.bool_)
     )
-    own = [f.account_id is not None and f.account_id == node.friend_id for f in viewers.facts]
-    same = [
-        bool(settings.same_network_forbidden and network and network in node.networks)
-        for network in viewers.networks
-    ]
+    own = viewers.known["has_account"] & (viewers.known["account"] == np.void(node.friend_id.bytes))
+    same = np.zeros(len(tickets), np.bool_)
+    if settings.same_network_forbidden and not node.networks.isdisjoint(viewers.networks):
+        homes = [bool(network and network in node.networks) for network in viewers.networks]
+        same = np.array(homes, np.bool_)[viewers.network_of]
     return (
         (Cap.NODE_SUSPENDED, suspended),
-        (Cap.OWN_ACCOUNT, np.array(own, np.bool_)[viewers.session_of]),
-        (Cap.SAME_NETWORK, np.array(same, np.bool_)[viewers.network_of]),
+        (Cap.OWN_ACCOUNT, own),
+        (Cap.SAME_NETWORK, same),
     )
 
 
@@ -339,7 +361,7 @@ def _one_by_one(
         {viewers.networks[network_of[i]] for i in which},
     )
     for i in which:
-        ticket, facts = Ticket.decode_body(tickets[i].tobytes()), viewers.facts[session_of[i]]
+        ticket, facts = Ticket.decode_body(tickets[i].tobytes()), viewers.facts(i)
         judged, units = judge_signed(
             Receipt.decode_body(receipts.rows[i].tobytes()[:RECEIPT_BODY_BYTES]),
             ticket,

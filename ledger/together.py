@@ -81,8 +81,15 @@ class Together(Generic[T, R]):
                     if mine.leads:
                         self._hand_over()
             _wake_one(mine.to_wake)
-        if mine.error is not None:
-            raise mine.error
+        error, mine.error = (
+            mine.error,
+            None,
+        )  # whose traceback leads here: what it holds is free when it is handled
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error
         assert mine.result is not None
         return mine.result
 

@@ -38,12 +38,24 @@ class Aggregate:
 
     def trigger(self, event_class: type[E], *, at_us: int, **fields: Any) -> E:
         """Make the next event, apply it and keep it for saving."""
+        if not self._pending:
+            self.begin()
         event = event_class(
             originator_id=self._id, originator_version=self.version + 1, at_us=at_us, **fields
         )
         self.mutate(event)
         self._pending.append(event)
         return event
+
+    def begin(self) -> None:
+        """What is triggered from here on may have to be taken back."""
+
+    def take_back(self) -> None:
+        """What was triggered since could not be saved: the state is that of before, or it is torn."""
+        self.torn = True
+
+    def settle(self) -> None:
+        """What was triggered since is saved."""
 
     def mutate(self, event: Event) -> None:
         if event.originator_id != self._id or event.originator_version != self.version + 1:

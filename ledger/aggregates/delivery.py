@@ -6,7 +6,6 @@ version of its event is kept, to answer it again: what the event says stands in 
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -18,10 +17,10 @@ from ledger.batch import batch_hash
 from ledger.credit_columns import Claims, CreditColumns, Flags, Plan
 from ledger.events import Event, SegmentsServed
 from ledger.ids import delivery_id
-from ledger.judge import Manifest, NodeFacts, SessionFacts
+from ledger.judge import Manifest, NodeFacts
 from ledger.judge_columns import (
     ACCEPTED,
-    TICKET,
+    Known,
     ReceiptDigestOf,
     Receipts,
     Verdicts,
@@ -39,13 +38,12 @@ REMEMBERED_BATCHES: Final = 4096  # a batch sent again after so many others is j
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """Well-formed receipts of one broadcast with what the log says of their tickets and sessions, one of each."""
+    """Well-formed receipts of one broadcast, and what the log says of the ticket of each."""
 
     indices: bytes  # u8: in the batch, ascending
     receipts: bytes  # 205 bytes each
-    tickets: bytes  # their bodies, 190 bytes each
-    facts: Sequence[SessionFacts]
-    signed: Sequence[bool]  # whether the signature holds; of no account where the ticket is another node's
+    tickets: Known
+    signed: Flags  # whether the signature holds; of no account where the ticket is another node's
 
 
 class Delivery(Aggregate):
@@ -55,10 +53,32 @@ class Delivery(Aggregate):
         self._judged: tuple[bytes, Verdicts] | None = None  # receipts whose event is about to be applied
         self._batches: dict[bytes, int] = {}  # batch hash -> version of its event, oldest first
         self._alone: dict[bytes, int] = {}  # the same of receipts that came without a batch
+        self._begun: int | None = None  # the version to which it can be taken back
+        self._remembered: list[tuple[dict[bytes, int], bytes, int | None, tuple[bytes, int] | None]] = []
 
     @classmethod
     def of(cls, broadcast_id: UUID) -> "Delivery":
         return cls(delivery_id(broadcast_id))
+
+    def begin(self) -> None:
+        self._begun, self._remembered = self.version, []
+        self.credits.begin()
+
+    def settle(self) -> None:
+        self._begun, self._remembered = None, []
+        self.credits.settle()
+
+    def take_back(self) -> None:
+        """A delivery may have been folded from thousands of events: that a save failed must not cost that again."""
+        if self.torn or self._begun is None:
+            self.torn = True
+            return
+        self.torn = True
+        for known, key, before, oldest in reversed(self._remembered):
+            _forget(known, key, before, oldest)
+        self.credits.take_back()
+        self.version, self._begun, self._remembered, self._judged = self._begun, None, [], None
+        self.torn = False
 
     def judged_before(self, known_hash: bytes) -> int | None:
         """The version of the event about a batch that was sent before: sending it again must change nothing."""
@@ -84,15 +104,13 @@ class Delivery(Aggregate):
         """
         if not batch_header and (known := self._alone.get(_name(presented.receipts))):
             return known
-        receipts, tickets = Receipts.of(presented.receipts), np.frombuffer(presented.tickets, TICKET)
-        sessions = tickets["session_id"].tobytes()
-        size = SESSION_BYTES
-        viewers = Viewers.of([sessions[i : i + size] for i in range(0, len(sessions), size)], presented.facts)
+        receipts, tickets = Receipts.of(presented.receipts), presented.tickets["ticket"]
+        viewers = Viewers.of(presented.tickets)
         verdicts = judge(
             receipts,
             tickets,
             viewers,
-            signed=np.array(presented.signed, np.bool_),
+            signed=presented.signed,
             digests=digests_by(receipts, tickets, digest_of),
             node=node,
             manifest=manifest,
@@ -133,11 +151,20 @@ class Delivery(Aggregate):
             self._credit(event, accepted, *self._planned(event, accepted))
         version = event.originator_version
         if event.batch_header:
-            _remember(self._batches, batch_hash(event.batch_header), version)
+            self._remember(self._batches, batch_hash(event.batch_header), version)
         else:
-            _remember(self._alone, _name(event.receipts), version)
+            self._remember(self._alone, _name(event.receipts), version)
             if not accepted[0]:
-                _remember(self._alone, _refusal(event.receipts, event.verdicts, event.caps), version)
+                self._remember(self._alone, _refusal(event.receipts, event.verdicts, event.caps), version)
+
+    def _remember(self, known: dict[bytes, int], key: bytes, version: int) -> None:
+        before, oldest = known.get(key), None
+        known[key] = version
+        if len(known) > REMEMBERED_BATCHES:
+            first = next(iter(known))
+            oldest = first, known.pop(first)
+        if self._begun is not None:
+            self._remembered.append((known, key, before, oldest))
 
     def _planned(self, event: SegmentsServed, accepted: Flags) -> tuple[Claims, Plan]:
         receipts, size = Receipts.of(event.receipts), SESSION_BYTES
@@ -179,7 +206,16 @@ def _refusal(receipt: bytes, verdict: bytes, cap: bytes) -> bytes:
     return receipt[1:33] + verdict + cap  # its ticket's hash
 
 
-def _remember(known: dict[bytes, int], key: bytes, version: int) -> None:
-    known[key] = version
-    if len(known) > REMEMBERED_BATCHES:
-        del known[next(iter(known))]
+def _forget(
+    known: dict[bytes, int], key: bytes, before: int | None, oldest: tuple[bytes, int] | None
+) -> None:
+    """As it was before `key` was remembered."""
+    if before is None:
+        known.pop(key)
+    else:
+        known[key] = before
+    if oldest is not None:
+        others = dict(known)
+        known.clear()
+        known.update([oldest])
+        known.update(others)

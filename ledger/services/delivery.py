@@ -4,7 +4,6 @@ Invariant: an answer is given only after the verdict is durable, and the same by
 and change nothing. One desk may be used from many threads; broadcasts are judged one at a time each.
 """
 
-import struct
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -20,35 +19,29 @@ from ledger.aggregates.node import Node
 from ledger.aggregates.session import Session, TicketRecord
 from ledger.application import Ledger
 from ledger.batch import HEADER_BYTES, Batch, batch_hash
+from ledger.credit_columns import Flags
 from ledger.events import SessionOpened, TicketIssued
 from ledger.ids import node_id, ticket_record_id
 from ledger.judge import SessionFacts
-from ledger.judge_columns import RECEIPT, well_formed
+from ledger.judge_columns import KNOWN, RECEIPT, Known, split, well_formed
 from ledger.keys import KeyPair
 from ledger.receipt import SIGNED_BYTES
 from ledger.receipt_digests import ReceiptDigests, SegmentDigestOf
 from ledger.services import crew
 from ledger.services.judging import Judging, Place, ReceiptAnswer, Refused, Sent
 from ledger.services.retry import until_saved
-from ledger.ticket import BODY_BYTES as TICKET_BODY_BYTES
 from ledger.ticket import SignedTicket, Ticket, ViewerClass, WireError
+from ledger.tickets import TicketTable, known_row
 from ledger.verdict import Verdict
-from ledger.verifiers import Verifiers
+from ledger.verifiers import RECORD_BYTES, Verifiers
 
-CACHED_TICKETS: Final = 50_000  # of about 600 bytes
+CACHED_TICKETS: Final = 50_000  # of about 500 bytes
 CACHED_ANSWERS: Final = 4_096
 
-# What a receipt's ticket hash leads to, in one object for each ticket; it never changes. The ticket's body, its
-# broadcast, whether it is known who watches, and who; behind them the commitment to the viewer's network.
-_KNOWN: Final = struct.Struct(f">{TICKET_BODY_BYTES}s16s?16s")
-_VIEWER_KEY: Final = slice(74, 106)  # docs/protocol.md
-_NODE_KEY: Final = slice(106, 138)
-_BROADCAST: Final = slice(TICKET_BODY_BYTES, TICKET_BODY_BYTES + 16)
-_HAS_ACCOUNT: Final = _BROADCAST.stop
-_ACCOUNT: Final = slice(_HAS_ACCOUNT + 1, _HAS_ACCOUNT + 17)
 _TICKET_HASH: Final = slice(1, 33)  # of a receipt
-
-_Claim = tuple[int, bytes, bytes, bool]  # index in the batch, receipt, _KNOWN, whether the signature holds
+_WHOLE: Final = np.dtype(f"V{SIGNED_BYTES}")
+_ASKED: Final = np.dtype([("key", "V32"), ("receipt", _WHOLE)])  # as ledger.verifiers takes them
+assert _ASKED.itemsize == RECORD_BYTES
 
 
 class DeliveryDesk:
@@ -59,7 +52,7 @@ class DeliveryDesk:
         self._ledger = ledger
         self._verifiers = verifiers or Verifiers(0)
         self._judging = Judging(ledger, ReceiptDigests(digest_of))
-        self._tickets: _Lru[bytes, bytes] = _Lru(CACHED_TICKETS)
+        self._tickets = TicketTable(CACHED_TICKETS)
         self._answered: _Lru[bytes, tuple[Place, ...]] = _Lru(CACHED_ANSWERS)  # batch hash -> its events
 
     # --- sessions and tickets
@@ -127,7 +120,7 @@ class DeliveryDesk:
         record = TicketRecord(ticket_record_id(signed.ticket.hash))
         record.issue(signed, broadcast_id=broadcast.id, node_id=node.id, at_us=at_us)
         self._ledger.save(record)
-        self._tickets.put(signed.ticket.hash, _pack(signed.ticket.body(), broadcast.id, session.facts))
+        self._tickets.put(signed.ticket.hash, known_row(signed.ticket.body(), broadcast.id, session.facts))
         return signed
 
     def observe(
@@ -175,49 +168,64 @@ class DeliveryDesk:
         """
         if len(data) != SIGNED_BYTES or not well_formed(np.frombuffer(data, RECEIPT))[0]:
             raise WireError("this is not a receipt")
-        known = self._known([data[_TICKET_HASH]])[0]
-        if known is None:
+        tickets, known = self._known([data[_TICKET_HASH]])
+        if not known[0]:
             raise WireError("the ticket of this receipt was never issued")
-        if not self._verifiers.hold([(known[_VIEWER_KEY], data)])[0]:
+        ticket = tickets["ticket"][0]
+        if self._verifiers.hold(ticket["viewer_key"].tobytes() + data) != b"\1":
             raise WireError("the receipt is not signed by the viewer its ticket names")
-        presented = {UUID(bytes=known[_BROADCAST]): _present([(0, data, known, True)])}
-        return self._judging.judge(Sent(presented, [], node_id(known[_NODE_KEY]), b"", b"", at_us)).answers[0]
+        presented = Presented(bytes(1), data, tickets, known)
+        node = node_id(ticket["node_key"].tobytes())
+        broadcast_id = UUID(bytes=tickets["broadcast"][0].tobytes())
+        sent = Sent({broadcast_id: presented}, [], node, b"", b"", at_us)
+        return self._judging.judge(sent).answers[0]
 
     def _presented(self, data: bytes, node_key: bytes) -> tuple[dict[UUID, Presented], list[Refused]]:
         """The receipts by broadcast, their signatures verified; and those that belong to none."""
-        well = well_formed(np.frombuffer(data, RECEIPT)).tolist()
-        receipts = [data[i : i + SIGNED_BYTES] for i in range(0, len(data), SIGNED_BYTES)]
-        tickets = self._known([r[_TICKET_HASH] if w else b"" for r, w in zip(receipts, well, strict=True)])
+        rows = np.frombuffer(data, RECEIPT)
+        well = well_formed(rows)
+        hashes = split(rows["ticket_hash"])
+        if not well.all():
+            hashes = [h if w else b"" for h, w in zip(hashes, well.tolist(), strict=True)]
+        tickets, known = self._known(hashes)
         # What is another node's is refused whatever its signature.
-        own = [known is not None and known[_NODE_KEY] == node_key for known in tickets]
-        asked = [
-            (known[_VIEWER_KEY], receipt)
-            for receipt, known, mine in zip(receipts, tickets, own, strict=True)
-            if known is not None and mine
+        signed = known & (tickets["ticket"]["node_key"] == np.void(node_key))
+        asked = np.empty(np.count_nonzero(signed), _ASKED)
+        asked["key"], asked["receipt"] = tickets["ticket"]["viewer_key"][signed], rows.view(_WHOLE)[signed]
+        signed[signed] = np.frombuffer(self._verifiers.hold(asked.tobytes()), np.uint8) == 1
+        if known.all() and (tickets["broadcast"] == tickets["broadcast"][:1]).all() and len(rows):
+            broadcast_id = UUID(bytes=tickets["broadcast"][0].tobytes())
+            return {broadcast_id: Presented(bytes(range(len(rows))), data, tickets, signed)}, []
+        of: dict[bytes, list[int]] = defaultdict(list)
+        broadcasts = split(tickets["broadcast"])
+        for i in np.flatnonzero(known).tolist():
+            of[broadcasts[i]].append(i)
+        presented = {
+            UUID(bytes=broadcast): Presented(bytes(at), rows[at].tobytes(), tickets[at], signed[at])
+            for broadcast, at in of.items()
+        }
+        refused = [
+            (i, rows[i].tobytes(), Verdict.UNKNOWN_TICKET if well[i] else Verdict.MALFORMED)
+            for i in np.flatnonzero(~known).tolist()
         ]
-        held = iter(self._verifiers.hold(asked))
-        refused: list[Refused] = []
-        of: dict[bytes, list[_Claim]] = defaultdict(list)
-        for i, (receipt, known) in enumerate(zip(receipts, tickets, strict=True)):
-            if known is None:
-                refused.append((i, receipt, Verdict.UNKNOWN_TICKET if well[i] else Verdict.MALFORMED))
-            else:
-                of[known[_BROADCAST]].append((i, receipt, known, own[i] and next(held)))
-        return {UUID(bytes=broadcast): _present(claims) for broadcast, claims in of.items()}, refused
+        return presented, refused
 
-    def _known(self, ticket_hashes: Sequence[bytes]) -> list[bytes | None]:
-        """_KNOWN of each ticket that was issued; what is no hash is none."""
-        known = self._tickets.get_all(ticket_hashes)
-        missing = {h for h, k in zip(ticket_hashes, known, strict=True) if k is None and h}
+    def _known(self, ticket_hashes: Sequence[bytes]) -> tuple[Known, Flags]:
+        """What the log says of each ticket, and of which it says anything; what is no hash is none."""
+        tickets, known = self._tickets.find(ticket_hashes)
+        missing = {ticket_hashes[i] for i in np.flatnonzero(~known).tolist()} - {b""}
         if not missing:
-            return known
+            return tickets, known
         found = dict(self._find_tickets(missing))
-        for ticket_hash, packed in found.items():
-            self._tickets.put(ticket_hash, packed)
-        return [k or found.get(h) for h, k in zip(ticket_hashes, known, strict=True)]
+        for ticket_hash, row in found.items():
+            self._tickets.put(ticket_hash, row)
+        for i in np.flatnonzero(~known).tolist():
+            if ticket_hashes[i] in found:
+                tickets[i], known[i] = np.frombuffer(found[ticket_hashes[i]], KNOWN)[0], True
+        return tickets, known
 
     def _find_tickets(self, ticket_hashes: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        """(hash, _KNOWN) of those that were issued, from the log: two queries for all."""
+        """(hash, row of KNOWN) of those that were issued, from the log: two queries for all."""
         records = self._ledger.find([(ticket_record_id(h), 1) for h in ticket_hashes])
         issued = [r.event for r in records if isinstance(r.event, TicketIssued)]
         opened = {
@@ -227,27 +235,7 @@ class DeliveryDesk:
         }
         for event in issued:
             ticket = SignedTicket.decode(event.ticket).ticket
-            yield ticket.hash, _pack(ticket.body(), event.broadcast_id, opened[event.session_id])
-
-
-def _pack(ticket_body: bytes, broadcast_id: UUID, session: SessionFacts) -> bytes:
-    account = session.account_id.bytes if session.account_id is not None else b""
-    return _KNOWN.pack(ticket_body, broadcast_id.bytes, bool(account), account) + session.network
-
-
-def _facts(known: bytes) -> SessionFacts:
-    return SessionFacts(known[_KNOWN.size :], UUID(bytes=known[_ACCOUNT]) if known[_HAS_ACCOUNT] else None)
-
-
-def _present(claims: Sequence[_Claim]) -> Presented:
-    indices, receipts, tickets, signed = zip(*claims, strict=True)
-    return Presented(
-        indices=bytes(indices),
-        receipts=b"".join(receipts),
-        tickets=b"".join([known[:TICKET_BODY_BYTES] for known in tickets]),
-        facts=[_facts(known) for known in tickets],
-        signed=signed,
-    )
+            yield ticket.hash, known_row(ticket.body(), event.broadcast_id, opened[event.session_id])
 
 
 K = TypeVar("K", bound=Hashable)
@@ -263,14 +251,10 @@ class _Lru(Generic[K, V]):
         self._lock = threading.Lock()
 
     def get(self, key: K) -> V | None:
-        return self.get_all([key])[0]
-
-    def get_all(self, keys: Sequence[K]) -> list[V | None]:
         with self._lock:
-            used = self._items.move_to_end
-            for key in self._items.keys() & keys:
-                used(key)
-            return [*map(self._items.get, keys)]
+            if key in self._items:
+                self._items.move_to_end(key)
+            return self._items.get(key)
 
     def put(self, key: K, value: V) -> None:
         with self._lock:

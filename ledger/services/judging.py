@@ -8,7 +8,8 @@ before it; one that cannot be judged fails nobody else.
 
 import struct
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -20,18 +21,19 @@ from ledger.aggregates.broadcast import Broadcast
 from ledger.aggregates.crew import Crew
 from ledger.aggregates.delivery import Delivery, Presented
 from ledger.aggregates.node import Node
-from ledger.application import Ledger, Unavailable
+from ledger.application import Conflict, Ledger, Unavailable
 from ledger.events import Judged, ReceiptsRefused, SegmentsServed
 from ledger.ids import CREW_ID, delivery_id
-from ledger.judged import CAP_NAMES, VERDICT_NAMES
+from ledger.judged import CAP_NAMES, VERDICT_CODES, VERDICT_NAMES
 from ledger.receipt_digests import ReceiptDigests
 from ledger.services.retry import until_saved
-from ledger.settings import Settings
 from ledger.together import Together, Turn
 from ledger.verdict import Verdict
 
 TOGETHER_MAX: Final = 2_000  # receipts that are judged before the next thread's turn,
 BATCH_SIZE: Final = 8  # where a batch costs as much as so many
+
+OUT_OF_RANGE: Final = VERDICT_CODES[Verdict.OUT_OF_RANGE.value]
 
 Place = tuple[UUID, int]  # originator and version of an event
 Refused = tuple[int, bytes, Verdict]  # index in the batch, receipt, why
@@ -96,7 +98,7 @@ class Judging:
 
     def _judge_turns(self, turns: Sequence[Turn[Sent, Answered]]) -> None:
         try:
-            until_saved(lambda: self._attempt(turns))
+            self._judge_group(turns)
         except Unavailable as e:
             for turn in turns:
                 turn.error = Unavailable(*e.args)
@@ -108,9 +110,21 @@ class Judging:
             for turn in turns:
                 self._judge_turns([turn])
 
-    def _attempt(self, turns: Sequence[Turn[Sent, Answered]]) -> None:
-        """Load everything in one query, decide, save in one transaction. Every turn has its outcome afterwards."""
-        state = self._load([turn.item for turn in turns])
+    def _judge_group(self, turns: Sequence[Turn[Sent, Answered]]) -> None:
+        """On what is in memory, without asking; the save asks. If others have gone on since, on what the log says."""
+        with suppress(Conflict):
+            self._attempt(turns, self._ledger.remembered)
+            return
+        # Outside of the error, which holds the aggregates until it is gone.
+        until_saved(lambda: self._attempt(turns, self._ledger.load_each))
+
+    def _attempt(self, turns: Sequence[Turn[Sent, Answered]], load: "_Load") -> None:
+        """Load, decide, save in one transaction. Every turn has its outcome afterwards.
+
+        What is refused with an error does not depend on how fresh the state is: who never joined, or never started, is
+        looked for in the log, and what a node sent today only grows.
+        """
+        state = self._load([turn.item for turn in turns], load)
         decided: list[tuple[Turn[Sent, Answered], list[Place], list[Place]]] = []  # new places, earlier ones
         pending: dict[Aggregate, list[Decision]] = defaultdict(list)
         for turn in turns:
@@ -126,7 +140,8 @@ class Judging:
         new = {_place(event) for events in pending.values() for event in events}
         # Asked before the save: what fails after it would fail batches that are recorded.
         old = [self.answers_at([p for p in before if p not in new]) for _, _, before in decided]
-        positions = self._ledger.save(*pending)
+        read = [a for a in state.read(pending.values()) if a not in pending]
+        positions = self._ledger.save(*pending, unchanged=read)
         recorded = zip(chain.from_iterable(pending.values()), positions, strict=True)
         answers = {_place(event): _answers(event, position) for event, position in recorded}
         for (turn, fresh_places, before), known in zip(decided, old, strict=True):
@@ -134,16 +149,17 @@ class Judging:
             found = sum([answers[place] for place in places if place in answers], known)
             turn.result = Answered(sorted(found) if len(places) > 1 else found, places)
 
-    def _load(self, sent: Sequence[Sent]) -> "_State":
+    def _load(self, sent: Sequence[Sent], load: "_Load") -> "_State":
         nodes = dict.fromkeys(s.node_id for s in sent)
         broadcasts = dict.fromkeys(b for s in sent for b in s.presented)
         wanted: list[tuple[type[Aggregate], UUID]] = [(Crew, CREW_ID)]
         wanted += [(Node, n) for n in nodes] + [(Broadcast, b) for b in broadcasts]
         deliveries = {b: delivery_id(b) for b in broadcasts}
         wanted += [(Delivery, d) for d in deliveries.values()]
-        found = dict(zip(wanted, self._ledger.load_each(*wanted), strict=True))
-        founded = found[Crew, CREW_ID]
-        state = _State(founded.settings if isinstance(founded, Crew) else Settings(), {}, {}, {})
+        found = dict(zip(wanted, load(*wanted), strict=True))
+        founded = found[Crew, CREW_ID] or Crew(CREW_ID)
+        assert isinstance(founded, Crew)
+        state = _State(founded, {}, {}, {})
         for n in nodes:
             if isinstance(node := found[Node, n], Node):
                 state.nodes[n] = node
@@ -193,17 +209,34 @@ class Judging:
             node_id=node.id,
             node=node.facts,
             manifest=broadcast.manifest,
-            settings=state.settings,
+            settings=state.crew.settings,
             digest_of=lambda nonce, sequences: self._digests.expected(rendition_id, nonce, sequences),
             at_us=sent.at_us,
         )
 
 
+_Load = Callable[..., list[Aggregate | None]]
+
+
 class _State(NamedTuple):
-    settings: Settings
+    crew: Crew
     nodes: dict[UUID, Node]
     broadcasts: dict[UUID, Broadcast]
     deliveries: dict[UUID, Delivery]  # by broadcast
+
+    def read(self, decided: Iterable[list[Decision]]) -> list[Aggregate]:
+        """What these verdicts depend on, beside what they are appended to.
+
+        What was published stays so: a broadcast that goes on only matters to who claimed more than it had.
+        """
+        served = [event for events in decided for event in events if isinstance(event, SegmentsServed)]
+        if not served:
+            return []
+        nodes = {event.node_id for event in served}
+        beyond = {event.originator_id for event in served if OUT_OF_RANGE in event.verdicts}
+        read: list[Aggregate] = [self.crew]
+        read += [node for node_id, node in self.nodes.items() if node_id in nodes]
+        return read + [b for b in self.broadcasts.values() if self.deliveries[b.id].id in beyond]
 
 
 def _place(event: Decision) -> Place:

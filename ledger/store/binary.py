@@ -126,5 +126,14 @@ def columns(rows: Sequence[NewRow]) -> tuple[Array, Array, Array, Array]:
     return Array(b"".join(ids)), Array(b"".join(versions)), Array(b"".join(topics)), Array(b"".join(states))
 
 
-def _array(element: int, rows: Sequence[NewRow]) -> bytes:
+def names(events: Sequence[tuple[UUID, int]]) -> tuple[Array, Array]:
+    """uuid[], bigint[]: originators and versions."""
+    ids, versions = [_array(_UUID, events)], [_array(_BIGINT, events)]
+    for originator_id, number in events:
+        ids += _BEFORE_ID, originator_id.bytes
+        versions.append(_VERSION.pack(8, number))
+    return Array(b"".join(ids)), Array(b"".join(versions))
+
+
+def _array(element: int, rows: Sequence[object]) -> bytes:
     return _ARRAY.pack(1, 0, element, len(rows), 1)

@@ -26,6 +26,10 @@ class _Entry:
         self.version = aggregate.version
 
 
+def _version(entry: _Entry) -> int:
+    return entry.version
+
+
 class AggregateCache:
     """The last used aggregates. Copying one (a delivery holds every credit of a broadcast) would cost more than the
     command, so the cached object itself is lent: only when its reference count says that no caller still holds it, and
@@ -41,7 +45,9 @@ class AggregateCache:
         key = (cls, aggregate_id)
         with self._lock:
             entries = self._entries.get(key, [])
-            for entry in entries[::-1]:
+            for entry in sorted(
+                entries, key=_version, reverse=True
+            ):  # the one that has least to catch up with
                 # Two references: the entry's own and getrefcount's argument.
                 if sys.getrefcount(entry.aggregate) > 2:
                     continue

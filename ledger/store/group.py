@@ -6,7 +6,8 @@ shared. An append that cannot stand (a conflict, say) never fails its neighbours
 
 from collections.abc import Callable, Iterable, Sequence, Sized
 from itertools import chain
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
+from uuid import UUID
 
 from eventsourcing.persistence import InterfaceError, OperationalError, PersistenceError
 
@@ -20,34 +21,46 @@ class Rows(Sized, Iterable[NewRow], Protocol):
     """Can be iterated again and again, with the same result."""
 
 
+Versions = Sequence[tuple[UUID, int]]  # originators and how many events they had
+
+
+class _Append(NamedTuple):
+    rows: Rows
+    unchanged: Versions  # what it was decided on and does not append to
+
+
 class GroupCommit:
-    def __init__(self, commit: Callable[[Rows], int]) -> None:
-        """`commit` appends rows in one transaction and returns the position of the first."""
+    def __init__(self, commit: Callable[[Rows, Versions], int]) -> None:
+        """`commit` appends rows in one transaction and returns the position of the first.
+
+        It refuses them when what must be unchanged has more events than that, those of the rows themselves included.
+        """
         self._commit = commit
-        self._together: Together[Rows, int] = Together(
+        self._together: Together[_Append, int] = Together(
             self._commit_group,
-            size=len,
+            size=lambda append: len(append.rows),
             most=GROUP_EVENTS_MAX,
             interrupted=lambda: OperationalError("the thread that was committing was interrupted"),
         )
 
-    def append(self, rows: Rows) -> int:
+    def append(self, rows: Rows, unchanged: Versions = ()) -> int:
         """Position of the first row. Raises what `commit` raises for these rows."""
-        return self._together.do(rows)
+        return self._together.do(_Append(rows, unchanged))
 
-    def _commit_group(self, group: Sequence[Turn[Rows, int]]) -> None:
+    def _commit_group(self, group: Sequence[Turn[_Append, int]]) -> None:
         if len(group) > 1 and self._commit_together(group):
             return
         for turn in group:
             try:
-                turn.result = self._commit(turn.item)
+                turn.result = self._commit(*turn.item)
             except PersistenceError as e:
                 turn.error = e
 
-    def _commit_together(self, group: Sequence[Turn[Rows, int]]) -> bool:
+    def _commit_together(self, group: Sequence[Turn[_Append, int]]) -> bool:
         """False when one of them cannot stand: then nothing was committed."""
         try:
-            position = self._commit(list(chain.from_iterable(turn.item for turn in group)))
+            rows = list(chain.from_iterable(turn.item.rows for turn in group))
+            position = self._commit(rows, [each for turn in group for each in turn.item.unchanged])
         except (OperationalError, InterfaceError) as e:
             for turn in group:
                 turn.error = type(e)(*e.args)
@@ -57,5 +70,5 @@ class GroupCommit:
             return False
         for turn in group:
             turn.result = position
-            position += len(turn.item)
+            position += len(turn.item.rows)
         return True

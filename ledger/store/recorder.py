@@ -28,9 +28,9 @@ from eventsourcing.postgres import PostgresApplicationRecorder
 from psycopg.rows import TupleRow, tuple_row
 from psycopg.sql import SQL, Composed, Identifier, Literal
 
-from ledger.store.binary import columns, copied
+from ledger.store.binary import columns, copied, names
 from ledger.store.database import Datastore
-from ledger.store.group import GroupCommit, Rows
+from ledger.store.group import GroupCommit, Rows, Versions
 from ledger.store.listener import Listener
 from ledger.store.mapper import columns_of
 from ledger.store.parts import Parts
@@ -62,9 +62,21 @@ class DenseRecorder(PostgresApplicationRecorder):
         self._group = GroupCommit(self._append)
         self.sql_create_statements = []  # the table belongs to the migrations
         schema = Identifier(datastore.schema)
-        self._append_sql = SQL(
-            "SELECT {}.append_events(%b::uuid[], %b::bigint[], %b::text[], %b::bytea[])"
-        ).format(schema)
+        # As bytes: what is composed is put together anew with each call.
+        self._append_sql = (
+            SQL("SELECT {}.append_events(%b::uuid[], %b::bigint[], %b::text[], %b::bytea[])")
+            .format(schema)
+            .as_bytes()
+        )
+        self._append_if_sql = (
+            SQL(
+                "SELECT {}.append_events_if_unchanged("
+                "%b::uuid[], %b::bigint[], %b::text[], %b::bytea[], %b::uuid[], %b::bigint[])"
+            )
+            .format(schema)
+            .as_bytes()
+        )
+        self._require_sql = SQL("SELECT {}.require_unchanged(%b::uuid[], %b::bigint[])").format(schema)
         # The lock first, in a statement of its own: the next one sees what was committed by whoever held it before.
         self._begin_sql = SQL(
             "BEGIN; SELECT pg_advisory_xact_lock(hashtextextended({}, 0));"
@@ -111,31 +123,36 @@ class DenseRecorder(PostgresApplicationRecorder):
         first = self.append([(_uuid(e), e.originator_version, e.topic, e.state) for e in stored_events])
         return list(range(first + 1, first + 1 + len(stored_events)))
 
-    def append(self, rows: Rows) -> int:
+    def append(self, rows: Rows, unchanged: Versions = ()) -> int:
         """Append all or none; returns the position of the first. `rows` must not be empty.
 
-        Raises IntegrityError when another event stands at one of the (originator, version) pairs, OperationalError or
-        InterfaceError when the database could not be reached in time: then it is not known whether they persisted.
+        Raises IntegrityError when another event stands at one of the (originator, version) pairs, or behind the version
+        of one that must be unchanged; OperationalError or InterfaceError when the database could not be reached in
+        time: then it is not known whether they persisted.
         """
-        return self._patiently(lambda: self._group.append(rows), lambda: self._append_in_doubt(rows))
+        return self._patiently(
+            lambda: self._group.append(rows, unchanged), lambda: self._append_in_doubt(rows, unchanged)
+        )
 
-    def _append_in_doubt(self, rows: Rows) -> int:
+    def _append_in_doubt(self, rows: Rows, unchanged: Versions) -> int:
         """After an attempt that may have been persisted though it was reported as failed."""
         try:
-            return self._group.append(rows)
+            return self._group.append(rows, unchanged)
         except IntegrityError:
             position = self._find_recorded(rows)
             if position is None:
                 raise
             return position
 
-    def _append(self, rows: Rows) -> int:
+    def _append(self, rows: Rows, unchanged: Versions) -> int:
         if len(rows) >= COPY_FROM or sum([len(state) for _, _, _, state in rows]) >= COPY_FROM_BYTES:
-            return self._append_copy(rows)
+            return self._append_copy(rows, unchanged)
+        if unchanged:
+            return int(self._fetch(self._append_if_sql, (*columns(list(rows)), *names(unchanged)))[0][0])
         return int(self._fetch(self._append_sql, columns(list(rows)))[0][0])
 
-    def _append_copy(self, rows: Rows) -> int:
-        """As `append_events` does, with a COPY: lock, number, insert, notify, in one transaction."""
+    def _append_copy(self, rows: Rows, unchanged: Versions) -> int:
+        """As the functions do, with a COPY: lock, number, insert, check, notify, in one transaction."""
         with (
             self.datastore.get_connection() as connection,
             connection.cursor(row_factory=tuple_row) as cursor,
@@ -148,6 +165,8 @@ class DenseRecorder(PostgresApplicationRecorder):
                 with cursor.copy(self._copy_sql) as copy:
                     for part in copied(first, columns_of(rows)):
                         copy.write(part)
+                if unchanged:
+                    cursor.execute(self._require_sql, names(unchanged))
                 cursor.execute(self._commit_sql)
             except BaseException:
                 if not connection.closed:
@@ -185,14 +204,12 @@ class DenseRecorder(PostgresApplicationRecorder):
 
     def select_newer(self, after: Sequence[tuple[UUID, int]]) -> list[StoredEvent]:
         """The events of these aggregates behind the version given for each, in order within an aggregate."""
-        ids, versions = [a for a, _ in after], [v for _, v in after]
-        rows = self._patiently(lambda: self._fetch(self._newer_sql, (ids, versions)))
+        rows = self._patiently(lambda: self._fetch(self._newer_sql, names(after)))
         return [StoredEvent(*row) for row in rows]
 
     def find(self, wanted: Sequence[tuple[UUID, int]]) -> list[Row]:
         """Events by originator and version, in the order asked for; those that are not there are left out."""
-        ids, versions = [a for a, _ in wanted], [v for _, v in wanted]
-        rows = self._patiently(lambda: self._fetch(self._find_sql, (ids, versions)))
+        rows = self._patiently(lambda: self._fetch(self._find_sql, names(wanted)))
         return list(starmap(Row, rows))
 
     def select_notifications(

@@ -3,10 +3,12 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
 import pytest
+from eventsourcing.persistence import OperationalError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -106,6 +108,157 @@ def test_several_aggregates_are_saved_together_or_not_at_all(ledger: Ledger) -> 
     with pytest.raises(NotFound):
         ledger.load(Probed, a.id)
     assert ledger.size() == 1
+
+
+@pytest.mark.parametrize("copy_from", [100, 1], ids=["call", "copy"])
+def test_what_was_decided_on_others_is_not_saved_when_they_went_on(
+    ledger: Ledger, database_url: str, monkeypatch: pytest.MonkeyPatch, copy_from: int
+) -> None:
+    monkeypatch.setattr("ledger.store.recorder.COPY_FROM", copy_from)
+    read, written, never = Probed(uuid4()), Probed(uuid4()), Probed(uuid4())
+    read.probe(1)
+    ledger.save(read)
+    written.probe(1)
+    assert ledger.save(written, unchanged=[read, never]) == [1]
+    other = Ledger(database_url)
+    theirs = other.load(Probed, read.id)
+    theirs.probe(2)
+    other.save(theirs)
+    other.close()
+    written.probe(2)
+    with pytest.raises(Conflict):
+        ledger.save(written, unchanged=[read, never])
+    assert ledger.size() == 3
+    again = ledger.load(Probed, written.id)
+    again.probe(3)
+    assert ledger.save(again, unchanged=[ledger.load(Probed, read.id)]) == [3]
+
+
+def test_of_saves_that_share_a_transaction_one_is_not_decided_on_what_another_changes(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first holds the turn until the others wait behind it."""
+    read, written, last = Probed(uuid4()), Probed(uuid4()), Probed(uuid4())
+    for aggregate in (read, written, last):
+        aggregate.probe(1)
+    ledger.save(read)
+    recorder, go = ledger._store.recorder, threading.Event()
+    append = recorder._append
+    recorder._group._commit = lambda rows, unchanged: go.wait(10) and append(rows, unchanged)
+    as_read = ledger.load(Probed, read.id)
+    changed = ledger.load(Probed, read.id)
+    changed.probe(2)
+    first = Probed(uuid4())
+    first.probe(1)
+    queue = recorder._group._together._queue
+    with ThreadPoolExecutor(4) as pool:
+        saves = [pool.submit(ledger.save, first)]
+        waiting = [(changed, ()), (written, [as_read]), (last, ())]
+        while queue or not recorder._group._together._led:
+            time.sleep(0.001)
+        for number, (aggregate, unchanged) in enumerate(waiting, 1):
+            saves.append(pool.submit(ledger.save, aggregate, unchanged=unchanged))
+            while len(queue) < number:
+                time.sleep(0.001)
+        go.set()
+        outcomes = [save.exception() or save.result() for save in saves]
+    assert outcomes[:2] == [[1], [2]]
+    assert isinstance(outcomes[2], Conflict)
+    assert outcomes[3] == [3]
+
+
+@pytest.mark.parametrize("copy_from", [100, 2], ids=["call", "copy"])
+def test_whoever_decides_on_what_it_remembers_stands_behind_exactly_that(
+    ledger: Ledger, database_url: str, monkeypatch: pytest.MonkeyPatch, copy_from: int
+) -> None:
+    """Threads of two processes write down how many events they saw of what some of them change all the while."""
+    monkeypatch.setattr("ledger.store.recorder.COPY_FROM", copy_from)
+    read = Probed(uuid4())
+    read.probe(0)
+    ledger.save(read)
+    other, shared, own = Ledger(database_url), read.id, [uuid4() for _ in range(6)]
+    del read
+
+    def change(n: int) -> int:
+        mine, conflicts = (ledger, other)[n % 2], 0
+        for _ in range(15):
+            while True:
+                aggregate = mine.load(Probed, shared)
+                aggregate.probe(-1)
+                try:
+                    mine.save(aggregate)
+                    break
+                except Conflict:
+                    conflicts += 1
+            time.sleep(0.002)
+        return conflicts
+
+    def decide(n: int) -> int:
+        mine, conflicts, fresh = (ledger, other)[n % 2], 0, False
+        for _ in range(40):
+            while True:
+                load = mine.load_each if fresh else mine.remembered
+                seen, written = load((Probed, shared), (Probed, own[n]))
+                assert isinstance(seen, Probed)
+                written = written or Probed(own[n])
+                assert isinstance(written, Probed)
+                written.probe(seen.version)
+                try:
+                    mine.save(written, unchanged=[seen])
+                    fresh = False
+                    break
+                except Conflict:
+                    conflicts, fresh = conflicts + 1, True
+        return conflicts
+
+    with ThreadPoolExecutor(8) as pool:
+        changes = [pool.submit(change, n) for n in range(2)]
+        conflicts = sum(pool.map(decide, range(6)))
+        for done in changes:
+            done.result()
+    other.close()
+    count = decided = 0
+    for recorded in ledger.read(0, 1_000):
+        assert isinstance(recorded.event, ev.NodeProbed)
+        if recorded.event.originator_id == shared:
+            count += 1
+        else:
+            decided += 1
+            assert recorded.event.sequence == count
+    assert (count, decided) == (31, 240)
+    assert conflicts > 0
+
+
+@pytest.mark.parametrize("persisted", [False, True])
+def test_a_save_in_doubt_whose_reading_was_overtaken_is_known_by_its_bytes(
+    ledger: Ledger, database_url: str, monkeypatch: pytest.MonkeyPatch, persisted: bool
+) -> None:
+    read, written = Probed(uuid4()), Probed(uuid4())
+    read.probe(1)
+    ledger.save(read)
+    recorder, other, failed = ledger._store.recorder, Ledger(database_url), []
+    append = recorder._append
+
+    def fail_once(rows: Any, unchanged: Any) -> int:
+        if not failed:
+            failed.append(True)
+            if persisted:
+                append(rows, unchanged)
+            theirs = other.load(Probed, read.id)
+            theirs.probe(2)
+            other.save(theirs)
+            raise OperationalError("connection lost")
+        return append(rows, unchanged)
+
+    recorder._group._commit = fail_once
+    written.probe(1)
+    if persisted:
+        assert ledger.save(written, unchanged=[read]) == [1]
+    else:
+        with pytest.raises(Conflict):
+            ledger.save(written, unchanged=[read])
+    other.close()
+    assert ledger.size() == (3 if persisted else 2)
 
 
 def test_events_of_several_aggregates_stand_in_the_order_given(ledger: Ledger) -> None:

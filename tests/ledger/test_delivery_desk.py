@@ -285,20 +285,139 @@ def test_a_full_batch_fits_one_event_whatever_the_verdicts(live: Crew) -> None:
     assert len(live.ledger.read(answers[0].position, 1)[0].data) < 65_535
 
 
+# --- what others recorded meanwhile
+
+
+def reads(live: Crew, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The queries for events from here on, as they are made."""
+    recorder, made = live.ledger._store.recorder, []
+
+    def counted(name: str) -> Callable[..., Any]:
+        method = getattr(recorder, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            made.append(name)
+            return method(*args, **kwargs)
+
+        return call
+
+    for name in ("select_events", "select_newer"):
+        monkeypatch.setattr(recorder, name, counted(name))
+    return made
+
+
+def test_what_is_remembered_is_not_asked_for(live: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, node = live.node()
+    ticket = live.ticket(node, VIEWER)
+    del node
+    live.send(key, live.receipt(ticket, VIEWER, [0]))
+    made = reads(live, monkeypatch)
+    for n in range(1, 4):
+        [answer] = live.send(key, live.receipt(ticket, VIEWER, list(range(n + 1)), counter=n))
+        assert (answer.verdict, answer.units) == ("accepted", 1)
+    assert made == []
+
+
+def elsewhere_suspended(other: Ledger, live: Crew, node_id: UUID) -> None:
+    node = other.load(Node, node_id)
+    node.suspend(reason="probes", at_us=live.now_us)
+    other.save(node)
+    crew.change_settings(other, {"suspended_signed_paid": 0}, at_us=live.now_us)
+
+
+def elsewhere_published(other: Ledger, live: Crew, _: UUID) -> None:
+    more = [Segment(s, 2_000_000, 1000, b"h" * 32, T0 + s * 2_000_000) for s in range(10, 12)]
+    broadcasts.publish_segments(other, live.broadcast.id, more, at_us=live.now_us)
+
+
+def elsewhere_nothing(other: Ledger, live: Crew, _: UUID) -> None:
+    pass
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["call", "copy"])
+@pytest.mark.parametrize(
+    ("happened", "verdicts"),
+    [
+        (elsewhere_nothing, ["accepted", "out_of_range"]),
+        (elsewhere_suspended, ["capped", "out_of_range"]),
+        (elsewhere_published, ["accepted", "accepted"]),
+    ],
+)
+def test_a_verdict_rests_on_the_log_as_it_is_where_it_stands(
+    live: Crew,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    happened: Callable[[Ledger, Crew, UUID], None],
+    verdicts: list[str],
+    many: bool,
+) -> None:
+    """Another process appended after all was loaded: at the last moment before this append."""
+    if many:
+        monkeypatch.setattr("ledger.store.recorder.COPY_FROM", 1)
+    live.media.update({10: b"ten", 11: b"eleven"})
+    key, node = live.node()
+    node_id, tickets = node.id, [live.ticket(node, VIEWER) for _ in range(3)]
+    del node
+    live.send(key, live.receipt(tickets[0], VIEWER, [0]))
+    recorder, other = live.ledger._store.recorder, Ledger(database_url)
+    append, happening = recorder.append, [happened]
+
+    def late(*args: Any) -> Any:
+        if happening:
+            happening.pop()(other, live, node_id)
+        return append(*args)
+
+    monkeypatch.setattr(recorder, "append", late)
+    made = reads(live, monkeypatch)
+    try:
+        answers = live.send(
+            key, live.receipt(tickets[1], VIEWER, [0, 1]), live.receipt(tickets[2], VIEWER, [9, 10, 11])
+        )
+    finally:
+        other.close()
+    assert [a.verdict for a in answers] == verdicts
+    assert made == ([] if happened is elsewhere_nothing else ["select_newer"])
+    assert len({a.position for a in answers}) == 1
+
+
+def test_a_delivery_that_another_hub_went_on_with_is_not_folded_from_its_beginning(
+    live: Crew, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, node = live.node()
+    ticket = live.ticket(node, VIEWER)
+    del node
+    other = Ledger(database_url)
+    try:
+        desks = [live.desk, DeliveryDesk(other, digest_of=lambda *_: None)]
+        total, made = 0, []
+        for n in range(10):
+            data = Batch.sign(
+                key, n, n, [live.receipt(ticket, VIEWER, list(range(n + 1)), counter=n)]
+            ).encode()
+            if n == 2:
+                made = reads(live, monkeypatch)
+            total += sum(a.units for a in desks[n % 2].judge_batch(data, at_us=live.now_us))
+        assert total == 10
+        assert set(made) == {"select_newer"}
+    finally:
+        other.close()
+
+
 # --- failures and repeats
 
 
 def failing_once(live: Crew, monkeypatch: pytest.MonkeyPatch, *, persisted: bool) -> None:
     """The next append is reported as failed, after or before it was persisted."""
+    live.ledger.load(Broadcast, live.broadcast.id)  # what is remembered is as of now: no conflict comes first
     recorder = live.ledger._store.recorder
     append, failed = recorder.append, []
 
-    def fail(rows: Any) -> int:
+    def fail(rows: Any, unchanged: Any) -> int:
         if failed:
-            return append(rows)
+            return append(rows, unchanged)
         failed.append(True)
         if persisted:
-            append(rows)
+            append(rows, unchanged)
         raise OperationalError("connection lost")
 
     monkeypatch.setattr(recorder, "append", fail)
@@ -378,7 +497,7 @@ def test_what_waits_is_judged_together_and_what_cannot_be_fails_nobody_else(
     longer = Batch.sign(key, 9, 9, [live.receipt(tickets[1], VIEWER, [0, 1, 2], 2), b"\0" * 205]).encode()
     stranger = Batch.sign(KeyPair(b"?" * 32), 0, 0, [receipts[0]]).encode()
 
-    load, loads = live.ledger.load_each, []
+    load, loads = live.ledger.remembered, []
     first_runs, go = threading.Event(), threading.Event()
 
     def load_each(*wanted: Any) -> Any:
@@ -387,7 +506,7 @@ def test_what_waits_is_judged_together_and_what_cannot_be_fails_nobody_else(
         assert go.wait(10)
         return load(*wanted)
 
-    monkeypatch.setattr(live.ledger, "load_each", load_each)
+    monkeypatch.setattr(live.ledger, "remembered", load_each)
 
     def judge(data: bytes) -> Any:
         if len(data) == 205:
@@ -428,14 +547,15 @@ def test_a_save_that_fails_fails_all_that_waited_for_it_and_each_may_be_sent_aga
         Batch.sign(key, n, n, [live.receipt(live.ticket(node, VIEWER), VIEWER, [0])]).encode()
         for n in range(3)
     ]
-    load, first_runs, go = live.ledger.load_each, threading.Event(), threading.Event()
+    live.ledger.load(Broadcast, live.broadcast.id)  # what is remembered is as of now: no conflict comes first
+    load, first_runs, go = live.ledger.remembered, threading.Event(), threading.Event()
 
     def load_each(*wanted: Any) -> Any:
         first_runs.set()
         assert go.wait(10)
         return load(*wanted)
 
-    monkeypatch.setattr(live.ledger, "load_each", load_each)
+    monkeypatch.setattr(live.ledger, "remembered", load_each)
 
     def judge(data: bytes) -> list[ReceiptAnswer]:
         return live.desk.judge_batch(data, at_us=live.now_us)
@@ -451,12 +571,12 @@ def test_a_save_that_fails_fails_all_that_waited_for_it_and_each_may_be_sent_aga
         size = live.ledger.size()
         save, saves = live.ledger.save, []
 
-        def fail_second(*aggregates: Any) -> Any:
+        def fail_second(*aggregates: Any, unchanged: Any) -> Any:
             saves.append(aggregates)
             if len(saves) == 2:
-                save(*aggregates)
+                save(*aggregates, unchanged=unchanged)
                 raise Unavailable("it is not known whether they were recorded")
-            return save(*aggregates)
+            return save(*aggregates, unchanged=unchanged)
 
         monkeypatch.setattr(live.ledger, "save", fail_second)
         go.set()

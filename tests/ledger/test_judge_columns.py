@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from ledger.credit import CreditSet, Units
 from ledger.credit_columns import CreditColumns
 from ledger.judge import Manifest, NodeFacts, SessionFacts, judge_signed, parse_receipt, refused
-from ledger.judge_columns import RECEIPT, TICKET, Receipts, Viewers, judge, well_formed
+from ledger.judge_columns import KNOWN, RECEIPT, TICKET, Known, Receipts, Viewers, judge, well_formed
 from ledger.judged import Judged, unpack
 from ledger.receipt import MAX_BASE_SEQUENCE, Receipt, fold_digests
 from ledger.settings import Settings
 from ledger.ticket import Ticket, ViewerClass
+from ledger.tickets import known_row
 from ledger.verdict import Verdict
 
 NODE_KEY, FRIEND, NOW_S = b"n" * 32, UUID(int=77), 1_000
@@ -39,6 +40,11 @@ def session(number: int) -> UUID:
 
 def rarely(draw: st.DrawFn) -> bool:
     return draw(st.integers(0, 15)) == 15
+
+
+def known(batch: list[Case]) -> Known:
+    rows = b"".join(known_row(c.ticket.body(), UUID(int=4), c.facts) for c in batch)
+    return np.frombuffer(rows, KNOWN)
 
 
 def run(first: int, length: int) -> int:
@@ -127,7 +133,7 @@ class World:
         verdicts = judge(
             Receipts.of(b"".join(c.receipt.body() + bytes(64) for c in batch)),
             np.frombuffer(b"".join(c.ticket.body() for c in batch), TICKET),
-            Viewers.of([c.ticket.session_id.bytes for c in batch], [c.facts for c in batch]),
+            Viewers.of(known(batch)),
             signed=np.array([c.signed for c in batch]),
             digests=lambda which: np.array([c.digest_holds for c in batch])[which],
             node=self.node,

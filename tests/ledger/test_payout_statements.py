@@ -49,7 +49,8 @@ def everywhere(
                     raise Killed("here")
 
             def deadly(cursor: psycopg.Cursor[Any], query: Any, *arguments: Any, **options: Any) -> Any:
-                text = query if isinstance(query, str) else query.as_string(cursor)
+                text = query.decode() if isinstance(query, bytes) else query
+                text = text if isinstance(text, str) else text.as_string(cursor)
                 reads = text.startswith("SELECT ") and "append_events" not in text
                 if reads or threading.current_thread() is not threading.main_thread():  # the pool's own
                     return execute(cursor, query, *arguments, **options)

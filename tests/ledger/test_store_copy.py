@@ -18,7 +18,7 @@ from ledger.application import Ledger, StaleAggregateError
 from ledger.events import Event, NodeProbed, encode
 from ledger.store.binary import PART_ROWS, NewRow, columns, copied, in_columns
 from ledger.store.database import Datastore
-from ledger.store.group import GROUP_EVENTS_MAX, Rows
+from ledger.store.group import GROUP_EVENTS_MAX, Rows, Versions
 from ledger.store.recorder import COPY_FROM, DenseRecorder
 
 
@@ -35,11 +35,11 @@ class FlakyCopy(DenseRecorder):
 
     plan: list[str]
 
-    def _append_copy(self, rows: Rows) -> int:
+    def _append_copy(self, rows: Rows, unchanged: Versions) -> int:
         fault = self.plan.pop(0) if self.plan else "none"
         if fault == "not persisted":
             raise OperationalError("injected before the COPY")
-        position = super()._append_copy(rows)
+        position = super()._append_copy(rows, unchanged)
         if fault == "persisted":
             raise OperationalError("injected after the commit")
         return position

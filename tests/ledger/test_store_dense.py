@@ -19,7 +19,7 @@ from eventsourcing.persistence import (
 
 from ledger.store.binary import NewRow
 from ledger.store.database import Datastore, connect
-from ledger.store.group import GroupCommit, Rows
+from ledger.store.group import GroupCommit, Rows, Versions
 from ledger.store.recorder import DenseRecorder
 
 
@@ -200,11 +200,11 @@ def test_appends_that_wait_share_a_transaction_and_a_conflict_fails_nobody_else(
     commits: list[int] = []
     first_runs, go = threading.Event(), threading.Event()
 
-    def commit(rows: Rows) -> int:
+    def commit(rows: Rows, unchanged: Versions) -> int:
         commits.append(len(rows))
         first_runs.set()
         assert go.wait(10)
-        return recorder._append(rows)
+        return recorder._append(rows, unchanged)
 
     group = GroupCommit(commit)
     outcomes: dict[int, object] = {}
@@ -257,7 +257,7 @@ def test_whoever_waits_is_woken_though_threads_between_are_interrupted() -> None
     """A waiter that was interrupted passes the wake on, whether that happened before or after its group was flushed."""
     started, go = threading.Event(), threading.Event()
 
-    def commit(rows: Rows) -> int:
+    def commit(rows: Rows, unchanged: Versions) -> int:
         started.set()
         assert go.wait(10)
         return 0
