@@ -15,13 +15,14 @@ from typing import IO, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from ledger import merkle
+from ledger import merkle, served
 from ledger.batch import receipts_digest
 from ledger.claims import ROWS, Ints, claims
-from ledger.events import MAX_EVENT_BYTES, SegmentsServed, decode_stored, encode
+from ledger.events import MAX_EVENT_BYTES, decode_stored, encode
 from ledger.keys import PUBLIC_KEY_BYTES, verify
 from ledger.layout import Admitted, admitted
 from ledger.receipt import BODY_BYTES, DOMAIN, SIGNED_BYTES
+from ledger.served import Delivery, Said
 from ledger.tlog.source import Source, SourceUnavailable, open_source
 from ledger.tlog.tiles import (
     ENTRIES,
@@ -83,7 +84,8 @@ class Bundle(msgspec.Struct, array_like=True, frozen=True):
     root: bytes  # of these leaves
     strange: int  # index of the first entry that is not the one encoding of a known event
     admitted: Admitted  # sessions and tickets, which are
-    claims: list[list[int]]  # how many receipts ledger.claims has of each SegmentsServed that is, by parts
+    deliveries: list[Delivery]  # those among the entries that are as usual
+    claims: list[list[int]]  # how many receipts ledger.claims has of each of these, by parts
 
 
 class Broken(msgspec.Struct, array_like=True, frozen=True):
@@ -135,6 +137,7 @@ def load_bundle(source: Source, index: int, size: int) -> tuple[bytes, list[Ints
         merkle.root_of_hashes(leaves),
         read.strange,
         read.admitted,
+        read.deliveries,
         read.claims,
     )
     return bundle.data, read.rows, found
@@ -145,6 +148,7 @@ class Read(NamedTuple):
 
     strange: int
     admitted: Admitted
+    deliveries: list[Delivery]
     claims: list[list[int]]
     rows: list[Ints]
 
@@ -153,31 +157,32 @@ def read_entries(entries: Sequence[memoryview]) -> Read:
     known = admitted(entries)
     named = {*known.sessions, *known.tickets}
     strange, waiting = len(entries), 0
-    served: list[SegmentsServed] = []
-    found = Read(0, known, [], [])
+    said: list[Said] = []
+    found = Read(0, known, [], [], [])
 
     def read_claims() -> None:
-        rows, counts = claims(served)
+        rows, counts = claims(said)
         found.rows.append(rows)
         found.claims.append(counts)
-        served.clear()
+        said.clear()
 
     for i, entry in enumerate(entries):
         if i in named:
             continue
-        try:
-            event = decode_stored(entry)
-            if encode(event) != bytes(entry):  # a view would be compared number by number
-                raise ValueError("another encoding")
-        except (ValueError, TypeError):  # the replay will say what is wrong with it, in its turn
-            strange = min(strange, i)
-            continue
-        if isinstance(event, SegmentsServed):
-            served.append(event)
-            waiting += len(event.indices)
+        delivery = served.read(i, entry)
+        if delivery is not None:
+            found.deliveries.append(delivery[0])
+            said.append(delivery[1])
+            waiting += len(delivery[1].verdicts)
             if waiting >= TOGETHER:  # more would only take memory
                 read_claims()
                 waiting = 0
+            continue
+        try:
+            if encode(decode_stored(entry)) != bytes(entry):  # a view would be compared number by number
+                strange = min(strange, i)
+        except (ValueError, TypeError):  # the replay will say what is wrong with it, in its turn
+            strange = min(strange, i)
     read_claims()
     return found._replace(strange=strange)
 
@@ -253,7 +258,7 @@ class Verify(msgspec.Struct, array_like=True, frozen=True, tag=True):
     checks: list[Check]
 
 
-encoder: Final = msgspec.msgpack.Encoder()
+encoder: Final = msgspec.msgpack.Encoder(uuid_format="bytes")
 _tasks: Final = msgspec.msgpack.Decoder(Load | Verify)
 
 

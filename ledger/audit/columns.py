@@ -23,6 +23,7 @@ from ledger.events import SegmentsServed
 from ledger.judge import NodeFacts
 from ledger.judged import CAP_CODES, VERDICT_CODES
 from ledger.runs import Bools, Words
+from ledger.served import Delivery
 from ledger.settings import Settings
 from ledger.verdict import Verdict
 
@@ -39,7 +40,7 @@ _LIMIT: Final = 1 << 62
 
 class Served(NamedTuple):
     position: int
-    event: SegmentsServed
+    event: SegmentsServed | Delivery
     node: NodeFacts
     claims: Ints  # ledger.claims, without columns where it does not go into numbers
 

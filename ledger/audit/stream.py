@@ -27,6 +27,7 @@ from ledger.checks import CLAIMS_AT, SLOT_BYTES, Broken, Bundle, File, Load, fet
 from ledger.claims import ROWS, Ints
 from ledger.layout import Admitted
 from ledger.merkle import Frontier
+from ledger.served import Delivery
 from ledger.tlog.reader import LogReader, NotPublished
 from ledger.tlog.source import Source, SourceUnavailable
 from ledger.tlog.tiles import (
@@ -52,7 +53,8 @@ class Entries(NamedTuple):
     entries: list[memoryview]
     strange: int  # index of the first that is not the one encoding of a known event
     admitted: Admitted  # sessions and tickets among them
-    claims: list[Ints]  # ledger.claims of each SegmentsServed before that
+    deliveries: list[Delivery]  # others that are the one encoding of theirs
+    claims: list[Ints]  # ledger.claims of each of these
 
 
 def by_event(rows: list[Ints], counts: list[list[int]]) -> list[Ints]:
@@ -117,7 +119,7 @@ class Log:
             entries = entry_views(data, min(WIDTH, self._checkpoint.size - start))
             self._add(data, bundle, len(entries))
             claims = by_event(rows, bundle.claims)
-            yield Entries(start, entries, bundle.strange, bundle.admitted, claims)
+            yield Entries(start, entries, bundle.strange, bundle.admitted, bundle.deliveries, claims)
         self._finish()
 
     # --- bundles

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from ledger.audit.cells import CELL_BITS, Cells, doubled
 from ledger.audit.facts import Facts, Ints
 from ledger.audit.facts import Ticket as KnownTicket
-from ledger.claims import NETWORK_BYTES
 from ledger.keys import PUBLIC_KEY_BYTES
 from ledger.layout import TICKET_BODY, record_ids
 from ledger.runs import Bools
+from ledger.served import NETWORK_BYTES
 from ledger.ticket import ViewerClass
 
 _HEADS: Final = 1 << 18  # places where tickets are looked for first, by their hash

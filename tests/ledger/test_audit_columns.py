@@ -201,7 +201,9 @@ def replayed(entries: Sequence[bytes], in_columns: int, bundle: int = 0) -> tupl
                     views = [memoryview(e) for e in entries[start : start + bundle]]
                     read = read_entries(views)
                     claims = by_event(read.rows, read.claims)
-                    replay.apply_all(Entries(start, views, read.strange, read.admitted, claims))
+                    replay.apply_all(
+                        Entries(start, views, read.strange, read.admitted, read.deliveries, claims)
+                    )
                 else:
                     replay.apply(start, entries[start])
                 replay.trim()
