@@ -55,22 +55,22 @@ assert RECEIPT.itemsize == SIGNED_BYTES
 ROWS: Final = 16
 
 
-def claims(said: Sequence[Said]) -> tuple[Ints, list[int]]:
+def claims(said: Sequence[Said], room: Ints) -> tuple[Ints, list[int]]:
     """`ROWS` rows, one column for each receipt of the events in turn; and how many are each event's, 0 where it does
-    not go into numbers."""
+    not go into numbers. They stand at the beginning of `room`, `ROWS` values for each receipt."""
     counts = [len(one.verdicts) for one in said]
+    rows = room[: ROWS * sum(counts)].reshape(ROWS, -1) if said else room[:0].reshape(ROWS, 0)
     if not said:
-        return np.empty((ROWS, 0), np.int64), counts
+        return rows, counts
     data = np.frombuffer(b"".join([one.receipts for one in said]), RECEIPT)
     sizes = np.frombuffer(b"".join([one.credited_bytes for one in said]), ">u8").astype(np.uint64)
     base = data["base"].astype(np.uint64)
     fits = (data["version"] == VERSION) & (base <= _MOST) & (sizes < _LIMIT)
     if not fits.all():
         of_event = np.logical_and.reduceat(fits, np.cumsum([0, *counts[:-1]])).tolist()
-        rows, some = claims([one for one, fits_ in zip(said, of_event, strict=True) if fits_])
+        rows, some = claims([one for one, fits_ in zip(said, of_event, strict=True) if fits_], room)
         each = iter(some)
         return rows, [next(each) if fits_ else 0 for fits_ in of_event]
-    rows = np.empty((ROWS, len(data)), np.int64)
     rows[HASH : HASH + 4] = np.ascontiguousarray(data["ticket"]).view(np.int64).reshape(-1, 4).T
     which = _index([one.session_of for one in said], [len(one.sessions) // SESSION_BYTES for one in said])
     rows[SESSION : SESSION + 2] = _words(b"".join([one.sessions for one in said])).take(which, axis=1)
@@ -91,7 +91,8 @@ def claims(said: Sequence[Said]) -> tuple[Ints, list[int]]:
 def claims_of(event: SegmentsServed) -> Ints:
     """Of one event; no columns where it does not go into numbers."""
     said = Said.of(event)
-    return claims([said] if said is not None and said.verdicts else [])[0]
+    some = [said] if said is not None and said.verdicts else []
+    return claims(some, np.empty(ROWS * len(event.verdicts), np.int64))[0]
 
 
 def _index(own: list[bytes], values: list[int]) -> Ints:

@@ -106,7 +106,8 @@ _COLUMNS: Final = {  # bytes of a value for each receipt
     "units": UNITS_BYTES,
     "credited_bytes": SIZE_BYTES,
 }
-_NETWORK_HEAD: Final = np.frombuffer(_bin_head(NETWORK_BYTES), np.uint8)
+_NETWORK: Final = np.dtype([("head", "V2"), ("value", f"V{NETWORK_BYTES}")])
+_id: Final = lru_cache(1_024)(lambda value: UUID(bytes=value))  # of few things; making one takes long
 
 
 class _Other(Exception):
@@ -162,12 +163,12 @@ def _read(index: int, entry: memoryview, head: bytes) -> tuple[Delivery, Said]:
     delivery = Delivery(
         index,
         receipts_at,
-        UUID(bytes=node),
+        _id(node),
         batch_header,
         first_sequence,
         network_limit,
         indices,
-        UUID(bytes=originator),
+        _id(originator),
         version,
         at_us,
     )
@@ -209,20 +210,19 @@ def _networks(entry: memoryview, at: int) -> tuple[int, bytes, bytes, int]:
             raise _Other
     else:
         raise _Other
-    end = at + count * (2 + NETWORK_BYTES)
-    if end <= len(entry):
-        rows = np.frombuffer(entry, np.uint8, end - at, at).reshape(count, 2 + NETWORK_BYTES)
-        if (rows[:, :2] == _NETWORK_HEAD).all():
-            return count, rows[:, 2:].tobytes(), bytes((NETWORK_BYTES,)) * count, end
-    some, lengths = [], bytearray()
+    end = at + count * _NETWORK.itemsize
+    data, lengths = bytes(entry[at:end]), bytes((NETWORK_BYTES,)) * count
+    if data[:: _NETWORK.itemsize] == bytes((_BIN,)) * count and data[1 :: _NETWORK.itemsize] == lengths:
+        return count, np.frombuffer(data, _NETWORK)["value"].tobytes(), lengths, end
+    some, found = [], bytearray()
     for _ in range(count):  # some of them are empty
         size = entry[at + 1]
         if entry[at] != _BIN or size not in (0, NETWORK_BYTES):
             raise _Other
         some.append(bytes(entry[at + 2 : at + 2 + size]) or bytes(NETWORK_BYTES))
-        lengths.append(size)
+        found.append(size)
         at += 2 + size
-    return count, b"".join(some), bytes(lengths), at
+    return count, b"".join(some), bytes(found), at
 
 
 def _past(name: bytes, data: bytes, at: int) -> int:

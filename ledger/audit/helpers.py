@@ -16,9 +16,10 @@ from typing import Any, Final
 
 import msgspec
 
-from ledger.checks import LENGTH_BYTES, Broken, Bundle, Load, Verify, encoder
+from ledger.checks import LENGTH_BYTES, Load, Loaded, Verify, encoder
 
-_LOADED: Final = msgspec.msgpack.Decoder(tuple[Bundle | None, Broken | None])
+WAITING: Final = 4  # tasks that wait for a helper; are there more, another one is started
+_LOADED: Final = msgspec.msgpack.Decoder(Loaded)
 _VERIFIED: Final = msgspec.msgpack.Decoder(tuple[int, int])
 _Job = tuple[int, int, Future[Any], Load | Verify | None]
 
@@ -28,7 +29,7 @@ class HelperDied(RuntimeError):
 
 
 class Helpers:
-    """Started with the first task. Close it after use."""
+    """At most `jobs`, started when there is work for them. Close it after use."""
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
@@ -37,7 +38,7 @@ class Helpers:
         self._threads: list[threading.Thread] = []
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def load(self, task: Load) -> "Future[tuple[Bundle | None, Broken | None]]":
+    def load(self, task: Load) -> "Future[Loaded]":
         return self._submit(0, task)
 
     def verify(self, task: Verify) -> "Future[tuple[int, int]]":
@@ -58,16 +59,18 @@ class Helpers:
                         pipe.close()
 
     def _submit(self, priority: int, task: Load | Verify) -> "Future[Any]":
-        if not self._threads:
-            for _ in range(self._jobs):
-                self._processes.append(_start())
-                self._threads.append(threading.Thread(target=self._work, args=(self._processes[-1],)))
-                self._threads[-1].start()
         future: Future[Any] = Future()
         self._queue.put((priority, next(self._numbers), future, task))
+        if len(self._threads) < self._jobs and (not self._threads or self._queue.qsize() > WAITING):
+            self._processes.append(_start())
+            self._threads.append(threading.Thread(target=self._work, args=(self._processes[-1],)))
+            self._threads[-1].start()
         return future
 
     def _work(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with suppress(OSError, ValueError):
+            process.stdout.read(LENGTH_BYTES)  # it is there; until then another may do the work
         while True:
             _, _, future, task = self._queue.get()
             if task is None:

@@ -6,6 +6,7 @@ from contextlib import closing
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pytest
 from crew_life import HOUR_US, HUB, Life, make_id, make_key, probe
 from hypothesis import given, settings
@@ -19,9 +20,10 @@ from ledger.audit.helpers import Helpers
 from ledger.audit.replay import Replay
 from ledger.audit.report import AuditFailure
 from ledger.audit.store import Store
-from ledger.audit.stream import Entries, by_event
+from ledger.audit.stream import Entries
 from ledger.batch import Batch
-from ledger.checks import read_entries
+from ledger.checks import parts_of, read_entries
+from ledger.claims import ROWS
 from ledger.events import (
     Event,
     NodeProbed,
@@ -199,8 +201,9 @@ def replayed(entries: Sequence[bytes], in_columns: int, bundle: int = 0) -> tupl
             for start in range(0, len(entries), bundle or 1):
                 if bundle:
                     views = [memoryview(e) for e in entries[start : start + bundle]]
-                    read = read_entries(views)
-                    claims = by_event(read.rows, read.claims)
+                    room = np.zeros(ROWS * 4_096, np.int64)
+                    read = read_entries(views, room)
+                    claims = parts_of(room, read.claims)
                     replay.apply_all(
                         Entries(start, views, read.strange, read.admitted, read.deliveries, claims)
                     )

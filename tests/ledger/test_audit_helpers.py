@@ -44,7 +44,7 @@ def test_a_log_of_many_bundles_is_read_by_helpers(tmp_path: Path, monkeypatch: p
     entries = crowd(3)
     events = [decode(e) for e in entries]
     dice = random.Random(1)
-    monkeypatch.setattr(stream, "HERE", 0)
+    monkeypatch.setattr(stream, "ALONE", 0)
     assert len(entries) < 256
     logs = {"honest": entries}
     for kind, changes in ((TicketIssued, {"ticket": bytes(254)}), (SegmentsServed, {"network_limit": 99})):
@@ -56,9 +56,9 @@ def test_a_log_of_many_bundles_is_read_by_helpers(tmp_path: Path, monkeypatch: p
         folder = tmp_path / name
         publish_entries(folder, changed)
         helped = audit(folder, jobs=2)
-        monkeypatch.setattr(stream, "HERE", 3)
+        monkeypatch.setattr(stream, "ALONE", 6)
         alone = audit(folder)
-        monkeypatch.setattr(stream, "HERE", 0)
+        monkeypatch.setattr(stream, "ALONE", 0)
         assert (helped.problem, helped.root) == (alone.problem, alone.root)
         assert (helped.problem is None) == (name == "honest")
     tile = tmp_path / "honest" / "tile" / "entries"

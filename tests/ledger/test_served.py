@@ -4,11 +4,12 @@ import random
 from uuid import UUID
 
 import msgspec
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from test_audit_columns import crowd
 
-from ledger.claims import claims, claims_of
+from ledger.claims import ROWS, claims, claims_of
 from ledger.events import SegmentsServed, decode_stored, encode
 from ledger.receipt import SIGNED_BYTES
 from ledger.served import NETWORK_BYTES, Delivery, Said, read
@@ -116,7 +117,8 @@ def test_numbers_of_many_events_are_those_of_each(seed: int) -> None:
     events += [event(dice) for _ in range(3)]  # of no version, nearly always
     dice.shuffle(events)
     some = [(e, said) for e in events if (said := Said.of(e)) is not None and e.verdicts]
-    rows, counts = claims([said for _, said in some])
+    room = np.zeros(ROWS * sum(len(e.verdicts) for e, _ in some), np.int64)
+    rows, counts = claims([said for _, said in some], room)
     at = 0
     for (one, _), count in zip(some, counts, strict=True):
         assert count in (0, len(one.verdicts))
