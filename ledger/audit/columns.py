@@ -17,7 +17,7 @@ from ledger import claims as told
 from ledger.audit import tickets as t
 from ledger.audit.cells import CELL_BITS
 from ledger.audit.credits import Credits
-from ledger.audit.facts import Broadcast, Ints
+from ledger.audit.facts import Broadcast, Ints, Published
 from ledger.audit.fresh import Claims, Sums, find
 from ledger.events import SegmentsServed
 from ledger.judge import NodeFacts
@@ -43,6 +43,7 @@ class Served(NamedTuple):
     event: SegmentsServed | Delivery
     node: NodeFacts
     claims: Ints  # ledger.claims, without columns where it does not go into numbers
+    then: Published  # of its broadcast
 
 
 JudgeRest = Callable[[list[list[int]]], bool]
@@ -66,8 +67,8 @@ def judge(
     judge_rest: JudgeRest,
 ) -> Columns | None:
     """The columns of all events when every verdict is the recorded one; None, and nothing changed, when that is not
-    known. `settings` are in force for all, and no node changed in between."""
-    first, published = broadcast.manifest.first, len(broadcast.sums) - 1
+    known. `settings` are in force for all, and no node changed in between; the broadcast may have gone on."""
+    first = broadcast.manifest.first
     if any(s.event.first_sequence != first for s in served):
         return None
     if not 0 <= first < _LIMIT or broadcast.sums[-1] >= _LIMIT:
@@ -82,6 +83,7 @@ def judge(
     places, tickets = found_tickets
     counts = [part.shape[1] for part in parts]
     of = np.repeat(np.arange(len(parts)), counts)
+    published = np.array([s.then.segments for s in served]).take(of)
     numbers = credits.tickets.numbers
     if (
         (tickets[t.BROADCAST] != numbers.get(b"b" + broadcast.key, -1)).any()

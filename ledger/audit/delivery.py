@@ -5,7 +5,8 @@ recorded: whether the digest matched (only the hub had the bytes) and the time a
 """
 
 import hashlib
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import numpy as np
@@ -15,7 +16,7 @@ from ledger.audit import columns
 from ledger.audit.batches import Batches
 from ledger.audit.credits import Credits
 from ledger.audit.crew import Crew, failing_at, present, require
-from ledger.audit.dues import Dues
+from ledger.audit.dues import Dues, Fact
 from ledger.audit.facts import Broadcast, Facts, Ints, TicketFields, ticket_fields
 from ledger.audit.facts import Session as KnownSession
 from ledger.audit.facts import Ticket as KnownTicket
@@ -46,11 +47,28 @@ from ledger.ticket import ViewerClass
 from ledger.verdict import Verdict
 
 IN_COLUMNS: Final = 12  # receipts from which on columns are faster
+_FEW: Final = 1 << 48  # bytes; sums of so many receipts' are exact
 _ACCEPTED = VERDICT_CODES[Verdict.ACCEPTED.value]
 _WRONG_NODE, _BAD_SIGNATURE = (
     VERDICT_CODES[Verdict.WRONG_NODE.value],
     VERDICT_CODES[Verdict.BAD_SIGNATURE.value],
 )
+
+
+@dataclass(slots=True)
+class _Wait:
+    """Deliveries of one broadcast that are judged together."""
+
+    broadcast: Broadcast
+    nodes: set[UUID] = field(default_factory=set)
+    served: list[columns.Served] = field(default_factory=list)
+
+
+class _Done(NamedTuple):
+    """What follows from those that were judged, in any order."""
+
+    facts: list[Fact]
+    checks: list[tuple[int, str, Check]]
 
 
 class Deliveries:
@@ -73,9 +91,8 @@ class Deliveries:
         self._singles = Singles(crew, facts, dues, self._credits, counts)
         self._batches = Batches(crew, store, counts, self.sign, signatures.verify)
         self._in_columns = in_columns
-        self._waiting: list[columns.Served] = []  # deliveries of one broadcast that are judged together
+        self._waiting: dict[bytes, _Wait] = {}  # by broadcast: nobody has credits in two
         self._waiting_count = 0  # receipts
-        self._of: Broadcast | None = None  # that broadcast
         self._held: list[tuple[int, str, Check]] = []  # signatures that were met meanwhile
 
     def finish(self) -> None:
@@ -92,6 +109,8 @@ class Deliveries:
 
     def segments_published(self, event: SegmentsPublished) -> None:
         broadcast = self._broadcast(event.originator_id)
+        if not self._dues.goes_on(event):
+            self.settle()
         require(event.rendition_id == broadcast.rendition_id, "segments of another rendition")
         for segment in event.segments:
             expected = broadcast.manifest.next
@@ -219,39 +238,46 @@ class Deliveries:
         node, settings = self._crew.node(event.node_id).now, self._crew.settings.now
         count, limit = len(event.indices), event.network_limit
         together = settings.prefix_sessions_max == limit
-        if not together or self._waiting_count >= columns.TOGETHER or broadcast is not self._of:
+        wait = self._waiting.get(key)
+        again = wait is not None and event.node_id in wait.nodes  # with receipts of the same viewers
+        if not together or again or self._waiting_count >= columns.TOGETHER:
             self.settle()
-        if together:
-            self._of, self._waiting_count = broadcast, self._waiting_count + count
+            wait = None
+        if together:  # signatures are held back from here on
+            wait = wait or self._waiting.setdefault(key, _Wait(broadcast))
+            wait.nodes.add(event.node_id)
+            self._waiting_count += count
         self._batches.collect(position, event, event.node_id)
-        if not together:
-            self._judge_alone(position, event, broadcast, None)
+        then = broadcast.now()
+        if wait is None:
+            facts: list[Fact] = []
+            check = self._singles.judge(position, _whole(event), broadcast, then, facts)
+            self._dues.add(facts)
+            if check is not None:
+                self._signatures.add(position, "a receipt", check)
             return
         if found is None:
             found = told.claims_of(_whole(event))
-        self._waiting.append(columns.Served(position, event, node, found))
+        wait.served.append(columns.Served(position, event, node, found, then))
 
     # --- in columns
 
     def settle(self) -> None:
         """Judge the deliveries that wait. Raises AuditFailure with the position of the first that fails."""
-        waiting, broadcast, held = self._waiting, self._of, self._held
-        if broadcast is None:
+        waiting, held = self._waiting, self._held
+        if not waiting:
             return
-        few = self._waiting_count < self._in_columns
-        self._waiting, self._of, self._held, self._waiting_count = [], None, [], 0
-        checks: list[tuple[int, str, Check]] = []
-        failure = None
-        try:
-            if waiting and (few or not self._judged_in_columns(waiting, broadcast, checks)):
-                for one in waiting:
-                    with failing_at(one.position):
-                        few = len(one.event.indices) < self._in_columns
-                        if few or not self._judged_in_columns([one], broadcast, checks):
-                            self._judge_alone(one.position, one.event, broadcast, checks)
-        except AuditFailure as e:
-            failure = e
-        for check in sorted(held + checks, key=lambda check: check[0]):
+        self._waiting, self._held, self._waiting_count = {}, [], 0
+        done = _Done([], [])
+        failure: AuditFailure | None = None
+        for wait in waiting.values():
+            try:
+                self._settle(wait, done)
+            except AuditFailure as e:
+                if failure is None or e.comes_before(failure):
+                    failure = e
+        self._dues.add(sorted(done.facts, key=lambda fact: fact.position))
+        for check in sorted(held + done.checks, key=lambda check: check[0]):
             try:
                 self._signatures.add(*check)
             except AuditFailure as e:
@@ -260,12 +286,24 @@ class Deliveries:
         if failure is not None:
             raise failure
 
-    def _judged_in_columns(
-        self, served: list[columns.Served], broadcast: Broadcast, checks: list[tuple[int, str, Check]]
-    ) -> bool:
+    def _settle(self, wait: _Wait, done: _Done) -> None:
+        few = sum(len(one.event.indices) for one in wait.served) < self._in_columns
+        if not wait.served or (not few and self._judged_in_columns(wait.served, wait.broadcast, done)):
+            return
+        for one in wait.served:
+            with failing_at(one.position):
+                few = len(one.event.indices) < self._in_columns
+                if few or not self._judged_in_columns([one], wait.broadcast, done):
+                    check = self._singles.judge(
+                        one.position, _whole(one.event), wait.broadcast, one.then, done.facts
+                    )
+                    if check is not None:
+                        done.checks.append((one.position, "a receipt", check))
+
+    def _judged_in_columns(self, served: list[columns.Served], broadcast: Broadcast, done: _Done) -> bool:
         def judge_rest(which: list[list[int]]) -> bool:
             some = [
-                Some(s.position, _whole(s.event), s.node, at)
+                Some(s.position, _whole(s.event), s.node, s.then, at)
                 for s, at in zip(served, which, strict=True)
                 if at
             ]
@@ -274,7 +312,7 @@ class Deliveries:
         found = columns.judge(self._credits, broadcast, served, self._crew.settings.now, judge_rest)
         if found is None:
             return False
-        self._take(served, broadcast, found, checks)
+        self._take(served, broadcast, found, done)
         return True
 
     def _take(
@@ -282,19 +320,20 @@ class Deliveries:
         served: list[columns.Served],
         broadcast: Broadcast,
         found: columns.Columns,
-        checks: list[tuple[int, str, Check]],
+        done: _Done,
     ) -> None:
         """What follows from events whose verdicts hold."""
         verdicts, sizes = found.claims[told.VERDICT], found.claims[told.SIZE]
         accepted = verdicts == _ACCEPTED
         self._counts.accepted += int(np.count_nonzero(accepted))
-        self._counts.credited_bytes += sum(sizes.tolist())
-        self._dues.served_columns(served, broadcast, found, accepted)
+        exact = not len(sizes) or int(sizes.max()) < _FEW
+        self._counts.credited_bytes += int(sizes.sum()) if exact else sum(sizes.tolist())
+        done.facts.extend(self._dues.served_columns(served, broadcast, found, accepted))
         if not self._signatures.verify:
             return
         refused_ = (verdicts == _BAD_SIGNATURE).astype(np.uint8)
         mine = verdicts != _WRONG_NODE
-        for n, (position, event, _, _) in enumerate(served):
+        for n, (position, event, *_) in enumerate(served):
             which = np.flatnonzero(mine & (found.of == n))
             receipts = event.receipts
             if len(which) < len(event.indices):
@@ -303,25 +342,7 @@ class Deliveries:
             if len(which):
                 keys = self._credits.tickets.viewer_keys[found.places[which]].tobytes()
                 check = Receipts(keys, receipts, refused_[which].tobytes())
-                checks.append((position, "a receipt", check))
-
-    # --- one by one
-
-    def _judge_alone(
-        self,
-        position: int,
-        event: SegmentsServed | Delivery,
-        broadcast: Broadcast,
-        checks: list[tuple[int, str, Check]] | None,
-    ) -> None:
-        """The signatures go to `checks`, where there are others before them."""
-        check = self._singles.judge(position, _whole(event), broadcast)
-        if check is None:
-            return
-        if checks is None:
-            self._signatures.add(position, "a receipt", check)
-        else:
-            checks.append((position, "a receipt", check))
+                done.checks.append((position, "a receipt", check))
 
     # --- signatures
 
@@ -329,7 +350,7 @@ class Deliveries:
         """Checks are made in the order of positions: while deliveries wait, so do these."""
         if not self._signatures.verify:
             return
-        if self._of is not None:
+        if self._waiting:
             self._held.append((position, what, check))
         else:
             self._signatures.add(position, what, check)

@@ -99,8 +99,8 @@ _ONLY: Final[dict[type, UUID | None]] = {
     Delivery: None,
     **{cls: _FIXED.get(tag.partition(".")[0]) for tag, cls in EVENT_TYPES.items()},
 }
-# Deliveries may wait for others while these are met: nothing that a verdict rests on changes.
-_TOGETHER: Final = frozenset((Delivery, SegmentsServed, SessionOpened, TicketIssued))
+# Deliveries may wait for others while these are met: what a verdict rests on does not change, it only grows.
+_TOGETHER: Final = frozenset((Delivery, SegmentsPublished, SegmentsServed, SessionOpened, TicketIssued))
 # These neither change what a session or a ticket rests on, nor look at those that come after them.
 _BETWEEN: Final = frozenset(
     (

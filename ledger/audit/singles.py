@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 
 from ledger.audit.credits import Credits, Scratch
 from ledger.audit.crew import Crew, present, require
-from ledger.audit.dues import Due, Dues
-from ledger.audit.facts import Broadcast, Facts
+from ledger.audit.dues import Due, Dues, Fact
+from ledger.audit.facts import Broadcast, Facts, Published
 from ledger.audit.facts import Ticket as KnownTicket
 from ledger.audit.report import AuditFailure, Counts
 from ledger.checks import Receipts
@@ -57,6 +57,7 @@ class Some(NamedTuple):
     position: int
     event: SegmentsServed
     node: NodeFacts
+    then: Published
     which: Sequence[int]
 
 
@@ -71,8 +72,11 @@ class Singles:
     def ticket(self, hash_: bytes) -> KnownTicket | None:
         return self._facts.tickets.get(ticket_record_id(hash_).bytes)
 
-    def judge(self, position: int, event: SegmentsServed, broadcast: Broadcast) -> Receipts | None:
-        """All receipts of an event: credited, and due. Returns the signatures to verify. Raises AuditFailure."""
+    def judge(
+        self, position: int, event: SegmentsServed, broadcast: Broadcast, then: Published, facts: list[Fact]
+    ) -> Receipts | None:
+        """All receipts of an event: credited, and what is due for them added to `facts`. Returns the signatures to
+        verify. Raises AuditFailure."""
         claims = [
             self._claim(position, data, judged, broadcast)
             for data, judged in zip(split(event.receipts), event.judged, strict=True)
@@ -82,7 +86,7 @@ class Singles:
         networks = tuple([x.session.network for x in claims])
         require(event.viewer_networks == networks, "networks are not the sessions'")
         require(event.first_sequence == broadcast.manifest.first, "the first sequence is not the broadcast's")
-        self._credit(broadcast, claims, self._judge_again(event, broadcast, claims))
+        self._credit(broadcast, claims, self._judge_again(event, broadcast, then, claims))
         dues = []
         for i, (receipt, known, ticket, _, judged) in enumerate(claims):
             self._counts.accepted += judged.verdict == _ACCEPTED
@@ -102,7 +106,7 @@ class Singles:
                         credited_bytes=judged.credited_bytes,
                     )
                 )
-        self._dues.served(position, event.at_us, broadcast.rendition_id.bytes, dues)
+        facts += self._dues.served(position, event.at_us, broadcast.rendition_id.bytes, dues)
         signed = [x for x in claims if x.judged.verdict != _WRONG_NODE]
         if not signed:
             return None
@@ -118,7 +122,7 @@ class Singles:
         settings = self._crew.settings.now
         try:
             claims = []
-            for position, event, _, which in some:
+            for position, event, _, _, which in some:
                 judged = event.judged
                 claims.append(
                     [self._claim(position, _nth(event.receipts, i), judged[i], broadcast) for i in which]
@@ -132,9 +136,9 @@ class Singles:
                     each,
                     node,
                     settings,
-                    broadcast.manifest,
+                    broadcast.manifest_at(then),
                 )
-                for (_, event, node, which), each in zip(some, claims, strict=True)
+                for (_, event, node, then, which), each in zip(some, claims, strict=True)
             ]
         except AuditFailure:
             return False
@@ -162,7 +166,9 @@ class Singles:
             if fresh:
                 self._credits.credit(claim.ticket.session_id, claim.session.network, broadcast, fresh)
 
-    def _judge_again(self, event: SegmentsServed, broadcast: Broadcast, claims: list[_Claim]) -> list[Units]:
+    def _judge_again(
+        self, event: SegmentsServed, broadcast: Broadcast, then: Published, claims: list[_Claim]
+    ) -> list[Units]:
         """What to credit, when some state that the hub may have seen leads to the recorded verdicts."""
         settings = [
             s
@@ -173,7 +179,7 @@ class Singles:
         failure: AuditFailure | None = None
         nodes = self._crew.node(event.node_id)
         scratch = self._scratch(broadcast, claims)
-        for manifest in broadcast.manifests(event.at_us):
+        for manifest in broadcast.manifests(event.at_us, then):
             for node, rules in product(nodes.in_force(event.at_us), settings):
                 try:
                     return _judge_all(
