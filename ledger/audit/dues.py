@@ -8,7 +8,7 @@ newest.
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -222,7 +222,7 @@ class Dues:
     ) -> list[Fact]:
         """As `served`, for several events at once: the receipts that were accepted."""
         facts = []
-        _, tickets, claims, of = found
+        _, tickets, claims, _ = found
         marks = self._published.get(broadcast.rendition_id.bytes) or []
         newest = claims[told.END] - 1
         # Nearly always one pool for an event, and segments of one epoch.
@@ -230,17 +230,21 @@ class Dues:
         if len(marks) > 1:
             usual &= newest > marks[-2][0]
         pools, units, sizes = tickets[t.POOL], claims[told.UNITS], claims[told.SIZE]
-        starts = np.searchsorted(of, np.arange(len(served)))
+        ends = list(accumulate([len(s.event.indices) for s in served]))
+        starts = np.array([0, *ends[:-1]])
         one_pool = np.minimum.reduceat(pools, starts) == np.maximum.reduceat(pools, starts)
         simple = one_pool & np.logical_and.reduceat(usual, starts)
-        in_all = list(np.add.reduceat(units, starts).tolist())
-        for n, (start, end) in enumerate(pairwise([*starts.tolist(), len(of)])):
+        simple &= np.maximum.reduceat(sizes, starts) < _FEW
+        if not marks or marks[-1][0] < broadcast.manifest.next - 1:
+            simple[:] = False
+        all_pools, all_units = pools[starts].tolist(), np.add.reduceat(units, starts).tolist()
+        all_sizes = np.add.reduceat(sizes, starts).tolist()
+        for n, (start, end) in enumerate(zip(starts.tolist(), ends, strict=True)):
             position, event = served[n].position, served[n].event
-            some = sizes[start:end]
-            if simple[n] and marks[-1][0] >= broadcast.manifest.next - 1 and int(some.max()) < _FEW:
-                epoch, size = self.epoch_of(event.at_us), int(some.sum())
-                pool, published = int(pools[start]), marks[-1][1]
-                facts.append(Fact(position, epoch, pool, published, in_all[n], size, -1, SIGNED))
+            if simple[n]:
+                counts = (all_units[n], all_sizes[n])
+                epoch, published = self.epoch_of(event.at_us), marks[-1][1]
+                facts.append(Fact(position, epoch, all_pools[n], published, *counts, -1, SIGNED))
                 continue
             which = start + np.flatnonzero(accepted[start:end])
             rows = zip(

@@ -102,14 +102,15 @@ def _in_runs(
     """What claims that are runs touch of one of their ticket's two cells. `answered` are those asked about, and after
     this only where a session and its network just go on: where all that they touch is runs and stays so."""
     begin = half * CELL_BITS
-    at = np.flatnonzero(answered & (claims.end > CELL_BITS if half else claims.low < CELL_BITS))
-    if not len(at):
+    touched = answered & (claims.end > CELL_BITS if half else claims.low < CELL_BITS)
+    if not touched.any():
         return
-    sessions_at, networks_at = tickets[t.SESSION_0 + half].take(at), tickets[t.NETWORK_0 + half].take(at)
+    at = _which(touched)
+    sessions_at, networks_at = tickets[t.SESSION_0 + half][at], tickets[t.NETWORK_0 + half][at]
     (have,) = credits.sessions.runs(sessions_at)
     levels = credits.networks.runs(networks_at)
-    low = np.maximum(claims.low.take(at) - begin, 0).astype(np.int16)
-    end = np.minimum(claims.end.take(at) - begin, CELL_BITS).astype(np.int16)
+    low = np.maximum(claims.low[at] - begin, 0).astype(np.int16)
+    end = np.minimum(claims.end[at] - begin, CELL_BITS).astype(np.int16)
     known = (have.start <= low) & ~credits.sessions.in_bits.take(sessions_at)
     known &= ~credits.networks.in_bits.take(networks_at)
     low = np.maximum(low, have.end)  # here begins what is new,
@@ -122,7 +123,7 @@ def _in_runs(
         some = low < end
     low = np.minimum(low, end)
     found.units[at] += end - low
-    first = tickets[t.CHUNK].take(at) * CELL_BITS + (begin - sums.gone)
+    first = tickets[t.CHUNK][at] * CELL_BITS + (begin - sums.gone)
     found.sizes[at] += sums.tail.take(first + end) - sums.tail.take(first + low)
 
     credited, goes_on = grown(have, low, end)
@@ -136,16 +137,15 @@ def _in_runs(
             break
     else:
         goes_on &= low >= carried
-    known &= goes_on | ~some
-    answered[at[~known]] = False
+    answered[at] &= known & (goes_on | ~some)
 
     def credit(accepted: Bools) -> Undo:
-        where = np.flatnonzero(some & (accepted & answered).take(at))
-        of_network = where[networks_at.take(where) != 0]
+        credited_ = some & (accepted & answered)[at]
+        where, of_network = _which(credited_), _which(credited_ & (networks_at != 0))
 
         def put(sessions: Runs, networks: list[Runs]) -> None:
-            credits.sessions.put_runs(sessions_at.take(where), [_at(sessions, where)])
-            credits.networks.put_runs(networks_at.take(of_network), [_at(n, of_network) for n in networks])
+            credits.sessions.put_runs(sessions_at[where], [_at(sessions, where)])
+            credits.networks.put_runs(networks_at[of_network], [_at(n, of_network) for n in networks])
 
         put(credited, after)
         return lambda: put(have, levels)
@@ -153,8 +153,13 @@ def _in_runs(
     found.credits.append(credit)
 
 
-def _at(runs: Runs, where: Ints) -> Runs:
-    return Runs(runs.start.take(where), runs.end.take(where))
+def _which(some: Bools) -> Ints | slice:
+    """As an index; nothing is copied for all."""
+    return slice(None) if some.all() else np.flatnonzero(some)
+
+
+def _at(runs: Runs, where: Ints | slice) -> Runs:
+    return Runs(runs.start[where], runs.end[where])
 
 
 def _in_bits(

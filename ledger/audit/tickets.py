@@ -1,7 +1,7 @@
 """Live tickets as columns of numbers, found by their hash.
 
 Invariant: a ticket's column says what the log says of the ticket, its session and its broadcast, and where the cells of
-its credits are; what cannot be said in numbers that sums of are exact is not `IN_COLUMNS`.
+its credits are; what cannot be said in numbers that sums of are exact has no `BROADCAST`.
 """
 
 from typing import Final
@@ -40,7 +40,6 @@ _LIMIT: Final = 1 << 62  # what is counted in columns is below: sums of it are e
     SESSION_1,
     NETWORK_0,
     NETWORK_1,
-    IN_COLUMNS,  # whether its numbers are small enough, and its network's commitment has 16 bytes or none
     HASH,  # four rows, as in ledger.claims, and so on
     _,
     _,
@@ -50,8 +49,8 @@ _LIMIT: Final = 1 << 62  # what is counted in columns is below: sums of it are e
     NETWORK_ID,
     _,
     NETWORKS,
-) = range(27)
-_FIELDS: Final = 27
+) = range(26)
+_FIELDS: Final = 26
 
 
 class Tickets:
@@ -74,17 +73,21 @@ class Tickets:
         self._met = np.zeros(1_024, np.int64)
         self.numbers: dict[bytes, int] = {}  # of sessions, networks, keys, accounts, broadcasts; from 0
 
-    def find(self, hashes: Ints) -> tuple[Ints, Ints] | None:
-        """Places and columns of these tickets (four rows, as in ledger.claims); None when one was never issued."""
+    def find(self, named: Ints) -> tuple[Ints, Ints] | None:
+        """Places and columns of the tickets of some receipts. `named` are the rows `HASH` and following of their
+        claims; None when one was never issued, or is of another session or network than is said."""
+        hashes = named[:4]
         places: Ints = self._heads.take(hashes[0] & (_HEADS - 1))
         columns: Ints = self.columns.take(places, axis=1)
-        wrong = np.flatnonzero((columns[HASH : HASH + 4] != hashes).any(axis=0))
-        if len(wrong):
+        if (columns[HASH:] != named).any():
+            wrong = np.flatnonzero((columns[HASH : HASH + 4] != hashes).any(axis=0))
             found = self._search(hashes[:, wrong], places[wrong])
             if found is None:
                 return None
             places[wrong] = found
             columns[:, wrong] = self.columns.take(found, axis=1)
+            if (columns[HASH:] != named).any():
+                return None
         return places, columns
 
     def _search(self, hashes: Ints, places: Ints) -> Ints | None:
@@ -164,7 +167,6 @@ class Tickets:
                 [ticket.pool for ticket in known],
                 [ticket.position for ticket in known],
                 *self._cells(of, named, networks, chunk, low, high),
-                fit,
                 *hash_words,
                 *_words(b"".join(named), 2),
                 *_words(padded, 2),
@@ -172,6 +174,7 @@ class Tickets:
             ]
         )
         self.columns[:HASH, begin:end] *= fit
+        self.columns[BROADCAST, begin:end] -= ~fit
         return range(begin, end)
 
     def _link(self, heads: Ints, places: Ints) -> None:
