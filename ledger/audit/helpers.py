@@ -18,6 +18,7 @@ import msgspec
 
 from ledger.checks import LENGTH_BYTES, Load, Loaded, Verify, encoder
 
+_KEPT_BYTES: Final = 16 << 20
 WAITING: Final = 4  # tasks that wait for a helper; are there more, another one is started
 _LOADED: Final = msgspec.msgpack.Decoder(Loaded)
 _VERIFIED: Final = msgspec.msgpack.Decoder(tuple[int, int])
@@ -89,8 +90,11 @@ def _start() -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "ledger.checks"]
     alone = {
         **os.environ,
-        "OPENBLAS_NUM_THREADS": "1",
-    }  # numpy's threads for matrices would only be in the way
+        "OPENBLAS_NUM_THREADS": "1",  # numpy's threads for matrices would only be in the way
+        # glibc gives memory back after each part of a bundle, and gets it again page by page.
+        "MALLOC_MMAP_THRESHOLD_": str(_KEPT_BYTES),
+        "MALLOC_TRIM_THRESHOLD_": str(_KEPT_BYTES),
+    }
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1 << 20, env=alone
     )
