@@ -98,31 +98,44 @@ def make_bytes(name: str, size: int = 32) -> bytes:
     return hashlib.sha256(name.encode()).digest()[:size]
 
 
-def evening(receipts: int, *, crowd: int = NODES, signed: bool = True) -> MemoryLedger:
+def evening(
+    receipts: int, *, crowd: int = NODES, streams_at_once: int = 1, signed: bool = True
+) -> MemoryLedger:
     """At least `receipts` receipts, each of five new segments in a bitmap that grows, a settlement at the end.
 
     Where receipts and batches are not `signed`, the hub's verdicts are written as it would have given them, which is
     a hundred times quicker: for what leaves these signatures out. Each node of the `crowd` has as many viewers as a
-    batch has room for.
+    batch has room for; of `streams_at_once`, which are live one beside the other, the nodes serve one each in turn.
     """
     ledger: Any = MemoryLedger()
     clock = iter(range(T0_US, T0_US + 10**12, 1_000))
     crew.found_crew(ledger, name="bench", unit="EUR", epoch_length_s=3_600, at_us=next(clock))
     crew.add_key(ledger, "ticket", HUB.public_key, at_us=next(clock))
     crew.add_key(ledger, "log", LOG.public_key, at_us=next(clock))
-    stream = streams.register_stream(
-        ledger, slug="main", owner_id=make_id("owner"), stream_key="main_" + "a" * 32, at_us=next(clock)
-    )
-    budgets.set_tariff(ledger, stream, rate_micro_per_gb=10_000, at_us=next(clock))
-    budgets.deposit(ledger, stream, amount_micro=10**12, reference="first", at_us=next(clock))
+    live = []
+    for n in range(streams_at_once):
+        slug = _numbered("main", n)
+        stream = streams.register_stream(
+            ledger, slug=slug, owner_id=make_id("owner"), stream_key=f"{slug}_" + "a" * 32, at_us=next(clock)
+        )
+        budgets.set_tariff(ledger, stream, rate_micro_per_gb=10_000, at_us=next(clock))
+        budgets.deposit(
+            ledger, stream, amount_micro=10**12, reference=_numbered("first", n), at_us=next(clock)
+        )
+        live.append(stream)
     desk = DeliveryDesk(ledger, digest_of=lambda rendition, nonce, sequence: None)
     serving = [_join(ledger, n, clock) for n in range(crowd)]
     number = 0
     while number * ROUNDS * crowd * MAX_RECEIPTS < receipts:
-        _broadcast(ledger, desk, stream, serving, number, clock, signed=signed)
+        _broadcasts(ledger, desk, live, serving, number, clock, signed=signed)
         number += 1
     settle.settle_due_epochs(ledger, at_us=T0_US + 7_200_000_000)
     return ledger  # type: ignore[no-any-return]
+
+
+def _numbered(name: str, n: int) -> str:
+    """Another name for each, the first as it is."""
+    return f"{name}{n}" if n else name
 
 
 def _join(ledger: Any, n: int, clock: Iterator[int]) -> tuple[KeyPair, Any]:
@@ -138,44 +151,54 @@ def _join(ledger: Any, n: int, clock: Iterator[int]) -> tuple[KeyPair, Any]:
     return key, node
 
 
-def _broadcast(
+def _broadcasts(
     ledger: Any,
     desk: DeliveryDesk,
-    stream: UUID,
+    live: list[UUID],
     serving: list[Any],
     number: int,
     clock: Iterator[int],
     *,
     signed: bool,
 ) -> None:
-    started, _ = broadcasts.start_or_resume(
-        ledger,
-        stream,
-        new_broadcast_id=make_id(f"broadcast {number}"),
-        new_rendition_id=make_id(f"rendition {number}"),
-        video_codec="h264",
-        audio_codec="aac",
-        grace_s=30,
-        at_us=next(clock),
-    )
-    first = started.first_sequence
+    started = [
+        broadcasts.start_or_resume(
+            ledger,
+            stream,
+            new_broadcast_id=make_id(_numbered(f"broadcast {number}", n)),
+            new_rendition_id=make_id(_numbered(f"rendition {number}", n)),
+            video_codec="h264",
+            audio_codec="aac",
+            grace_s=30,
+            at_us=next(clock),
+        )[0]
+        for n, stream in enumerate(live)
+    ]
+    firsts = [broadcast.first_sequence for broadcast in started]
     tickets = [
         [
             (key, make_bytes(f"viewer {n} {v}")),
-            _ticket(ledger, desk, stream, started, node, n, v, number, clock),
+            _ticket(ledger, desk, live[of], started[of], node, n, v, number, clock),
         ]
         for n, (key, node) in enumerate(serving)
+        for of in [n % len(live)]
         for v in range(MAX_RECEIPTS)
     ]
     for round_ in range(1, ROUNDS + 1):
-        known = first + round_ * SEGMENTS_PER_ROUND
-        cut = [
-            Segment(s, 2_000_000, 1_000_000 + s % 7, make_bytes(f"segment {s}"), next(clock))
-            for s in range(known - SEGMENTS_PER_ROUND, known)
-        ]
-        broadcasts.publish_segments(ledger, started.id, cut, at_us=next(clock))
-        bitmap, digest = to_bitmap(first, range(first, known)), make_bytes(f"digest {round_}")
+        cuts = []
+        for first, broadcast in zip(firsts, started, strict=True):
+            known = first + round_ * SEGMENTS_PER_ROUND
+            cut = [
+                Segment(s, 2_000_000, 1_000_000 + s % 7, make_bytes(f"segment {s}"), next(clock))
+                for s in range(known - SEGMENTS_PER_ROUND, known)
+            ]
+            broadcasts.publish_segments(ledger, broadcast.id, cut, at_us=next(clock))
+            cuts.append(cut)
+        digest = make_bytes(f"digest {round_}")
         for n, (key, node) in enumerate(serving):
+            of = n % len(live)
+            first, cut = firsts[of], cuts[of]
+            bitmap = to_bitmap(first, range(first, first + round_ * SEGMENTS_PER_ROUND))
             mine = tickets[n * MAX_RECEIPTS : (n + 1) * MAX_RECEIPTS]
             receipts = [
                 Receipt(ticket_hash=t, counter=round_, base_sequence=first, bitmap=bitmap, digest=digest)
@@ -187,8 +210,10 @@ def _broadcast(
             else:
                 data = [SignedReceipt(r, bytes(SIGNATURE_BYTES)).encode() for r in receipts]
                 header = Batch.sign(key, round_, round_ + 10, data).encode()[:HEADER_BYTES]
-                ledger.append(_served(header, started, node, f"{number} {n}", round_, cut, data, next(clock)))
-    broadcasts.end_broadcast(ledger, started.id, reason="over", at_us=next(clock))
+                name, at_us = f"{number} {n}", next(clock)
+                ledger.append(_served(header, started[of], node, name, round_, cut, data, at_us))
+    for broadcast in started:
+        broadcasts.end_broadcast(ledger, broadcast.id, reason="over", at_us=next(clock))
 
 
 def _served(

@@ -7,21 +7,23 @@ Invariant: an answer is about exactly the bytes that the replay reads: they are 
 import mmap
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
-from typing import IO, Final, NamedTuple
+from itertools import accumulate
+from typing import IO, Final, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 
-from ledger import merkle
+from ledger import merkle, served
 from ledger.batch import receipts_digest
 from ledger.claims import ROWS, Ints, claims
-from ledger.events import MAX_EVENT_BYTES, SegmentsServed, decode_stored, encode
+from ledger.events import MAX_EVENT_BYTES, decode_stored, encode
 from ledger.keys import PUBLIC_KEY_BYTES, verify
 from ledger.layout import Admitted, admitted
 from ledger.receipt import BODY_BYTES, DOMAIN, SIGNED_BYTES
+from ledger.served import Delivery, Said
 from ledger.tlog.source import Source, SourceUnavailable, open_source
 from ledger.tlog.tiles import (
     ENTRIES,
@@ -36,10 +38,11 @@ from ledger.tlog.tiles import (
     tile_of,
 )
 
+T = TypeVar("T")
 LENGTH_BYTES: Final = 4
 TOGETHER: Final = 4_096  # receipts in a part of a bundle's claims, and those of one event more
-# Memory that is shared: a bundle's file, then its claims.
-CLAIMS_AT: Final = MAX_BUNDLE_BYTES
+# Memory that is shared: a bundle's file, with room for what is too much, then its claims.
+CLAIMS_AT: Final = MAX_BUNDLE_BYTES + 8
 SLOT_BYTES: Final = CLAIMS_AT + WIDTH * (MAX_EVENT_BYTES // SIGNED_BYTES) * ROWS * 8
 
 
@@ -69,7 +72,7 @@ class AuditFailure(Exception):
 # --- bundles
 
 
-class File(msgspec.Struct, frozen=True):
+class File(NamedTuple):
     path: str
     data: bytes
     exact: bool  # not a full tile read in place of a partial one that was removed
@@ -83,7 +86,8 @@ class Bundle(msgspec.Struct, array_like=True, frozen=True):
     root: bytes  # of these leaves
     strange: int  # index of the first entry that is not the one encoding of a known event
     admitted: Admitted  # sessions and tickets, which are
-    claims: list[list[int]]  # how many receipts ledger.claims has of each SegmentsServed that is, by parts
+    deliveries: list[Delivery]  # those among the entries that are as usual
+    claims: list[list[int]]  # how many receipts ledger.claims has of each of these, by parts
 
 
 class Broken(msgspec.Struct, array_like=True, frozen=True):
@@ -95,21 +99,31 @@ class Broken(msgspec.Struct, array_like=True, frozen=True):
     unavailable: bool
 
 
+Loaded = tuple[Bundle | None, Broken | None]
+
+
 def fetch(source: Source, tile: Tile) -> File:
     """A tile's file; the full one when the partial one was removed. Raises AuditFailure when there is neither."""
-    limit = MAX_BUNDLE_BYTES if tile.level == ENTRIES else TILE_BYTES
+    path, data = _published(tile, lambda path: source.read(path, TILE_BYTES))
+    return File(path, data, path == tile.path)
+
+
+def _published(tile: Tile, read: Callable[[str], T | None]) -> tuple[str, T]:
     for path in dict.fromkeys((tile.path, tile.full_path)):
-        data = source.read(path, limit)
-        if data is not None:
-            return File(path, data, path == tile.path)
+        found = read(path)
+        if found is not None:
+            return path, found
     raise AuditFailure("the file is missing", position=tile.first_entry, file=tile.path)
 
 
-def load_bundle(source: Source, index: int, size: int) -> tuple[bytes, list[Ints], Bundle]:
-    """The bundle's file, held against the tile over it, and its claims. Raises AuditFailure, SourceUnavailable."""
-    bundle, tile = fetch(source, tile_of(ENTRIES, index, size)), fetch(source, tile_of(0, index, size))
+def load_bundle(source: Source, index: int, size: int, memory: mmap.mmap) -> Bundle:
+    """The bundle's file, held against the tile over it, and its claims, in memory of SLOT_BYTES. Raises AuditFailure,
+    SourceUnavailable."""
     start = index * WIDTH
     width = min(WIDTH, size - start)
+    view, bundle = memoryview(memory), tile_of(ENTRIES, index, size)
+    path, length = _published(bundle, lambda path: source.read_into(path, view[:CLAIMS_AT]))
+    tile = fetch(source, tile_of(0, index, size))
     try:
         hashes = decode_tile(tile.data, width)
         if tile.exact and len(tile.data) != width * HASH_BYTES:
@@ -117,69 +131,77 @@ def load_bundle(source: Source, index: int, size: int) -> tuple[bytes, list[Ints
     except TileError as e:
         raise AuditFailure(str(e), position=start, file=tile.path) from e
     try:
-        entries = entry_views(bundle.data, width)
-        if bundle.exact and len(bundle.data) != sum(2 + len(e) for e in entries):
+        entries = entry_views(view[:length], width)
+        if path == bundle.path and length != sum(2 + len(e) for e in entries):
             raise TileError("the bundle holds more than it should")
     except TileError as e:
-        raise AuditFailure(str(e), position=start, file=bundle.path) from e
+        raise AuditFailure(str(e), position=start, file=path) from e
     leaves = merkle.leaf_hashes(entries)
     if leaves != hashes:
         bad = next(i for i in range(width) if leaves[i] != hashes[i])
         raise AuditFailure(
-            f"the entry does not hash to what {tile.path} says", position=start + bad, file=bundle.path
+            f"the entry does not hash to what {tile.path} says", position=start + bad, file=path
         )
-    read = read_entries(entries)
-    found = Bundle(
-        len(bundle.data),
+    read = read_entries(entries, np.frombuffer(memory, np.int64, offset=CLAIMS_AT))
+    return Bundle(
+        length,
         b"".join(leaves),
         merkle.root_of_hashes(leaves),
         read.strange,
         read.admitted,
+        read.deliveries,
         read.claims,
     )
-    return bundle.data, read.rows, found
 
 
 class Read(NamedTuple):
-    """What entries say by themselves; `rows` has the parts of ledger.claims, the others are as in Bundle."""
+    """What entries say by themselves, as in Bundle."""
 
     strange: int
     admitted: Admitted
+    deliveries: list[Delivery]
     claims: list[list[int]]
-    rows: list[Ints]
 
 
-def read_entries(entries: Sequence[memoryview]) -> Read:
+def read_entries(entries: Sequence[memoryview], room: Ints) -> Read:
+    """The parts of their claims stand in `room` one after the other (ledger.claims)."""
     known = admitted(entries)
     named = {*known.sessions, *known.tickets}
-    strange, waiting = len(entries), 0
-    served: list[SegmentsServed] = []
+    strange, waiting, begin = len(entries), 0, 0
+    said: list[Said] = []
     found = Read(0, known, [], [])
-
-    def read_claims() -> None:
-        rows, counts = claims(served)
-        found.rows.append(rows)
-        found.claims.append(counts)
-        served.clear()
 
     for i, entry in enumerate(entries):
         if i in named:
             continue
+        delivery = served.read(i, entry)
+        if delivery is not None:
+            found.deliveries.append(delivery[0])
+            said.append(delivery[1])
+            waiting += len(delivery[1].verdicts)
+            if waiting >= TOGETHER:  # more would only take memory
+                rows, counts = claims(said, room[begin:])
+                found.claims.append(counts)
+                begin += rows.size
+                said, waiting = [], 0
+            continue
         try:
-            event = decode_stored(entry)
-            if encode(event) != bytes(entry):  # a view would be compared number by number
-                raise ValueError("another encoding")
+            if encode(decode_stored(entry)) != bytes(entry):  # a view would be compared number by number
+                strange = min(strange, i)
         except (ValueError, TypeError):  # the replay will say what is wrong with it, in its turn
             strange = min(strange, i)
-            continue
-        if isinstance(event, SegmentsServed):
-            served.append(event)
-            waiting += len(event.indices)
-            if waiting >= TOGETHER:  # more would only take memory
-                read_claims()
-                waiting = 0
-    read_claims()
+    found.claims.append(claims(said, room[begin:])[1])
     return found._replace(strange=strange)
+
+
+def parts_of(room: Ints, counts: list[list[int]]) -> list[Ints]:
+    """The claims of each delivery, as `read_entries` left them in `room`."""
+    found = []
+    for part in counts:
+        size = ROWS * sum(part)
+        rows, room = room[:size].reshape(ROWS, -1) if size else room[:0].reshape(ROWS, 0), room[size:]
+        found += [rows[:, end - count : end] for count, end in zip(part, accumulate(part), strict=True)]
+    return found
 
 
 # --- signatures
@@ -253,7 +275,7 @@ class Verify(msgspec.Struct, array_like=True, frozen=True, tag=True):
     checks: list[Check]
 
 
-encoder: Final = msgspec.msgpack.Encoder()
+encoder: Final = msgspec.msgpack.Encoder(uuid_format="bytes")
 _tasks: Final = msgspec.msgpack.Decoder(Load | Verify)
 
 
@@ -264,7 +286,9 @@ def _slot(path: str) -> mmap.mmap:
 
 
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer until the other side closes."""
+    """Say that this process is there, with an empty answer; then answer until the other side closes."""
+    answers.write(bytes(LENGTH_BYTES))
+    answers.flush()
     with ExitStack() as stack:
 
         @lru_cache(1)
@@ -274,26 +298,22 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         for data in _messages(requests):
             task = _tasks.decode(data)
             reply = encoder.encode(
-                first_failure(task.checks) if isinstance(task, Verify) else _load(source(task.place), task)
+                first_failure(task.checks)
+                if isinstance(task, Verify)
+                else load(source(task.place), task.index, task.size, _slot(task.slot))
             )
             answers.write(len(reply).to_bytes(LENGTH_BYTES) + reply)
             answers.flush()
 
 
-def _load(source: Source, task: Load) -> tuple[Bundle | None, Broken | None]:
+def load(source: Source, index: int, size: int, memory: mmap.mmap) -> Loaded:
+    """As `load_bundle`; what it raises is an answer, too."""
     try:
-        data, rows, bundle = load_bundle(source, task.index, task.size)
+        return load_bundle(source, index, size, memory), None
     except AuditFailure as e:
         return None, Broken(e.reason, e.position, e.file, unavailable=False)
     except SourceUnavailable as e:
         return None, Broken(str(e), None, None, unavailable=True)
-    slot = _slot(task.slot)
-    slot[: len(data)] = data
-    at = CLAIMS_AT
-    for part in rows:
-        np.frombuffer(slot, np.int64, part.size, at).reshape(part.shape)[:] = part
-        at += part.nbytes
-    return bundle, None
 
 
 def _messages(stream: IO[bytes]) -> Iterator[bytes]:

@@ -5,7 +5,6 @@ none. Ids and hashes are given as they lie in memory, eight bytes a number.
 """
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -15,9 +14,9 @@ from ledger import runs
 from ledger.events import SegmentsServed
 from ledger.judged import SESSION_BYTES
 from ledger.receipt import MAX_BASE_SEQUENCE, SIGNED_BYTES, VERSION
+from ledger.served import Said
 
 Ints = npt.NDArray[np.int64]
-NETWORK_BYTES: Final = 16  # of a commitment, where there is one
 _LIMIT: Final = np.uint64(1 << 62)
 _MOST: Final = np.uint64(min(MAX_BASE_SEQUENCE, (1 << 62) - 1))
 
@@ -56,54 +55,50 @@ assert RECEIPT.itemsize == SIGNED_BYTES
 ROWS: Final = 16
 
 
-def claims(events: Sequence[SegmentsServed]) -> tuple[Ints, list[int]]:
+def claims(said: Sequence[Said], room: Ints) -> tuple[Ints, list[int]]:
     """`ROWS` rows, one column for each receipt of the events in turn; and how many are each event's, 0 where it does
-    not go into numbers."""
-    fit = [bool(e.indices) and set(map(len, e.networks)) <= {0, NETWORK_BYTES} for e in events]
-    some = [event for event, fits in zip(events, fit, strict=True) if fits]
-    counts = [len(event.indices) for event in some]
-    if some:
-        data = np.frombuffer(b"".join([e.receipts for e in some]), RECEIPT)
-        sizes = np.frombuffer(b"".join([e.credited_bytes for e in some]), ">u8").astype(np.uint64)
-        fits_all = (data["version"] == VERSION) & (data["base"] <= _MOST) & (sizes < _LIMIT)
-        if not fits_all.all():
-            of_event = iter(np.logical_and.reduceat(fits_all, np.cumsum([0, *counts[:-1]])).tolist())
-            fit = [fits and next(of_event) for fits in fit]
-            some = [event for event, fits in zip(events, fit, strict=True) if fits]
-            counts = [len(event.indices) for event in some]
-    each = iter(counts)
-    return _rows(some, counts), [next(each) if fits else 0 for fits in fit]
-
-
-def _rows(events: Sequence[SegmentsServed], counts: list[int]) -> Ints:
-    data = np.frombuffer(b"".join([e.receipts for e in events]), RECEIPT)
-    base = data["base"].astype(np.int64)
-    rows = np.empty((ROWS, len(data)), np.int64)
+    not go into numbers. They stand at the beginning of `room`, `ROWS` values for each receipt."""
+    counts = [len(one.verdicts) for one in said]
+    rows = room[: ROWS * sum(counts)].reshape(ROWS, -1) if said else room[:0].reshape(ROWS, 0)
+    if not said:
+        return rows, counts
+    data = np.frombuffer(b"".join([one.receipts for one in said]), RECEIPT)
+    sizes = np.frombuffer(b"".join([one.credited_bytes for one in said]), ">u8").astype(np.uint64)
+    base = data["base"].astype(np.uint64)
+    fits = (data["version"] == VERSION) & (base <= _MOST) & (sizes < _LIMIT)
+    if not fits.all():
+        of_event = np.logical_and.reduceat(fits, np.cumsum([0, *counts[:-1]])).tolist()
+        rows, some = claims([one for one, fits_ in zip(said, of_event, strict=True) if fits_], room)
+        each = iter(some)
+        return rows, [next(each) if fits_ else 0 for fits_ in of_event]
     rows[HASH : HASH + 4] = np.ascontiguousarray(data["ticket"]).view(np.int64).reshape(-1, 4).T
-    sessions = b"".join([e.sessions for e in events])
-    which = _index(events, "session_of", [len(e.sessions) // SESSION_BYTES for e in events], counts)
-    rows[SESSION : SESSION + 2] = _words(sessions).take(which, axis=1)
-    networks = list(chain.from_iterable([e.networks for e in events]))
-    which = _index(events, "network_of", [len(e.networks) for e in events], counts)
-    padded = b"".join([network or bytes(NETWORK_BYTES) for network in networks])
-    rows[NETWORK : NETWORK + 2] = _words(padded).take(which, axis=1)
-    rows[NETWORKS] = np.fromiter(map(len, networks), np.int64, len(networks)).take(which)
+    which = _index([one.session_of for one in said], [len(one.sessions) // SESSION_BYTES for one in said])
+    rows[SESSION : SESSION + 2] = _words(b"".join([one.sessions for one in said])).take(which, axis=1)
+    which = _index([one.network_of for one in said], [len(one.network_bytes) for one in said])
+    rows[NETWORK : NETWORK + 2] = _words(b"".join([one.networks for one in said])).take(which, axis=1)
+    rows[NETWORKS] = np.frombuffer(b"".join([one.network_bytes for one in said]), np.uint8).take(which)
     words = np.ascontiguousarray(data["bitmap"]).view("<u8").reshape(len(data), runs.CELL // 64).T
-    low, end, one = runs.ends(np.ascontiguousarray(words, np.uint64))
-    offset = base * (low < end)
-    rows[LOW], rows[END], rows[RUN] = low + offset, end + offset, one
-    rows[VERDICT] = np.frombuffer(b"".join([e.verdicts for e in events]), np.uint8)
-    rows[CAP] = np.frombuffer(b"".join([e.caps for e in events]), np.uint8)
-    rows[UNITS] = np.frombuffer(b"".join([e.units for e in events]), ">u2")
-    rows[SIZE] = np.frombuffer(b"".join([e.credited_bytes for e in events]), ">u8")
-    return rows
+    low, end, one_run = runs.ends(np.ascontiguousarray(words, np.uint64))
+    offset = base.astype(np.int64) * (low < end)
+    rows[LOW], rows[END], rows[RUN] = low + offset, end + offset, one_run
+    rows[VERDICT] = np.frombuffer(b"".join([one.verdicts for one in said]), np.uint8)
+    rows[CAP] = np.frombuffer(b"".join([one.caps for one in said]), np.uint8)
+    rows[UNITS] = np.frombuffer(b"".join([one.units for one in said]), ">u2")
+    rows[SIZE] = sizes
+    return rows, counts
 
 
-def _index(events: Sequence[SegmentsServed], column: str, values: list[int], counts: list[int]) -> Ints:
+def claims_of(event: SegmentsServed) -> Ints:
+    """Of one event; no columns where it does not go into numbers."""
+    said = Said.of(event)
+    some = [said] if said is not None and said.verdicts else []
+    return claims(some, np.empty(ROWS * len(event.verdicts), np.int64))[0]
+
+
+def _index(own: list[bytes], values: list[int]) -> Ints:
     """Which of all events' values is each receipt's, from which of its own event's it is."""
     before = np.cumsum([0, *values])[:-1]
-    own = np.frombuffer(b"".join([getattr(e, column) for e in events]), np.uint8)
-    which: Ints = own + np.repeat(before, counts)
+    which: Ints = np.frombuffer(b"".join(own), np.uint8) + np.repeat(before, [len(one) for one in own])
     return which
 
 

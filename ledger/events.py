@@ -608,14 +608,14 @@ def check_tag(data: bytes, tag: str) -> None:
         raise UnknownEventError(f"stored bytes are not a {tag} event: they begin with {data[:48]!r}")
 
 
-def _prefix(cls: type[Event]) -> bytes:
+def prefix_of(cls: type[Event]) -> bytes:
     """The head of the map, the name of its first field and the tag: the same for every event of the class."""
     fields = 1 + len(cls.__struct_fields__)
     head = bytes([0x80 | fields]) if fields < 16 else b"\xde" + fields.to_bytes(2)
     return head + _encoder.encode("type") + _encoder.encode(cls.__struct_config__.tag)
 
 
-_PREFIXES: Final = {tag: _prefix(cls) for tag, cls in EVENT_TYPES.items()}
+_PREFIXES: Final = {tag: prefix_of(cls) for tag, cls in EVENT_TYPES.items()}
 
 
 def upcast(event: Event) -> Event:

@@ -93,8 +93,17 @@ def fit(
         and count * UNITS_BYTES == len(units)
         and count * SIZE_BYTES == len(credited_bytes)
         and len(sessions) % SESSION_BYTES == 0
-        and _all_below(len(sessions) // SESSION_BYTES, session_of)
-        and _all_below(len(networks), network_of)
+        and numbers_fit(len(sessions) // SESSION_BYTES, len(networks), session_of, network_of, verdicts, caps)
+    )
+
+
+def numbers_fit(
+    sessions: int, networks: int, session_of: bytes, network_of: bytes, verdicts: bytes, caps: bytes
+) -> bool:
+    """Whether the columns point at nothing that is not there, of so many sessions and networks."""
+    return (
+        _all_below(sessions, session_of)
+        and _all_below(networks, network_of)
         and _all_below(len(VERDICTS), verdicts)
         and _all_below(len(CAPS), caps)
     )

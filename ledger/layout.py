@@ -195,8 +195,10 @@ def admitted(entries: Sequence[memoryview]) -> Admitted:
 def _readable(tickets: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
     """Which of them `ledger.ticket` reads."""
     first, last = tickets["first"].astype(np.uint64), tickets["last"].astype(np.uint64)
-    readable: npt.NDArray[np.bool_] = (tickets["version"] == VERSION) & (first <= last)
-    return readable & np.isin(tickets["viewer_class"], (1, 2)) & (last - first < np.uint64(MAX_SEGMENTS))
+    kind = tickets["viewer_class"]
+    readable: npt.NDArray[np.bool_] = (tickets["version"] == VERSION) & ((kind == 1) | (kind == 2))
+    readable &= (first <= last) & (last - first < np.uint64(MAX_SEGMENTS))
+    return readable
 
 
 def record_ids(hashes: Sequence[bytes]) -> npt.NDArray[np.void]:

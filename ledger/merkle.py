@@ -16,8 +16,12 @@ def leaf_hash(data: bytes) -> bytes:
 
 
 def leaf_hashes(leaves: Iterable[bytes | memoryview]) -> list[bytes]:
-    sha256 = hashlib.sha256
-    return [sha256(b"\x00" + data).digest() for data in leaves]
+    prefix, hashes = hashlib.sha256(b"\x00"), []
+    for data in leaves:  # long ones are not copied
+        one = prefix.copy()
+        one.update(data)
+        hashes.append(one.digest())
+    return hashes
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """Sets of small numbers that are one run, in columns: what a viewer has of a stretch of a broadcast nearly always is.
 
-Invariant: where a function says that its answer is one run, it is exactly the set asked for; where it says that it is
-none, the answer means nothing. A run is [start, end); an empty one is always [0, 0). Numbers are not negative.
+Invariant: where a function says that its answer is one run, it is exactly the set asked for; where it does not say so,
+the answer means nothing. A run is [start, end); an empty one is always [0, 0). Numbers are not negative.
 """
 
 from typing import Final, NamedTuple, TypeVar
@@ -29,39 +29,12 @@ class Runs(NamedTuple):
     start: Small
     end: Small
 
-    @property
-    def some(self) -> Bools:
-        return self.start < self.end
 
-
-def of(start: Small, end: Small) -> Runs:
-    """[start, end), where that is not empty."""
-    some = start < end
-    return Runs(start * some, end * some)
-
-
-def minus(a: Runs, b: Runs) -> tuple[Runs, Bools]:
-    """What is in `a` and not in `b`, and whether it is one run."""
-    left = np.minimum(a.end, b.start)  # what is left of `b` ends here,
-    right = np.maximum(a.start, b.end)  # what is right of it begins here
-    before, after = a.start < left, right < a.end
-    start = np.where(before, a.start, right)
-    end = np.where(before, left, a.end)
-    some = before | after
-    return Runs(start * some, end * some), ~(before & after)
-
-
-def join(a: Runs, b: Runs) -> tuple[Runs, Bools]:
-    """What is in one of them, and whether it is one run."""
-    no_a, no_b = ~a.some, ~b.some
-    start = np.where(no_a, b.start, np.where(no_b, a.start, np.minimum(a.start, b.start)))
-    one = no_a | no_b | ((a.start <= b.end) & (b.start <= a.end))
-    return Runs(start, np.maximum(a.end, b.end)), one
-
-
-def meet(a: Runs, b: Runs) -> Runs:
-    """What is in both."""
-    return of(np.maximum(a.start, b.start), np.minimum(a.end, b.end))
+def grown(runs: Runs, start: Small, end: Small) -> tuple[Runs, Bools]:
+    """With [start, end), which is not empty, and whether that is one run: where it begins in a run, or at its end."""
+    none = runs.end == 0
+    one = (runs.start <= start) & ((start <= runs.end) | none)
+    return Runs(np.where(none, start, runs.start), np.maximum(runs.end, end)), one
 
 
 def bits(runs: Runs) -> Words:

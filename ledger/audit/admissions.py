@@ -24,6 +24,7 @@ from ledger.audit.store import Table
 from ledger.checks import Check, Signed
 from ledger.events import Event
 from ledger.layout import SESSIONS, TICKETS, Admitted
+from ledger.served import Delivery
 from ledger.services.credit_index import DAY_US
 from ledger.ticket import BODY_BYTES, DOMAIN, SIGNED_BYTES, ViewerClass
 
@@ -56,7 +57,7 @@ class Admissions:
             yield self._later.popleft()
 
     def take(
-        self, start: int, entries: Entries, admitted: Admitted, between: list[tuple[int, Event]]
+        self, start: int, entries: Entries, admitted: Admitted, between: list[tuple[int, Event | Delivery]]
     ) -> bool:
         """Sessions and tickets of some entries, the first of which is at `start`; `between` are the other events."""
         sessions, times = self._sessions(start, entries, admitted.sessions)

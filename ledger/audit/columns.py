@@ -17,12 +17,13 @@ from ledger import claims as told
 from ledger.audit import tickets as t
 from ledger.audit.cells import CELL_BITS
 from ledger.audit.credits import Credits
-from ledger.audit.facts import Broadcast, Ints
+from ledger.audit.facts import Broadcast, Ints, Published
 from ledger.audit.fresh import Claims, Sums, find
 from ledger.events import SegmentsServed
 from ledger.judge import NodeFacts
 from ledger.judged import CAP_CODES, VERDICT_CODES
 from ledger.runs import Bools, Words
+from ledger.served import Delivery
 from ledger.settings import Settings
 from ledger.verdict import Verdict
 
@@ -39,9 +40,10 @@ _LIMIT: Final = 1 << 62
 
 class Served(NamedTuple):
     position: int
-    event: SegmentsServed
+    event: SegmentsServed | Delivery
     node: NodeFacts
     claims: Ints  # ledger.claims, without columns where it does not go into numbers
+    then: Published  # of its broadcast
 
 
 JudgeRest = Callable[[list[list[int]]], bool]
@@ -65,8 +67,8 @@ def judge(
     judge_rest: JudgeRest,
 ) -> Columns | None:
     """The columns of all events when every verdict is the recorded one; None, and nothing changed, when that is not
-    known. `settings` are in force for all, and no node changed in between."""
-    first, published = broadcast.manifest.first, len(broadcast.sums) - 1
+    known. `settings` are in force for all, and no node changed in between; the broadcast may have gone on."""
+    first = broadcast.manifest.first
     if any(s.event.first_sequence != first for s in served):
         return None
     if not 0 <= first < _LIMIT or broadcast.sums[-1] >= _LIMIT:
@@ -75,19 +77,17 @@ def judge(
     if not all(part.shape[1] for part in parts):
         return None
     claims = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
-    found_tickets = credits.tickets.find(claims[told.HASH : told.HASH + 4])
+    found_tickets = credits.tickets.find(claims[told.HASH : told.NETWORKS + 1])
     if found_tickets is None:
         return None
     places, tickets = found_tickets
     counts = [part.shape[1] for part in parts]
     of = np.repeat(np.arange(len(parts)), counts)
+    published = np.array([s.then.segments for s in served]).take(of)
     numbers = credits.tickets.numbers
-    if (
-        (tickets[t.BROADCAST] != numbers.get(b"b" + broadcast.key, -1)).any()
-        or not tickets[t.IN_COLUMNS].all()
-        or (tickets[t.ISSUED] >= np.array([s.position for s in served]).take(of)).any()
-        or (tickets[t.SESSION_ID : t.NETWORKS + 1] != claims[told.SESSION : told.NETWORKS + 1]).any()
-    ):
+    if (tickets[t.BROADCAST] != numbers.get(b"b" + broadcast.key, -2)).any() or (
+        tickets[t.ISSUED] >= np.array([s.position for s in served]).take(of)
+    ).any():
         return None
     recorded = claims[told.VERDICT]
     start = tickets[t.CHUNK] * CELL_BITS  # of the ticket's first cell, in segments of the broadcast

@@ -7,8 +7,8 @@ newest.
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ledger import claims as told
 from ledger.audit import tickets as t
 from ledger.audit.columns import Columns, Served
+from ledger.audit.crew import failing_at
 from ledger.audit.facts import Broadcast, struct_table
 from ledger.audit.store import Store
 from ledger.events import (
@@ -190,8 +191,9 @@ class Dues:
         known.append(_Player(first, last, settle_by_s * 1_000_000, pool, position))
         self._players.put(session, known)
 
-    def served(self, position: int, at_us: int, rendition: bytes, dues: Sequence[Due]) -> None:
-        """The credited receipts of one event."""
+    def served(self, position: int, at_us: int, rendition: bytes, dues: Sequence[Due]) -> list[Fact]:
+        """What the credited receipts of one event say; to be added in the order of the log."""
+        facts = []
         epoch = self.epoch_of(at_us)
         marks = self._published.get(rendition) or []
         totals: dict[tuple[int, int], list[int]] = {}
@@ -203,11 +205,8 @@ class Dues:
             i = bisect_left(marks, (due.newest, -1))
             published = marks[i][1] if i < len(marks) else epoch
             if due.plain:
-                self._add(
-                    Fact(
-                        position, epoch, due.pool, published, due.units, due.credited_bytes, due.issued, PLAIN
-                    )
-                )
+                counts = (due.units, due.credited_bytes)
+                facts.append(Fact(position, epoch, due.pool, published, *counts, due.issued, PLAIN))
                 continue
             total = totals.setdefault((due.pool, published), [0, 0])
             total[0] += due.units
@@ -215,13 +214,15 @@ class Dues:
         for (pool, published), (units, size) in totals.items():
             if size >> 63:
                 raise BrokenLogError(f"position {position}: credits of more than 2^63 bytes")
-            self._add(Fact(position, epoch, pool, published, units, size, -1, SIGNED))
+            facts.append(Fact(position, epoch, pool, published, units, size, -1, SIGNED))
+        return facts
 
     def served_columns(
         self, served: Sequence[Served], broadcast: Broadcast, found: Columns, accepted: npt.NDArray[np.bool_]
-    ) -> None:
+    ) -> list[Fact]:
         """As `served`, for several events at once: the receipts that were accepted."""
-        _, tickets, claims, of = found
+        facts = []
+        _, tickets, claims, _ = found
         marks = self._published.get(broadcast.rendition_id.bytes) or []
         newest = claims[told.END] - 1
         # Nearly always one pool for an event, and segments of one epoch.
@@ -229,16 +230,21 @@ class Dues:
         if len(marks) > 1:
             usual &= newest > marks[-2][0]
         pools, units, sizes = tickets[t.POOL], claims[told.UNITS], claims[told.SIZE]
-        starts = np.searchsorted(of, np.arange(len(served)))
+        ends = list(accumulate([len(s.event.indices) for s in served]))
+        starts = np.array([0, *ends[:-1]])
         one_pool = np.minimum.reduceat(pools, starts) == np.maximum.reduceat(pools, starts)
         simple = one_pool & np.logical_and.reduceat(usual, starts)
-        in_all = list(np.add.reduceat(units, starts).tolist())
-        for n, (start, end) in enumerate(pairwise([*starts.tolist(), len(of)])):
+        simple &= np.maximum.reduceat(sizes, starts) < _FEW
+        if not marks or marks[-1][0] < broadcast.manifest.next - 1:
+            simple[:] = False
+        all_pools, all_units = pools[starts].tolist(), np.add.reduceat(units, starts).tolist()
+        all_sizes = np.add.reduceat(sizes, starts).tolist()
+        for n, (start, end) in enumerate(zip(starts.tolist(), ends, strict=True)):
             position, event = served[n].position, served[n].event
-            some = sizes[start:end]
-            if simple[n] and marks[-1][0] >= broadcast.manifest.next - 1 and int(some.max()) < _FEW:
-                epoch, size = self.epoch_of(event.at_us), int(some.sum())
-                self._add(Fact(position, epoch, int(pools[start]), marks[-1][1], in_all[n], size, -1, SIGNED))
+            if simple[n]:
+                counts = (all_units[n], all_sizes[n])
+                epoch, published = self.epoch_of(event.at_us), marks[-1][1]
+                facts.append(Fact(position, epoch, all_pools[n], published, *counts, -1, SIGNED))
                 continue
             which = start + np.flatnonzero(accepted[start:end])
             rows = zip(
@@ -253,7 +259,19 @@ class Dues:
                 strict=True,
             )
             dues = [Due(i, p, plain, at, by_s * 1_000_000, *rest) for i, p, plain, at, by_s, *rest in rows]
-            self.served(position, event.at_us, broadcast.rendition_id.bytes, dues)
+            with failing_at(position):
+                facts += self.served(position, event.at_us, broadcast.rendition_id.bytes, dues)
+        return facts
+
+    def add(self, facts: Iterable[Fact]) -> None:
+        """In the order of the log."""
+        for fact in facts:
+            self._add(fact)
+
+    def goes_on(self, event: SegmentsPublished) -> bool:
+        """Whether all are behind those that are known of their rendition: then these stay as they are."""
+        marks = self._published.get(event.rendition_id.bytes)
+        return not marks or not event.segments or event.segments[0].sequence > marks[-1][0]
 
     def observed(self, position: int, event: SessionObserved) -> None:
         """Each sequence counts once, for the newest ticket of the session that covers it."""

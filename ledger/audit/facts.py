@@ -129,13 +129,26 @@ class Broadcast:
         self.marks_us.append(at_us)
         self.marks_next.append(self.manifest.next - self.manifest.first)
 
-    def manifests(self, at_us: int) -> Iterator[Manifest]:
-        """The present manifest, then the shortest that the hub may still have seen at `at_us`."""
-        yield self.manifest
-        i = bisect_right(self.marks_us, at_us - RACE_US)
-        end = self.manifest.first + (self.marks_next[i - 1] if i else 0)
-        if end < self.manifest.next:
-            yield self.manifest.before(end)
+    def now(self) -> "Published":
+        return Published(len(self.sums) - 1, len(self.marks_us))
+
+    def manifest_at(self, then: "Published") -> Manifest:
+        return self.manifest.before(self.manifest.first + then.segments)
+
+    def manifests(self, at_us: int, then: "Published") -> Iterator[Manifest]:
+        """The manifest as it was then, and the shortest that the hub may still have seen at `at_us`."""
+        yield self.manifest_at(then)
+        i = bisect_right(self.marks_us, at_us - RACE_US, hi=then.marks)
+        segments = self.marks_next[i - 1] if i else 0
+        if segments < then.segments:
+            yield self.manifest.before(self.manifest.first + segments)
+
+
+class Published(NamedTuple):
+    """How much of a broadcast was published at some position: it only grows."""
+
+    segments: int
+    marks: int
 
 
 class Session(msgspec.Struct, array_like=True, frozen=True, gc=False):

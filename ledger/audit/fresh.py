@@ -15,7 +15,7 @@ from ledger.audit.cells import CELL_BITS, CELL_WORDS, Cells
 from ledger.audit.credits import LEVELS, Credits
 from ledger.audit.facts import Ints
 from ledger.receipt import BITMAP_BITS
-from ledger.runs import Bools, Runs, Words, ends, join, meet, minus
+from ledger.runs import Bools, Runs, Words, ends, grown
 
 # Words of a receipt's bitmap as it is laid over the two cells of its ticket, with room for one bitmap on either side.
 _MARGIN: Final = BITMAP_BITS // 64
@@ -58,15 +58,11 @@ class Found:
         self.any = np.zeros(count, np.bool_)
         self.units: Ints = np.zeros(count, np.int64)
         self.sizes: Ints = np.zeros(count, np.int64)
-        self._credit: list[tuple[Ints, Callable[[Bools], Undo]]] = []
-
-    def add(self, which: Ints, part: "_Part") -> None:
-        self.any[which], self.units[which], self.sizes[which] = part.any, part.units, part.sizes
-        self._credit.append((which, part.credit))
+        self.credits: list[Callable[[Bools], Undo]] = []
 
     def credit(self, accepted: Bools) -> Undo:
         """Add what is payable in the receipts that are accepted. What is returned takes it back."""
-        return _all([credit(accepted[which]) for which, credit in self._credit])
+        return _all([credit(accepted) for credit in self.credits])
 
 
 def _all(undo: Sequence[Undo]) -> Undo:
@@ -77,102 +73,106 @@ def _all(undo: Sequence[Undo]) -> Undo:
     return undo_all
 
 
-class _Part(NamedTuple):
-    any: Bools
-    units: Ints
-    sizes: Ints
-    credit: Callable[[Bools], Undo]
-
-
 def find(
     credits: Credits, tickets: Ints, claims: Claims, which: Bools, limit: int, sums: Sums
 ) -> Found | None:
     """Of the receipts `which`, no two of one group. None when it is not known."""
     found = Found(len(which))
-    asked = np.flatnonzero(which & claims.run) if limit <= LEVELS else np.zeros(0, np.int64)
-    rest = which
-    if len(asked):
-        rest = which.copy()
-        part, known = _in_runs(credits, tickets[:, asked], claims.low[asked], claims.end[asked], limit, sums)
-        found.add(asked, part)
-        rest[asked[known]] = False
-    in_bits = np.flatnonzero(rest)
-    if len(in_bits):
-        part_ = _in_bits(credits, tickets[:, in_bits], *claims.bitmaps(in_bits), limit, sums)
-        if part_ is None:
-            return None
-        found.add(in_bits, part_)
+    answered = np.zeros_like(which)
+    if limit <= LEVELS:
+        answered = which & claims.run
+        for half in (0, 1):
+            _in_runs(credits, tickets, claims, half, limit, sums, found, answered)
+    rest = np.flatnonzero(which & ~answered)
+    if len(rest) and not _in_bits(credits, tickets[:, rest], *claims.bitmaps(rest), limit, sums, found, rest):
+        return None
     return found
 
 
 def _in_runs(
-    credits: Credits, tickets: Ints, low: Ints, end: Ints, limit: int, sums: Sums
-) -> tuple[_Part, Bools]:
-    """For claims that are runs, and which of them are answered: where all that they touch is runs and stays so."""
-    halves = (
-        np.flatnonzero(low < CELL_BITS),
-        np.flatnonzero(end > CELL_BITS),
-    )  # those that touch the first cell,
-    which = np.concatenate(halves)  # and the second
-    begin = CELL_BITS * (np.arange(len(which)) >= len(halves[0]))
-    at = np.concatenate([tickets[t.SESSION_0 + n].take(halves[n]) for n in (0, 1)])
-    networks_at = np.concatenate([tickets[t.NETWORK_0 + n].take(halves[n]) for n in (0, 1)])
-    claimed = Runs(
-        np.maximum(low.take(which) - begin, 0).astype(np.int16),
-        np.minimum(end.take(which) - begin, CELL_BITS).astype(np.int16),
-    )
-    (have,) = credits.sessions.runs(at)
+    credits: Credits,
+    tickets: Ints,
+    claims: Claims,
+    half: int,
+    limit: int,
+    sums: Sums,
+    found: Found,
+    answered: Bools,
+) -> None:
+    """What claims that are runs touch of one of their ticket's two cells. `answered` are those asked about, and after
+    this only where a session and its network just go on: where all that they touch is runs and stays so."""
+    begin = half * CELL_BITS
+    touched = answered & (claims.end > CELL_BITS if half else claims.low < CELL_BITS)
+    if not touched.any():
+        return
+    at = _which(touched)
+    sessions_at, networks_at = tickets[t.SESSION_0 + half][at], tickets[t.NETWORK_0 + half][at]
+    (have,) = credits.sessions.runs(sessions_at)
     levels = credits.networks.runs(networks_at)
-    fresh, known = minus(claimed, have)
-    payable = fresh
-    if levels[limit - 1].end.any():
-        payable, one = minus(fresh, levels[limit - 1])
-        known &= one
-    credited, one = join(have, payable)
-    known &= one
-    after = list(levels)
-    carried, some = payable, payable.some
+    low = np.maximum(claims.low[at] - begin, 0).astype(np.int16)
+    end = np.minimum(claims.end[at] - begin, CELL_BITS).astype(np.int16)
+    known = (have.start <= low) & ~credits.sessions.in_bits.take(sessions_at)
+    known &= ~credits.networks.in_bits.take(networks_at)
+    low = np.maximum(low, have.end)  # here begins what is new,
+    some = low < end
+    found.any[at] |= some
+    full = levels[limit - 1]
+    if full.end.any():
+        known &= (full.start <= low) | ~some
+        low = np.maximum(low, full.end)  # and what is payable
+        some = low < end
+    low = np.minimum(low, end)
+    found.units[at] += end - low
+    first = tickets[t.CHUNK][at] * CELL_BITS + (begin - sums.gone)
+    found.sizes[at] += sums.tail.take(first + end) - sums.tail.take(first + low)
+
+    credited, goes_on = grown(have, low, end)
+    after, carried = list(levels), end
     for n, level in enumerate(levels):
-        after[n], one = join(level, carried)
-        known &= one
-        carried = meet(level, carried)
-        if not carried.end.any():
+        longer, one = grown(level, low, carried)
+        goes_on &= one | (low >= carried)
+        after[n] = Runs(*np.where(low < carried, longer, level)) if n else longer
+        carried = np.minimum(level.end, carried)  # what it had of that is for the next level
+        if not (low < carried).any():
             break
-    known &= ~(credits.sessions.in_bits.take(at) | credits.networks.in_bits.take(networks_at) | carried.some)
-    first = (tickets[t.CHUNK].take(which) * CELL_BITS + begin - sums.gone) * some
-    sizes_ = sums.tail.take(first + payable.end) - sums.tail.take(first + payable.start)
-    units_ = (payable.end - payable.start).astype(np.int64)
-    any_ = fresh.some
-    answered, new = np.ones(len(low), np.bool_), np.zeros(len(low), np.bool_)
-    units, sizes = np.zeros(len(low), np.int64), np.zeros(len(low), np.int64)
-    middle = len(halves[0])
-    for half, part in zip(halves, (slice(0, middle), slice(middle, None)), strict=True):
-        answered[half] &= known[part]
-        new[half] |= any_[part]
-        units[half] += units_[part]
-        sizes[half] += sizes_[part]
+    else:
+        goes_on &= low >= carried
+    answered[at] &= known & (goes_on | ~some)
 
     def credit(accepted: Bools) -> Undo:
-        where = np.flatnonzero(some & (accepted & answered).take(which))
-        of_network = where[networks_at.take(where) != 0]
+        credited_ = some & (accepted & answered)[at]
+        where, of_network = _which(credited_), _which(credited_ & (networks_at != 0))
 
         def put(sessions: Runs, networks: list[Runs]) -> None:
-            credits.sessions.put_runs(at.take(where), [_at(sessions, where)])
-            credits.networks.put_runs(networks_at.take(of_network), [_at(n, of_network) for n in networks])
+            credits.sessions.put_runs(sessions_at[where], [_at(sessions, where)])
+            credits.networks.put_runs(networks_at[of_network], [_at(n, of_network) for n in networks])
 
         put(credited, after)
         return lambda: put(have, levels)
 
-    return _Part(new, units, sizes, credit), answered
+    found.credits.append(credit)
 
 
-def _at(runs: Runs, where: Ints) -> Runs:
-    return Runs(runs.start.take(where), runs.end.take(where))
+def _which(some: Bools) -> Ints | slice:
+    """As an index; nothing is copied for all."""
+    return slice(None) if some.all() else np.flatnonzero(some)
+
+
+def _at(runs: Runs, where: Ints | slice) -> Runs:
+    return Runs(runs.start[where], runs.end[where])
 
 
 def _in_bits(
-    credits: Credits, tickets: Ints, bitmap: Words, offset: Ints, limit: int, sums: Sums
-) -> _Part | None:
+    credits: Credits,
+    tickets: Ints,
+    bitmap: Words,
+    offset: Ints,
+    limit: int,
+    sums: Sums,
+    found: Found,
+    which: Ints,
+) -> bool:
+    """Of the receipts `which`, whose tickets and bitmaps these are. Returns whether it is known."""
     claimed = _laid(bitmap, offset)
     at = tickets[t.SESSION_0 : t.SESSION_1 + 1]
     networks_at = tickets[t.NETWORK_0 : t.NETWORK_1 + 1]
@@ -186,12 +186,14 @@ def _in_bits(
     payable = fresh & ~levels[limit - 1] if limit <= LEVELS else fresh
     carried = levels[0] & payable
     if limit > LEVELS and ((carried & levels[1]).any() or credits.crowded(networks_at)):
-        return None
-    units = np.bitwise_count(payable).sum(axis=1, dtype=np.int64)
-    sizes = _sizes(payable, tickets[t.CHUNK] * CELL_BITS, sums)
+        return False
+    found.any[which] = fresh.any(axis=1)
+    found.units[which] = np.bitwise_count(payable).sum(axis=1, dtype=np.int64)
+    found.sizes[which] = _sizes(payable, tickets[t.CHUNK] * CELL_BITS, sums)
 
     def credit(accepted: Bools) -> Undo:
         undo: list[Undo] = []
+        mine = accepted.take(which)
 
         def put(cells: Cells, places: Ints, old: Words, new: Words, where: Bools) -> None:
             which = np.flatnonzero(where & (places != 0))
@@ -201,13 +203,14 @@ def _in_bits(
 
         for half in (0, 1):
             words = slice(half * CELL_WORDS, (half + 1) * CELL_WORDS)
-            where = payable[:, words].any(axis=1) & accepted
+            where = payable[:, words].any(axis=1) & mine
             both = np.concatenate([payable[:, words], carried[:, words]], axis=1)
             put(credits.sessions, at[half], have[half], have[half] | payable[:, words], where)
             put(credits.networks, networks_at[half], networks[half], networks[half] | both, where)
         return _all(undo)
 
-    return _Part(np.bitwise_or.reduce(fresh, axis=1) != 0, units, sizes, credit)
+    found.credits.append(credit)
+    return True
 
 
 def _laid(bitmap: Words, offset: Ints) -> Words:

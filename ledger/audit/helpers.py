@@ -16,9 +16,11 @@ from typing import Any, Final
 
 import msgspec
 
-from ledger.checks import LENGTH_BYTES, Broken, Bundle, Load, Verify, encoder
+from ledger.checks import LENGTH_BYTES, Load, Loaded, Verify, encoder
 
-_LOADED: Final = msgspec.msgpack.Decoder(tuple[Bundle | None, Broken | None])
+_KEPT_BYTES: Final = 16 << 20
+WAITING: Final = 4  # tasks that wait for a helper; are there more, another one is started
+_LOADED: Final = msgspec.msgpack.Decoder(Loaded)
 _VERIFIED: Final = msgspec.msgpack.Decoder(tuple[int, int])
 _Job = tuple[int, int, Future[Any], Load | Verify | None]
 
@@ -28,7 +30,7 @@ class HelperDied(RuntimeError):
 
 
 class Helpers:
-    """Started with the first task. Close it after use."""
+    """At most `jobs`, started when there is work for them. Close it after use."""
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
@@ -37,7 +39,7 @@ class Helpers:
         self._threads: list[threading.Thread] = []
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def load(self, task: Load) -> "Future[tuple[Bundle | None, Broken | None]]":
+    def load(self, task: Load) -> "Future[Loaded]":
         return self._submit(0, task)
 
     def verify(self, task: Verify) -> "Future[tuple[int, int]]":
@@ -58,16 +60,18 @@ class Helpers:
                         pipe.close()
 
     def _submit(self, priority: int, task: Load | Verify) -> "Future[Any]":
-        if not self._threads:
-            for _ in range(self._jobs):
-                self._processes.append(_start())
-                self._threads.append(threading.Thread(target=self._work, args=(self._processes[-1],)))
-                self._threads[-1].start()
         future: Future[Any] = Future()
         self._queue.put((priority, next(self._numbers), future, task))
+        if len(self._threads) < self._jobs and (not self._threads or self._queue.qsize() > WAITING):
+            self._processes.append(_start())
+            self._threads.append(threading.Thread(target=self._work, args=(self._processes[-1],)))
+            self._threads[-1].start()
         return future
 
     def _work(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with suppress(OSError, ValueError):
+            process.stdout.read(LENGTH_BYTES)  # it is there; until then another may do the work
         while True:
             _, _, future, task = self._queue.get()
             if task is None:
@@ -86,8 +90,11 @@ def _start() -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "ledger.checks"]
     alone = {
         **os.environ,
-        "OPENBLAS_NUM_THREADS": "1",
-    }  # numpy's threads for matrices would only be in the way
+        "OPENBLAS_NUM_THREADS": "1",  # numpy's threads for matrices would only be in the way
+        # glibc gives memory back after each part of a bundle, and gets it again page by page.
+        "MALLOC_MMAP_THRESHOLD_": str(_KEPT_BYTES),
+        "MALLOC_TRIM_THRESHOLD_": str(_KEPT_BYTES),
+    }
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1 << 20, env=alone
     )

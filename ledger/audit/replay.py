@@ -8,6 +8,7 @@ AuditFailure that names the position.
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 
@@ -80,6 +81,7 @@ from ledger.events import (
     upcast,
 )
 from ledger.ids import BOOK_ID, CREW_ID, TREE_ID
+from ledger.served import Delivery
 
 
 class _State(msgspec.Struct):
@@ -93,15 +95,19 @@ class _State(msgspec.Struct):
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(_State)
 _FIXED: Final = {"crew": CREW_ID, "book": BOOK_ID, "tree": TREE_ID}
-_ONLY: Final = {cls: _FIXED.get(tag.partition(".")[0]) for tag, cls in EVENT_TYPES.items()}
-# Deliveries may wait for others while these are met: nothing that a verdict rests on changes.
-_TOGETHER: Final = frozenset((SegmentsServed, SessionOpened, TicketIssued))
+_ONLY: Final[dict[type, UUID | None]] = {
+    Delivery: None,
+    **{cls: _FIXED.get(tag.partition(".")[0]) for tag, cls in EVENT_TYPES.items()},
+}
+# Deliveries may wait for others while these are met: what a verdict rests on does not change, it only grows.
+_TOGETHER: Final = frozenset((Delivery, SegmentsPublished, SegmentsServed, SessionOpened, TicketIssued))
 # These neither change what a session or a ticket rests on, nor look at those that come after them.
 _BETWEEN: Final = frozenset(
     (
         BroadcastEnded,
         BroadcastInterrupted,
         BroadcastResumed,
+        Delivery,
         NodeProbed,
         ReceiptsRefused,
         SegmentsPublished,
@@ -187,23 +193,25 @@ class Replay:
                     self.apply(start + i, entries[i], one_encoding=i < bundle.strange)
         self._claims.clear()
 
-    def _read_others(self, bundle: Entries) -> dict[int, Event | None]:
+    def _read_others(self, bundle: Entries) -> dict[int, Event | Delivery | None]:
         """What is neither an ordinary session nor an ordinary ticket, by index; None what will fail in its turn."""
         named = {*bundle.admitted.sessions, *bundle.admitted.tickets}
-        told = iter(bundle.claims)
-        events: dict[int, Event | None] = {}
+        served = {}
+        for delivery, claims in zip(bundle.deliveries, bundle.claims, strict=True):
+            delivery.entry = bundle.entries[delivery.index]
+            served[delivery.index] = delivery
+            self._claims[bundle.start + delivery.index] = claims
+        events: dict[int, Event | Delivery | None] = {}
         for i, data in enumerate(bundle.entries):
             if i in named:
                 continue
-            events[i] = None
-            with suppress(ValueError, AuditFailure):
-                stored = _stored(data, one_encoding=i < bundle.strange)
-                if type(stored) is SegmentsServed and i < bundle.strange:
-                    self._claims[bundle.start + i] = next(told)
-                events[i] = upcast(stored)
+            events[i] = served.get(i)
+            if i not in served:
+                with suppress(ValueError, AuditFailure):
+                    events[i] = upcast(_stored(data, one_encoding=i < bundle.strange))
         return events
 
-    def _apply(self, position: int, event: Event) -> None:
+    def _apply(self, position: int, event: Event | Delivery) -> None:
         self._due(position)
         try:
             with failing_at(position):
@@ -246,7 +254,7 @@ class Replay:
         self._payouts.finish()
         self.books.finish()
 
-    def _follow(self, event: Event) -> None:
+    def _follow(self, event: Event | Delivery) -> None:
         """An aggregate's events are numbered 1, 2, 3, ... and the books are one aggregate."""
         key = event.originator_id.bytes
         kind = type(event)
@@ -266,14 +274,14 @@ class Replay:
         self.crew.founded(event)
         self._dues.founded(event)
 
-    def _served(self, position: int, event: SegmentsServed) -> None:
+    def _served(self, position: int, event: SegmentsServed | Delivery) -> None:
         self._deliveries.segments_served(position, event, self._claims.get(position))
 
     def _settings_changed(self, position: int, event: SettingsChanged) -> None:
         self.crew.settings_changed(event)
         self._dues.settings_changed(position, event)
 
-    def _rules_by_type(self) -> dict[type[Event], Callable[[int, Any], None]]:
+    def _rules_by_type(self) -> dict[type, Callable[[int, Any], None]]:
         crew, deliveries, books, payouts = self.crew, self._deliveries, self.books, self._payouts
         return {
             CrewFounded: self._founded,
@@ -295,6 +303,7 @@ class Replay:
             SessionOpened: deliveries.session_opened,
             SessionObserved: deliveries.session_observed,
             TicketIssued: deliveries.ticket_issued,
+            Delivery: self._served,
             SegmentsServed: self._served,
             ReceiptsRefused: deliveries.receipts_refused,
             TariffSet: _without_position(books.tariff_set),

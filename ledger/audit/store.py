@@ -71,6 +71,7 @@ class Store:
         self._count = self._total = 0
         self._saved = (0, 0)
         self._written = bytearray(_SLOT + 1)  # 0: no row whose key has this hash was ever written
+        self._names: set[int] = set()  # first bytes of the keys that were
         self._connection = sqlite3.connect(
             path or "", isolation_level=None, check_same_thread=False, timeout=0
         )
@@ -165,15 +166,21 @@ class Store:
         return row[0] if row is not None else None
 
     def get_all(self, keys: list[bytes]) -> dict[bytes, bytes]:
-        """The rows that there are under these keys."""
+        """The rows that there are under these keys, all of one table."""
         found: dict[bytes, bytes] = {}
         written = self._written
+        if not keys or keys[0][0] not in self._names:
+            return found
         keys = [key for key in keys if written[hash(key) & _SLOT]]
         for at in range(0, len(keys), _AT_ONCE):
             some = keys[at : at + _AT_ONCE]
             some += some[:1] * (_AT_ONCE - len(some))
             found.update(self._connection.execute(_ANY, some).fetchall())
         return found
+
+    def any(self, name: bytes, keys: Collection[bytes]) -> bool:
+        """Whether the table of that name has a row under any of these keys."""
+        return name[0] in self._names and bool(self.get_all([name + key for key in keys]))
 
     def write(self, rows: list[tuple[bytes, bytes | None]]) -> None:
         """Put each value under its key; None takes the row away."""
@@ -187,6 +194,7 @@ class Store:
         run("DELETE FROM rows WHERE key = ?", [row[:1] for row in rows if row[1] is None])
         for key, _ in rows:
             self._written[hash(key) & _SLOT] = 1
+            self._names.add(key[0])
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Rows whose keys begin with `prefix`, in the order of their keys."""
@@ -211,6 +219,7 @@ class Store:
             for key, value in self._connection.execute("SELECT key, value FROM rows"):
                 self._account(key, value, 1)
                 self._written[hash(key) & _SLOT] = 1
+                self._names.add(key[0])
         except (sqlite3.DatabaseError, msgspec.MsgspecError, TypeError) as e:
             raise StoreDamaged(str(e)) from e
         if (self._count, self._total.to_bytes(16)) != (known.count, known.total):
@@ -264,7 +273,7 @@ class Table(Generic[V]):
         """Whether there is a value under any of these keys."""
         cache, name = self._cache, self._name
         if cache.keys().isdisjoint(keys):
-            return bool(self._store.get_all([name + key for key in keys]))
+            return self._store.any(name, keys)
         return any(self.get(key) is not None for key in keys)
 
     def remove(self, key: bytes) -> None:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
-from itertools import accumulate, pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -23,10 +23,11 @@ from ledger import merkle
 from ledger.audit.helpers import Helpers
 from ledger.audit.report import AuditFailure
 from ledger.checkpoint import Checkpoint
-from ledger.checks import CLAIMS_AT, SLOT_BYTES, Broken, Bundle, File, Load, fetch, load_bundle
-from ledger.claims import ROWS, Ints
+from ledger.checks import CLAIMS_AT, SLOT_BYTES, Broken, Bundle, File, Load, Loaded, fetch, load, parts_of
+from ledger.claims import Ints
 from ledger.layout import Admitted
 from ledger.merkle import Frontier
+from ledger.served import Delivery
 from ledger.tlog.reader import LogReader, NotPublished
 from ledger.tlog.source import Source, SourceUnavailable
 from ledger.tlog.tiles import (
@@ -42,7 +43,7 @@ from ledger.tlog.tiles import (
 )
 
 SLOTS: Final = 3  # bundles in memory that helpers share
-HERE: Final = 3  # bundles that are loaded in this process: the helpers are not there yet, or are not worth it
+ALONE: Final = 6  # so few bundles are loaded in this process: helpers are not worth it
 
 
 class Entries(NamedTuple):
@@ -52,25 +53,8 @@ class Entries(NamedTuple):
     entries: list[memoryview]
     strange: int  # index of the first that is not the one encoding of a known event
     admitted: Admitted  # sessions and tickets among them
-    claims: list[Ints]  # ledger.claims of each SegmentsServed before that
-
-
-def by_event(rows: list[Ints], counts: list[list[int]]) -> list[Ints]:
-    """The columns of each event."""
-    return [
-        part[:, low:end]
-        for part, of_part in zip(rows, counts, strict=True)
-        for low, end in pairwise(accumulate(of_part, initial=0))
-    ]
-
-
-def _parts(memory: mmap.mmap, claims: list[list[int]]) -> list[Ints]:
-    counts = [sum(part) for part in claims]
-    starts = accumulate(counts, initial=0)
-    return [
-        np.frombuffer(memory, np.int64, ROWS * count, CLAIMS_AT + start * ROWS * 8).reshape(ROWS, count)
-        for start, count in zip(starts, counts, strict=False)
-    ]
+    deliveries: list[Delivery]  # others that are the one encoding of theirs
+    claims: list[Ints]  # ledger.claims of each of these
 
 
 class Edge(msgspec.Struct, array_like=True):
@@ -111,38 +95,44 @@ class Log:
     def __iter__(self) -> Generator[Entries, None, None]:
         if self._since is not None and self._since.size <= self._began:
             self._continues(self._since)
-        for start, data, rows, bundle in self._bundles(
-            self._began // WIDTH, -(-self._checkpoint.size // WIDTH)
-        ):
+        for n, memory, bundle in self._bundles(self._began // WIDTH, -(-self._checkpoint.size // WIDTH)):
+            start, data = n * WIDTH, memoryview(memory)[: bundle.length]
             entries = entry_views(data, min(WIDTH, self._checkpoint.size - start))
             self._add(data, bundle, len(entries))
-            claims = by_event(rows, bundle.claims)
-            yield Entries(start, entries, bundle.strange, bundle.admitted, claims)
+            claims = parts_of(np.frombuffer(memory, np.int64, offset=CLAIMS_AT), bundle.claims)
+            yield Entries(start, entries, bundle.strange, bundle.admitted, bundle.deliveries, claims)
         self._finish()
 
     # --- bundles
 
-    def _bundles(self, first: int, end: int) -> Iterator[tuple[int, memoryview, list[Ints], Bundle]]:
-        here = end if end - first <= 2 * HERE else first + HERE
+    def _bundles(self, first: int, end: int) -> Iterator[tuple[int, mmap.mmap, Bundle]]:
+        """In order. What no helper has begun when it is wanted is loaded here."""
+        helped = end - first > ALONE
         with ExitStack() as stack:
-            slots = deque(_Slots(stack).take(SLOTS)) if here < end else deque()
-            ahead: deque[tuple[_Slot, Future[tuple[Bundle | None, Broken | None]]]] = deque()
-            following = here
+            free = deque(_Slots(stack).take(SLOTS) if helped else [_Slot("", mmap.mmap(-1, SLOT_BYTES))])
+            ahead: deque[_Ahead] = deque()
+            following = first
             for n in range(first, end):
-                while slots and following < end:
-                    slot = slots.popleft()
+                while free and following < end:
+                    slot = free.popleft()
                     task = Load(self._source.name, following, self._checkpoint.size, slot.path)
-                    ahead.append((slot, self._helpers.load(task)))
+                    ahead.append(_Ahead(following, slot, self._helpers.load(task) if helped else Future()))
                     following += 1
-                if n < here:
-                    data, rows, bundle = load_bundle(self._source, n, self._checkpoint.size)
-                    yield n * WIDTH, memoryview(data), rows, bundle
-                    continue
-                slot, future = ahead.popleft()
-                bundle = _answer(*future.result())
-                view = memoryview(slot.memory)[: bundle.length]
-                yield n * WIDTH, view, _parts(slot.memory, bundle.claims), bundle
-                slots.append(slot)
+                now = ahead[0]
+                for one in ahead:  # the first that is not begun, while the one that is wanted is not there
+                    if now.answer.done() or self._load_here(one):
+                        break
+                bundle = _answer(*now.answer.result())
+                yield n, now.slot.memory, bundle
+                free.append(ahead.popleft().slot)
+
+    def _load_here(self, one: "_Ahead") -> bool:
+        """When no helper has begun to."""
+        if not one.answer.cancel():
+            return False
+        one.answer = Future()
+        one.answer.set_result(load(self._source, one.index, self._checkpoint.size, one.slot.memory))
+        return True
 
     # --- the tree
 
@@ -245,6 +235,15 @@ def _answer(bundle: Bundle | None, broken: Broken | None) -> Bundle:
 class _Slot(NamedTuple):
     path: str
     memory: mmap.mmap
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """A bundle on its way."""
+
+    index: int
+    slot: _Slot
+    answer: Future[Loaded]
 
 
 class _Slots:

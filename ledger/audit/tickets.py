@@ -1,7 +1,7 @@
 """Live tickets as columns of numbers, found by their hash.
 
 Invariant: a ticket's column says what the log says of the ticket, its session and its broadcast, and where the cells of
-its credits are; what cannot be said in numbers that sums of are exact is not `IN_COLUMNS`.
+its credits are; what cannot be said in numbers that sums of are exact has no `BROADCAST`.
 """
 
 from typing import Final
@@ -12,10 +12,10 @@ import numpy.typing as npt
 from ledger.audit.cells import CELL_BITS, Cells, doubled
 from ledger.audit.facts import Facts, Ints
 from ledger.audit.facts import Ticket as KnownTicket
-from ledger.claims import NETWORK_BYTES
 from ledger.keys import PUBLIC_KEY_BYTES
 from ledger.layout import TICKET_BODY, record_ids
 from ledger.runs import Bools
+from ledger.served import NETWORK_BYTES
 from ledger.ticket import ViewerClass
 
 _HEADS: Final = 1 << 18  # places where tickets are looked for first, by their hash
@@ -40,7 +40,6 @@ _LIMIT: Final = 1 << 62  # what is counted in columns is below: sums of it are e
     SESSION_1,
     NETWORK_0,
     NETWORK_1,
-    IN_COLUMNS,  # whether its numbers are small enough, and its network's commitment has 16 bytes or none
     HASH,  # four rows, as in ledger.claims, and so on
     _,
     _,
@@ -50,8 +49,8 @@ _LIMIT: Final = 1 << 62  # what is counted in columns is below: sums of it are e
     NETWORK_ID,
     _,
     NETWORKS,
-) = range(27)
-_FIELDS: Final = 27
+) = range(26)
+_FIELDS: Final = 26
 
 
 class Tickets:
@@ -62,34 +61,53 @@ class Tickets:
         self.clear()
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return self._count
 
     def clear(self) -> None:
         """Let go of all. Cells are to be cleared with them."""
-        self._slots: dict[bytes, int] = {}  # ticket hash -> column
-        self._heads: Ints = np.zeros(_HEADS, np.int64)
+        self._count = 0
+        self._heads: Ints = np.zeros(_HEADS, np.int64)  # by some bits of the hash: the last that was loaded
+        self._next: Ints = np.zeros(1_024, np.int64)  # of the same bits: the one before; 0 after the first
         self.columns: Ints = np.zeros((_FIELDS, 1_024), np.int64)
         self.viewer_keys = np.zeros((1_024, PUBLIC_KEY_BYTES), np.uint8)
         self._met = np.zeros(1_024, np.int64)
         self.numbers: dict[bytes, int] = {}  # of sessions, networks, keys, accounts, broadcasts; from 0
 
-    def find(self, hashes: Ints) -> tuple[Ints, Ints] | None:
-        """Places and columns of these tickets (four rows, as in ledger.claims); None when one was never issued."""
+    def find(self, named: Ints) -> tuple[Ints, Ints] | None:
+        """Places and columns of the tickets of some receipts. `named` are the rows `HASH` and following of their
+        claims; None when one was never issued, or is of another session or network than is said."""
+        hashes = named[:4]
         places: Ints = self._heads.take(hashes[0] & (_HEADS - 1))
         columns: Ints = self.columns.take(places, axis=1)
-        wrong = np.flatnonzero((columns[HASH : HASH + 4] != hashes).any(axis=0))
-        if len(wrong):  # not in memory, or another one is found at its place
-            keys = [row.tobytes() for row in hashes[:, wrong].T]
-            new = [key for key in dict.fromkeys(keys) if key not in self._slots]
-            if new:
-                records = record_ids(new).tolist()
-                known = [ticket for key in records if (ticket := self._facts.tickets.get(key)) is not None]
-                if len(known) < len(new):
-                    return None
-                self._load(new, known)
-            places[wrong] = [self._slots[key] for key in keys]
-            columns[:, wrong] = self.columns.take(places[wrong], axis=1)
+        if (columns[HASH:] != named).any():
+            wrong = np.flatnonzero((columns[HASH : HASH + 4] != hashes).any(axis=0))
+            found = self._search(hashes[:, wrong], places[wrong])
+            if found is None:
+                return None
+            places[wrong] = found
+            columns[:, wrong] = self.columns.take(found, axis=1)
+            if (columns[HASH:] != named).any():
+                return None
         return places, columns
+
+    def _search(self, hashes: Ints, places: Ints) -> Ints | None:
+        """The places of tickets that are not at these, which have the same bits; from the log where not in memory."""
+        left = np.arange(len(places))
+        while len(left):
+            places[left] = self._next.take(places[left])
+            left = left[places[left] > 0]
+            left = left[(self.columns[HASH : HASH + 4, places[left]] != hashes[:, left]).any(axis=0)]
+        new = np.flatnonzero(places == 0)
+        if len(new):
+            keys = [row.tobytes() for row in hashes[:, new].T]
+            once = list(dict.fromkeys(keys))
+            records = record_ids(once).tolist()
+            known = [ticket for key in records if (ticket := self._facts.tickets.get(key)) is not None]
+            if len(known) < len(once):
+                return None
+            at = dict(zip(once, self._load(once, known), strict=True))
+            places[new] = [at[key] for key in keys]
+        return places
 
     def firsts(self, groups: Ints) -> Bools:
         """Which of these receipts are the first of their group."""
@@ -100,20 +118,21 @@ class Tickets:
         firsts: Bools = self._met.take(groups) == order
         return firsts
 
-    def _load(self, hashes: list[bytes], known: list[KnownTicket]) -> None:
-        count, begin = len(known), len(self._slots) + 1  # the first column stands for none
+    def _load(self, hashes: list[bytes], known: list[KnownTicket]) -> range:
+        """Returns their places."""
+        count, begin = len(known), self._count + 1  # the first column stands for none
         end = begin + count
         while end > self.columns.shape[1]:
             self.columns = np.concatenate([self.columns, np.zeros_like(self.columns)], axis=1)
-            self.viewer_keys = doubled(self.viewer_keys)
-        self._slots.update(zip(hashes, range(begin, end), strict=True))
+            self.viewer_keys, self._next = doubled(self.viewer_keys), doubled(self._next)
+        self._count += count
         rows = np.frombuffer(b"".join([ticket.body for ticket in known]), TICKET_BODY)
         named = rows["session"].tolist()
         sessions = [session for s in named if (session := self._facts.sessions.get(s)) is not None]
         networks = [session.network for session in sessions]
         lengths = np.array([len(network) for network in networks])
         hash_words = _words(b"".join(hashes), 4)
-        self._heads[hash_words[0] & (_HEADS - 1)] = np.arange(begin, end)
+        self._link(hash_words[0] & (_HEADS - 1), np.arange(begin, end))
         padded = b"".join([network.ljust(NETWORK_BYTES, b"\0")[:NETWORK_BYTES] for network in networks])
         self.viewer_keys[begin:end] = rows["viewer_key"].copy().view(np.uint8).reshape(count, -1)
 
@@ -148,7 +167,6 @@ class Tickets:
                 [ticket.pool for ticket in known],
                 [ticket.position for ticket in known],
                 *self._cells(of, named, networks, chunk, low, high),
-                fit,
                 *hash_words,
                 *_words(b"".join(named), 2),
                 *_words(padded, 2),
@@ -156,6 +174,15 @@ class Tickets:
             ]
         )
         self.columns[:HASH, begin:end] *= fit
+        self.columns[BROADCAST, begin:end] -= ~fit
+        return range(begin, end)
+
+    def _link(self, heads: Ints, places: Ints) -> None:
+        while len(places):
+            self._next[places] = self._heads.take(heads)
+            self._heads[heads] = places
+            again = self._heads.take(heads) != places  # of several that have the same bits, one is first
+            heads, places = heads[again], places[again]
 
     def _cells(
         self,

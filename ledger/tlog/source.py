@@ -27,6 +27,10 @@ class Source(Protocol):
         """The file's bytes, None when there is no such file. Raises SourceUnavailable."""
         ...
 
+    def read_into(self, path: str, memory: memoryview) -> int | None:
+        """As `read`, of at most as many bytes as there is room for: how many there were."""
+        ...
+
     def widths(self, tile: str) -> list[int]:
         """Widths of the partial tiles that stand beside `tile`; empty where folders cannot be listed."""
         ...
@@ -49,6 +53,18 @@ class FolderSource:
             raise SourceUnavailable(f"{path}: {e.strerror}") from e
         # A longer file is damaged, not unavailable: what is returned has the wrong length and is found so.
         return data
+
+    def read_into(self, path: str, memory: memoryview) -> int | None:
+        length = 0
+        try:
+            with open(self._folder / path, "rb", buffering=0) as f:
+                while count := f.readinto(memory[length:]):
+                    length += count
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as e:
+            raise SourceUnavailable(f"{path}: {e.strerror}") from e
+        return length
 
     def widths(self, tile: str) -> list[int]:
         folder = self._folder / f"{tile}.p"
@@ -84,6 +100,12 @@ class HttpSource:
                 return bytes(data[: max_bytes + 1])
         except self._error as e:
             raise SourceUnavailable(f"{self.name}/{path}: {str(e) or type(e).__name__}") from e
+
+    def read_into(self, path: str, memory: memoryview) -> int | None:
+        data = self.read(path, len(memory) - 1)
+        if data is not None:
+            memory[: len(data)] = data
+        return len(data) if data is not None else None
 
     def widths(self, tile: str) -> list[int]:  # noqa: ARG002 - a web server lists nothing
         return []

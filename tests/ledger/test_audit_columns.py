@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from functools import lru_cache
 from typing import Any
+from uuid import UUID
 
+import numpy as np
 import pytest
 from crew_life import HOUR_US, HUB, Life, make_id, make_key, probe
 from hypothesis import given, settings
@@ -19,9 +21,10 @@ from ledger.audit.helpers import Helpers
 from ledger.audit.replay import Replay
 from ledger.audit.report import AuditFailure
 from ledger.audit.store import Store
-from ledger.audit.stream import Entries, by_event
+from ledger.audit.stream import Entries
 from ledger.batch import Batch
-from ledger.checks import read_entries
+from ledger.checks import parts_of, read_entries
+from ledger.claims import ROWS
 from ledger.events import (
     Event,
     NodeProbed,
@@ -33,7 +36,7 @@ from ledger.events import (
     encode,
 )
 from ledger.receipt import Receipt, fold_digests, segment_digest, to_bitmap
-from ledger.services import broadcasts, crew, nodes
+from ledger.services import broadcasts, budgets, crew, nodes, streams
 from ledger.services.credit_index import CreditIndex
 from ledger.ticket import SignedTicket, ViewerClass
 
@@ -62,39 +65,66 @@ class Crowd:
             "floor_most_bp": dice.choice([0, 10_000]),
         }
         crew.change_settings(life.ledger, limits, at_us=life.tick())
+        self.streams = [life.stream_id]
+        if dice.random() < 0.5:
+            self.streams.append(self._stream())
         for _ in range(dice.choice([1, 1, 2])):
-            self.broadcast()
+            self.evening()
             life.tick(dice.choice([1, 1_000, 4_000]))
             life.settle()
         life.tick(3_600)
         life.settle()
 
-    def broadcast(self) -> None:
+    def _stream(self) -> UUID:
+        life = self.life
+        stream = streams.register_stream(
+            life.ledger,
+            slug="second",
+            owner_id=make_id("owner"),
+            stream_key="second_" + "a" * 32,
+            at_us=life.tick(),
+        )
+        budgets.set_tariff(life.ledger, stream, rate_micro_per_gb=10**12, at_us=life.tick())
+        budgets.deposit(life.ledger, stream, amount_micro=500_000_000, reference="second", at_us=life.tick())
+        return stream
+
+    def evening(self) -> None:
+        """The streams are live one beside the other."""
         life, dice = self.life, self.dice
-        life.go_live(0)
-        self._publish(dice.choice([30, 500, 700]))
-        tickets = [self._ticket() for _ in range(dice.randrange(4, 20))]
-        for _ in range(dice.randrange(3, 8)):
-            tickets += [self._ticket(dice.choice(tickets)[0]) for _ in range(dice.randrange(2))]
-            node = dice.choice(["anna", "ben"])
-            some = dice.choices(tickets, k=dice.randrange(1, 16))
-            receipts = [self._receipt(*t) for t in some if t[1] == node or dice.random() < 0.1]
-            if receipts:
-                at_s = life.tick(dice.choice([1, 10, 400])) // 1_000_000
-                batch = Batch.sign(make_key(node), at_s - 10, at_s, receipts)
-                life.desk.judge_batch(batch.encode(), at_us=life.now_us)
-            if dice.random() < 0.2:
-                nid = life.nodes[node][1].id
-                change = dice.choice([nodes.suspend, nodes.reinstate])
-                change(life.ledger, nid, reason="dice", at_us=life.now_us)
-            if dice.random() < 0.3:
-                nid = life.nodes[node][1].id
-                probe(life.ledger, nid, dice, [t for t, _, _ in tickets], at_us=life.now_us)
-            if dice.random() < 0.5:
-                self._observe(dice.choice(tickets)[0])
-            if dice.random() < 0.5:
-                self._publish(dice.randrange(1, 30))
-        broadcasts.end_broadcast(life.ledger, life.broadcast.id, reason="over", at_us=life.tick())
+        live = []
+        for stream in self.streams:
+            life.stream_id = stream
+            life.go_live(0)
+            self._publish(dice.choice([30, 500, 700]))
+            tickets = [self._ticket() for _ in range(dice.randrange(4, 20))]
+            live.append((stream, life.broadcast, tickets))
+        for _ in range(dice.randrange(3, 8) * len(live)):
+            life.stream_id, life.broadcast, tickets = dice.choice(live)
+            self._go_on(tickets)
+        for life.stream_id, life.broadcast, _ in live:
+            broadcasts.end_broadcast(life.ledger, life.broadcast.id, reason="over", at_us=life.tick())
+
+    def _go_on(self, tickets: list[tuple[SignedTicket, str, str]]) -> None:
+        life, dice = self.life, self.dice
+        tickets += [self._ticket(dice.choice(tickets)[0]) for _ in range(dice.randrange(2))]
+        node = dice.choice(["anna", "ben"])
+        some = dice.choices(tickets, k=dice.randrange(1, 16))
+        receipts = [self._receipt(*t) for t in some if t[1] == node or dice.random() < 0.1]
+        if receipts:
+            at_s = life.tick(dice.choice([1, 10, 400])) // 1_000_000
+            batch = Batch.sign(make_key(node), at_s - 10, at_s, receipts)
+            life.desk.judge_batch(batch.encode(), at_us=life.now_us)
+        if dice.random() < 0.2:
+            nid = life.nodes[node][1].id
+            change = dice.choice([nodes.suspend, nodes.reinstate])
+            change(life.ledger, nid, reason="dice", at_us=life.now_us)
+        if dice.random() < 0.3:
+            nid = life.nodes[node][1].id
+            probe(life.ledger, nid, dice, [t for t, _, _ in tickets], at_us=life.now_us)
+        if dice.random() < 0.5:
+            self._observe(dice.choice(tickets)[0])
+        if dice.random() < 0.5:
+            self._publish(dice.randrange(1, 30))
 
     def _publish(self, count: int) -> None:
         for _ in range(0, count, 100):
@@ -200,9 +230,12 @@ def replayed(entries: Sequence[bytes], in_columns: int, bundle: int = 0) -> tupl
             for start in range(0, len(entries), bundle or 1):
                 if bundle:
                     views = [memoryview(e) for e in entries[start : start + bundle]]
-                    read = read_entries(views)
-                    claims = by_event(read.rows, read.claims)
-                    replay.apply_all(Entries(start, views, read.strange, read.admitted, claims))
+                    room = np.zeros(ROWS * 4_096, np.int64)
+                    read = read_entries(views, room)
+                    claims = parts_of(room, read.claims)
+                    replay.apply_all(
+                        Entries(start, views, read.strange, read.admitted, read.deliveries, claims)
+                    )
                 else:
                     replay.apply(start, entries[start])
                 replay.trim()

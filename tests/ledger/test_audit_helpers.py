@@ -8,7 +8,8 @@ import pytest
 from forged_log import altered, find, publish_entries
 from test_audit_columns import crowd
 
-from ledger.audit import audit, stream
+from bench.evening import evening, publish
+from ledger.audit import Problem, audit, stream
 from ledger.audit.helpers import HelperDied, Helpers
 from ledger.checks import Signed, Verify, first_failure
 from ledger.events import SegmentsServed, TicketIssued, decode
@@ -44,7 +45,7 @@ def test_a_log_of_many_bundles_is_read_by_helpers(tmp_path: Path, monkeypatch: p
     entries = crowd(3)
     events = [decode(e) for e in entries]
     dice = random.Random(1)
-    monkeypatch.setattr(stream, "HERE", 0)
+    monkeypatch.setattr(stream, "ALONE", 0)
     assert len(entries) < 256
     logs = {"honest": entries}
     for kind, changes in ((TicketIssued, {"ticket": bytes(254)}), (SegmentsServed, {"network_limit": 99})):
@@ -56,9 +57,9 @@ def test_a_log_of_many_bundles_is_read_by_helpers(tmp_path: Path, monkeypatch: p
         folder = tmp_path / name
         publish_entries(folder, changed)
         helped = audit(folder, jobs=2)
-        monkeypatch.setattr(stream, "HERE", 3)
+        monkeypatch.setattr(stream, "ALONE", 6)
         alone = audit(folder)
-        monkeypatch.setattr(stream, "HERE", 0)
+        monkeypatch.setattr(stream, "ALONE", 0)
         assert (helped.problem, helped.root) == (alone.problem, alone.root)
         assert (helped.problem is None) == (name == "honest")
     tile = tmp_path / "honest" / "tile" / "entries"
@@ -66,3 +67,31 @@ def test_a_log_of_many_bundles_is_read_by_helpers(tmp_path: Path, monkeypatch: p
     lost = audit(tmp_path / "honest", jobs=1).problem
     assert lost is not None
     assert lost.reason == "the file is missing"
+
+
+def test_what_is_loaded_here_and_there_is_one_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Helpers and the replay take bundles from each other. Of what is wrong in several, the first is told."""
+    folder = tmp_path / "log"
+    publish(evening(1, crowd=3, signed=False), folder)
+    bundles = sorted(p for p in (folder / "tile" / "entries").rglob("*") if p.is_file())
+    assert len(bundles) > 5
+
+    def found(alone: int) -> tuple[Problem | None, object]:
+        monkeypatch.setattr(stream, "ALONE", alone)
+        report = audit(folder, jobs=2, verify_signatures=False)
+        return report.problem, report.counts
+
+    honest = found(100)
+    assert honest[0] is None
+    for _ in range(3):
+        assert found(0) == honest
+    for path, data in ((bundles[4], b"\0\1"), (bundles[2], None), (bundles[1], bytes(70_000))):
+        if data is None:
+            path.unlink()
+        else:
+            path.write_bytes(data)
+        alone = found(100)
+        assert alone[0] is not None
+        assert alone[0].position == 256 * bundles.index(path)
+        for _ in range(2):
+            assert found(0) == alone

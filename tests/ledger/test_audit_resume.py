@@ -31,7 +31,7 @@ def entries() -> list[bytes]:
     """A few hundred events: more than two bundles."""
     made = Crowd(1)
     while made.life.ledger.size() < 700:
-        made.broadcast()
+        made.evening()
         made.life.tick(3_600)
         made.life.settle()
     return [r.data for r in made.life.ledger.read(0, 10_000)]
