@@ -161,7 +161,7 @@ class NodeApp:
             raise Problem(503, "busy", "this node is pulling too many segments at once") from e
 
     async def _send_watching(
-        self, receive: Receive, send: Send, admitted: Admitted, sequence: int, data: bytes
+        self, receive: Receive, send: Send, admitted: Admitted, sequence: int, data: bytes | memoryview
     ) -> None:
         """Send in pieces, each after the socket took most of the last, and stop when the client goes.
 

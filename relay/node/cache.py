@@ -7,7 +7,6 @@ exceed `max_bytes`; at most one pull per segment is under way.
 import asyncio
 import base64
 import binascii
-import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from uuid import UUID
 
 import structlog
 
-from relay.node.hub_client import HubError
+from relay.node.hub_client import HubError, Pulled
 
 log = structlog.get_logger()
 
 MAX_PULLS: Final = 16
 MAX_WAITING_PULLS: Final = 256
-Fetch = Callable[[UUID, int], Awaitable[tuple[bytes, str]]]
+Fetch = Callable[[UUID, int], Awaitable[Pulled]]
 
 
 class CorruptSegmentError(Exception):
@@ -35,7 +34,7 @@ class Busy(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    data: bytes
+    data: bytes | memoryview
     repr_digest: bytes  # header value, as the hub gave it
 
 
@@ -92,7 +91,7 @@ class SegmentCache:
 
     def _pulling(self, name: tuple[UUID, int]) -> asyncio.Task[Cached]:
         pull = self._pulls.get(name)
-        if pull is None:
+        if pull is None or pull.done():  # done: it failed, and its callback has not run yet
             if len(self._pulls) >= MAX_WAITING_PULLS:
                 raise Busy
             pull = self._pulls[name] = asyncio.create_task(self._pull(name))
@@ -100,17 +99,18 @@ class SegmentCache:
         return pull
 
     def _pulled(self, name: tuple[UUID, int], task: asyncio.Task[Cached]) -> None:
-        del self._pulls[name]
+        if self._pulls.get(name) is task:
+            del self._pulls[name]
         if not task.cancelled():
             task.exception()  # looked at, also when every viewer who waited has gone
 
     async def _pull(self, name: tuple[UUID, int]) -> Cached:
         async with self._slots:
             for attempt in (1, 2):
-                data, header = await self._fetch(*name)
-                self.pulled_bytes += len(data)
-                if digest_of(header) == hashlib.sha256(data).digest():
-                    cached = Cached(data, header.encode("ascii"))
+                pulled = await self._fetch(*name)
+                self.pulled_bytes += len(pulled.data)
+                if digest_of(pulled.repr_digest) == pulled.sha256:
+                    cached = Cached(pulled.data, pulled.repr_digest.encode("ascii"))
                     self._keep(name, cached)
                     return cached
                 self.corrupt += 1

@@ -1,6 +1,8 @@
 """Segments by ticket: who gets them, what is refused, how often the hub is asked."""
 
 import asyncio
+import base64
+import hashlib
 import secrets
 import socket
 from uuid import uuid4
@@ -14,11 +16,12 @@ from stand_in_hub import StandInHub, segment_bytes
 from ledger.keys import KeyPair
 from ledger.ticket import SignedTicket
 from relay.node.cache import SegmentCache, digest_of
-from relay.node.hub_client import HubError
+from relay.node.hub_client import HubError, Pulled
 from relay.node.service import Options
 from relay.node.tickets import TicketGate, TicketRefused
 from relay.viewers.cheat import claim
 
+EMPTY = f"sha-256=:{base64.b64encode(hashlib.sha256().digest()).decode()}:"
 VIEWER = KeyPair(bytes(31) + b"\x07")
 
 
@@ -198,18 +201,40 @@ def test_a_request_head_without_end_is_cut_off(hub, running, tmp_path):
 
 def test_the_cache_never_holds_more_than_its_bound():
     async def main() -> None:
-        import base64
-        import hashlib
-
         async def fetch(rendition, sequence):
             data = segment_bytes(sequence, 1_000 + sequence % 7 * 300)
-            return data, f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:"
+            sha256 = hashlib.sha256(data).digest()
+            return Pulled(data, sha256, f"sha-256=:{base64.b64encode(sha256).decode()}:")
 
         cache, rendition = SegmentCache(fetch, max_bytes=10_000), uuid4()
         for sequence in [*range(40), *range(35, 60)]:
             await cache.get(rendition, sequence)
             assert cache.kept_bytes <= 10_000
         assert cache.kept_bytes == sum(len(c.data) for c in cache._kept.values())
+        await cache.close()
+
+    asyncio.run(main())
+
+
+def test_a_pull_that_has_just_failed_is_nobody_elses_answer():
+    async def main() -> None:
+        rendition, asked = uuid4(), []
+
+        def ask() -> None:  # after the pull's last step, before anybody has heard of its end
+            asked.append(cache.get(rendition, 1))
+            asked[0].send(None)
+
+        async def fetch(rendition, sequence):
+            if asked:
+                return Pulled(b"", hashlib.sha256(b"").digest(), EMPTY)
+            asyncio.get_running_loop().call_soon(ask)
+            raise HubError("not there yet", status=404)
+
+        cache = SegmentCache(fetch, max_bytes=10)
+        with pytest.raises(HubError):
+            await cache.get(rendition, 1)
+        assert (await cache.get(rendition, 1)).data == b""
+        asked[0].close()
         await cache.close()
 
     asyncio.run(main())
