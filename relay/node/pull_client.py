@@ -1,5 +1,5 @@
-"""GET over kept HTTP/1.1 connections, for segments: the body is read from the socket straight into its place, and hashed
-while it comes.
+"""GET over kept HTTP/1.1 connections, for segments: the body is read from the socket straight into its place, and
+hashed while it comes.
 
 Invariant: `get` returns one complete answer of at most `limit` bytes with the hash of exactly these, or raises; a
 connection is used again only after an answer whose length was known and which left nothing over. An answer without a

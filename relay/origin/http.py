@@ -8,16 +8,21 @@ call every end of a broadcast an input/output error.)
 """
 
 import asyncio
-from collections.abc import MutableMapping
-from typing import Any, Final, cast
+import re
+from collections.abc import Callable, MutableMapping
+from typing import Any, Final, TypeAlias, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from relay.node.http_protocol import BoundedHttpProtocol
-from relay.origin.answers import RESPOND
+from relay.origin.answers import RESPOND, Respond, Scope
 
 MEDIA_PATHS: Final = (b"/live/", b"/segments/")
 WRITE_NOW: Final = "relay.write_now"
+AtOnce: TypeAlias = Callable[[Scope, Respond, float], bool]
+# Targets that cannot mean anything else to a parser.
+_ASKED: Final = re.compile(rb"GET (/(?:live|segments)/[A-Za-z0-9/._-]*)(?:\?([A-Za-z0-9=&._-]*))?")
+_REST_BYTES_MAX: Final = 4_096
 _JOIN_BYTES: Final = 65_536  # head and body up to here are joined: copying is cheaper than a second write
 
 
@@ -42,18 +47,8 @@ class _MediaCycle(RequestResponseCycle):
         if self.flow.write_paused or self.disconnected or self.response_started:
             return False
         self.response_started = self.response_complete = True
-        head = b"%b%b%bcontent-length: %d\r\n%b" % (
-            STATUS_LINE[status],
-            _lines_of(self.default_headers),
-            lines,
-            length,
-            b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n",
-        )
-        if len(body) > _JOIN_BYTES:
-            self.transport.write(head)
-            self.transport.write(body)
-        else:
-            self.transport.write(head + body)
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        _write_whole(self.transport, _head(status, self.default_headers, lines, length, end), body)
         self._complete()
         return True
 
@@ -123,8 +118,105 @@ def _lines_of(headers: list[tuple[bytes, bytes]]) -> bytes:
     return _default[1]
 
 
+def _head(status: int, default: list[tuple[bytes, bytes]], lines: bytes, length: int, end: bytes) -> bytes:
+    return b"%b%b%bcontent-length: %d\r\n%b" % (STATUS_LINE[status], _lines_of(default), lines, length, end)
+
+
+def _write_whole(transport: asyncio.Transport, head: bytes, body: bytes) -> None:
+    if len(body) > _JOIN_BYTES:
+        transport.write(head)
+        transport.write(body)
+    else:
+        transport.write(head + body)
+
+
 class MediaHttpProtocol(BoundedHttpProtocol):
-    """For `uvicorn.Config(http=...)`."""
+    """For `uvicorn.Config(http=...)`. What `at_once` answers costs no task and, where the request's lines are those of
+    the one before, no parsing either: only what the parser has read once, byte for byte, is known without it."""
+
+    at_once: AtOnce | None = None
+
+    _rest = b""  # of the last request: all behind its target
+    _rest_headers: list[tuple[bytes, bytes]]
+    _started = 0  # requests whose first byte the parser has seen
+    _between = True  # no request is under way in the parser
+    _answered_s = float("-inf")
+
+    def data_received(self, data: bytes) -> None:
+        if self._rest and data.endswith(self._rest) and self._as_before(data):
+            return
+        fresh, before = self._between, self._started
+        super().data_received(data)
+        if fresh and self._between and self._started == before + 1:
+            self._remember(data)
+
+    def on_message_begin(self) -> None:
+        self._started += 1
+        self._between = False
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        self._between = True
+        super().on_message_complete()
+
+    def _remember(self, data: bytes) -> None:
+        """`data` was one whole request."""
+        self._rest = b""
+        lead = len(self.url) + 4
+        rest = data[lead:]
+        if (
+            data[:lead] == b"GET " + self.url
+            and rest.startswith(b" HTTP/1.1\r\n")
+            and len(rest) < _REST_BYTES_MAX
+            and rest.find(b"\r\n\r\n") == len(rest) - 4
+            and self.parser is not None
+            and self.parser.should_keep_alive()
+            and not self.parser.should_upgrade()
+            and not self.expect_100_continue
+            # uvicorn's middleware believes a proxy on this machine about who asks.
+            and not any(name.startswith(b"x-forwarded-") for name, _ in self.headers)
+        ):
+            self._rest, self._rest_headers = rest, self.headers
+
+    def _as_before(self, data: bytes) -> bool:
+        """Answer a request that is known but for its target."""
+        asked = _ASKED.fullmatch(data, 0, len(data) - len(self._rest))
+        if asked is None or not self._may_answer():
+            return False
+        scope = {
+            "path": asked[1].decode("ascii"),
+            "query_string": asked[2] or b"",
+            "headers": self._rest_headers,
+            "client": self.client,
+        }
+        assert self.at_once is not None
+        if not self.at_once(scope, self._respond, self.loop.time()):
+            return False
+        self.server_state.total_requests += 1
+        self._answered_s = self.loop.time()
+        return True
+
+    def _may_answer(self) -> bool:
+        """Whether a whole answer can be written now."""
+        return (
+            self.at_once is not None
+            and self._between
+            and self.cycle.response_complete
+            and not self.flow.write_paused
+            and not self.transport.is_closing()
+        )
+
+    def _respond(self, status: int, lines: bytes, length: int, body: bytes) -> bool:
+        head = _head(status, self.server_state.default_headers, lines, length, b"\r\n")
+        _write_whole(self.transport, head, body)
+        return True
+
+    def timeout_keep_alive_handler(self) -> None:
+        left = self._answered_s + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
 
     def on_headers_complete(self) -> None:
         url, cycle = self.url, self.cycle
@@ -160,3 +252,9 @@ class MediaHttpProtocol(BoundedHttpProtocol):
         )
         scope["extensions"] = {WRITE_NOW: media.write_now, RESPOND: media.respond}
         self._start_asgi_task(media, self.app)
+
+
+def media_protocol(at_once: AtOnce, *, max_connections: int) -> type[MediaHttpProtocol]:
+    """`at_once` answers GETs in place where it can: see `MediaApp`."""
+    own = {"at_once": staticmethod(at_once), "max_connections": max_connections}
+    return type("MediaHttpProtocol", (MediaHttpProtocol,), own)

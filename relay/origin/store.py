@@ -72,7 +72,9 @@ class RenditionStore:
         self.rendition_id = rendition_id
         self.format = format_
         self.ended = False
-        self.page: tuple[tuple[int, bool], str] | None = None  # the playlist as `playlist.at_hub` keeps it
+        self.page: tuple[tuple[int, bool], list[bytes]] | None = (
+            None  # the playlist as `playlist.at_hub` keeps it
+        )
         self.next_sequence = first_sequence
         # Discontinuities never outnumber segments, so this start is beyond whatever an earlier process counted.
         self.discontinuity_sequence = first_sequence
