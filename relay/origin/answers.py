@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
+from relay.body import Body
+
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -19,22 +21,27 @@ NO_STORE: Final[Header] = (b"cache-control", b"no-store")
 METHODS: Final = b"GET, HEAD, OPTIONS"
 # Sends a whole answer at once: status, header lines, length, body. False: not now, as the client has not taken what it
 # was sent before. In the scope's extensions, where the server has it.
-Respond: TypeAlias = Callable[[int, bytes, int, bytes], bool]
+Respond: TypeAlias = Callable[[int, bytes, int, bytes | Body], bool]
 RESPOND: Final = "relay.respond"
 uuid_of: Final = functools.lru_cache(4096)(UUID)  # a player asks with the same one every two seconds
 
 
 async def answer(
-    scope: Scope, send: Send, status: int, content_type: bytes, body: bytes, headers: tuple[Header, ...] = ()
+    scope: Scope,
+    send: Send,
+    status: int,
+    content_type: bytes,
+    body: bytes | Body,
+    headers: tuple[Header, ...] = (),
 ) -> None:
-    sent = b"" if scope["method"] == "HEAD" else body
+    sent: bytes | Body = b"" if scope["method"] == "HEAD" else body
     respond: Respond | None = (scope.get("extensions") or {}).get(RESPOND)
     if respond is not None and respond(status, header_lines(content_type, headers), len(body), sent):
         return
     length = (b"content-length", b"%d" % len(body))
     lines = [(b"content-type", content_type), *CORS, *headers, length]
     await send({"type": "http.response.start", "status": status, "headers": lines})
-    await send({"type": "http.response.body", "body": sent})
+    await send({"type": "http.response.body", "body": sent.data if isinstance(sent, Body) else sent})
 
 
 @functools.lru_cache(1024)

@@ -374,10 +374,10 @@ class MediaApp:
             await send({"type": "http.response.start", "status": 304, "headers": [*CORS, *headers]})
             await send({"type": "http.response.body", "body": b""})
             return False
-        await answer(scope, send, 200, MIME[store.extension], stored.data, headers)
+        await answer(scope, send, 200, MIME[store.extension], stored.body, headers)
         if scope["method"] != "GET":
             return False
-        self.sent_bytes += len(stored.data)
+        self.sent_bytes += len(stored.body)
         return True
 
     async def _still(self, scope: Scope, send: Send, slug: str) -> None:

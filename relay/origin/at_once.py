@@ -125,9 +125,9 @@ class AtOnce:
         if store is None or stored is None or header(scope, b"if-none-match") is not None:
             return False
         lines = header_lines(MIME[store.extension], segment_headers(stored))
-        if not respond(200, lines, len(stored.data), stored.data):
+        if not respond(200, lines, len(stored.body), stored.body):
             return False
         self._viewers.saw(live.slug, session, now_s)
-        self._sent(len(stored.data))
+        self._sent(len(stored.body))
         self._steering.observe_fetch(session, sequence, peer_ip(scope))
         return True
