@@ -21,7 +21,6 @@ from relay.origin.answers import (
     METHODS,
     NO_STORE,
     Receive,
-    Respond,
     Scope,
     Send,
     answer,
@@ -82,14 +81,11 @@ class MediaApp:
         self._stills = Stills(settings.still_every_s) if settings.still_every_s else None
         self._vod = VodApp(settings.recordings) if settings.recordings is not None else None
         self.sent_bytes = 0
-        self._at_once = AtOnce(catalogue, steering, self.viewers, self._seats, self._sent)
+        # Answers a GET in place. False: it is to be asked as usual, and nothing has happened.
+        self.at_once = AtOnce(catalogue, steering, self.viewers, self._seats, self._sent).answer
 
     def _sent(self, count: int) -> None:
         self.sent_bytes += count
-
-    def at_once(self, scope: Scope, respond: Respond, now_s: float) -> bool:
-        """Answer a GET in place. False: it is to be asked as usual, and nothing has happened."""
-        return self._at_once.answer(scope, respond, now_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -368,7 +364,7 @@ class MediaApp:
 
     async def _send_segment(self, scope: Scope, send: Send, store: RenditionStore, stored: Stored) -> bool:
         """Whether its bytes were sent: not for a HEAD, nor to somebody who says to have them."""
-        headers = segment_headers(stored)
+        headers = segment_headers(stored.etag, stored.segment.sha256)
         known = header(scope, b"if-none-match")
         if known is not None and stored.etag in known:
             await send({"type": "http.response.start", "status": 304, "headers": [*CORS, *headers]})

@@ -6,6 +6,7 @@ happened, and the request goes the general way.
 """
 
 import base64
+import functools
 import re
 from collections.abc import Callable
 from typing import Final
@@ -15,7 +16,7 @@ from relay.origin import playlist
 from relay.origin.answers import NO_STORE, Header, Respond, Scope, header, header_lines, peer_ip, uuid_of
 from relay.origin.live import Catalogue, Live
 from relay.origin.seats import Seats
-from relay.origin.store import RenditionStore, Stored
+from relay.origin.store import RenditionStore
 from relay.origin.viewers import Viewers
 from relay.ports import Assignment, Steering, Unknown
 
@@ -33,9 +34,15 @@ def is_listing(live: Live) -> bool:
     return store is not None and bool(store.listed) and (not store.ended or not live.on_air)
 
 
-def segment_headers(stored: Stored) -> tuple[Header, ...]:
-    digest = b"sha-256=:" + base64.b64encode(stored.segment.sha256) + b":"  # RFC 9530
-    return ((b"etag", stored.etag), (b"repr-digest", digest), SEGMENT_CACHE)
+def segment_headers(etag: bytes, sha256: bytes) -> tuple[Header, ...]:
+    digest = b"sha-256=:" + base64.b64encode(sha256) + b":"  # RFC 9530
+    return ((b"etag", etag), (b"repr-digest", digest), SEGMENT_CACHE)
+
+
+@functools.lru_cache(4096)
+def _segment_lines(extension: str, etag: bytes, sha256: bytes) -> bytes:
+    """The same for all who get the segment."""
+    return header_lines(MIME[extension], segment_headers(etag, sha256))
 
 
 def uri_for(
@@ -124,7 +131,7 @@ class AtOnce:
         stored = store.get(sequence) if store is not None else None
         if store is None or stored is None or header(scope, b"if-none-match") is not None:
             return False
-        lines = header_lines(MIME[store.extension], segment_headers(stored))
+        lines = _segment_lines(store.extension, stored.etag, stored.segment.sha256)
         if not respond(200, lines, len(stored.body), stored.body):
             return False
         self._viewers.saw(live.slug, session, now_s)

@@ -1,14 +1,13 @@
 """uvicorn's HTTP protocol with a shorter way for media: the same ASGI application, a third of the work around it.
 
 Invariant: only plain GETs of media paths go the short way, one at a time on a connection; everything else is uvicorn's.
-Head and first bytes leave in one write, a segment that many ask for as a file in memory (`relay.body`); the chunks of an
+Head and first bytes leave in one write, a segment that many ask for as a file in memory (`relay.body`); chunks of an
 answer without a length are framed beside the bytes, so that the very object all viewers share is what is written.
 `scope["extensions"][WRITE_NOW]` writes such a chunk without a task where the client keeps up. (Ending the answer with
 the connection would be cheaper still, and libavformat would call every end of a broadcast an input/output error.)
 """
 
 import asyncio
-import re
 from collections.abc import Callable, MutableMapping
 from typing import Any, Final, TypeAlias, cast
 
@@ -23,7 +22,7 @@ MEDIA_PATHS: Final = (b"/live/", b"/segments/")
 WRITE_NOW: Final = "relay.write_now"
 AtOnce: TypeAlias = Callable[[Scope, Respond, float], bool]
 # Targets that cannot mean anything else to a parser.
-_ASKED: Final = re.compile(rb"GET (/(?:live|segments)/[A-Za-z0-9/._-]*)(?:\?([A-Za-z0-9=&._-]*))?")
+_PLAIN: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/.-_?&="
 _REST_BYTES_MAX: Final = 4_096
 _JOIN_BYTES: Final = 65_536  # head and body up to here are joined: copying is cheaper than a second write
 
@@ -178,12 +177,13 @@ class MediaHttpProtocol(BoundedHttpProtocol):
 
     def _as_before(self, data: bytes) -> bool:
         """Answer a request that is known but for its target."""
-        asked = _ASKED.fullmatch(data, 0, len(data) - len(self._rest))
-        if asked is None or not self._may_answer():
+        target = data[4 : -len(self._rest)]
+        if data[:5] != b"GET /" or target.translate(None, _PLAIN) or not self._may_answer():
             return False
+        path, _, query = target.partition(b"?")
         scope = {
-            "path": asked[1].decode("ascii"),
-            "query_string": asked[2] or b"",
+            "path": path.decode("ascii"),
+            "query_string": query,
             "headers": self._rest_headers,
             "client": self.client,
         }
