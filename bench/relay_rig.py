@@ -25,13 +25,13 @@ import uvloop
 
 from ledger.events import Segment
 from ledger.keys import KeyPair
+from relay.http import media_protocol
 from relay.ingest import IngestServer
 from relay.media.h264 import H264Config
 from relay.media.packager import Format, Packed
 from relay.node.cache import SegmentCache
 from relay.node.hub_client import HubClient
 from relay.origin.asgi import MediaApp
-from relay.origin.http import media_protocol
 from relay.origin.live import Catalogue, Live
 from relay.origin.settings import OriginSettings
 from relay.origin.store import RenditionStore

@@ -51,7 +51,7 @@ from ledger.services.nodes import prefix_commitment, see_at
 from ledger.store.database import connect_pool, create_sql_engine
 from ledger.verifiers import Verifiers
 from projections.queries import Queries, ReadModelUnavailable
-from relay.origin.http import media_protocol
+from relay.http import media_protocol
 from relay.origin.settings import OriginSettings
 from relay.ports import Unavailable
 from relay.service import Origin

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import structlog
 
+from relay.body import Body
 from relay.node.hub_client import HubError, Pulled
 
 log = structlog.get_logger()
@@ -34,7 +35,7 @@ class Busy(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    data: bytes | memoryview
+    body: Body
     repr_digest: bytes  # header value, as the hub gave it
 
 
@@ -67,11 +68,10 @@ class SegmentCache:
 
     async def get(self, rendition: UUID, sequence: int) -> Cached:
         """From memory or from the hub. Raises HubError, CorruptSegmentError or Busy."""
-        name = (rendition, sequence)
-        kept = self._kept.get(name)
+        kept = self.kept(rendition, sequence)
         if kept is not None:
-            self._kept.move_to_end(name)
             return kept
+        name = (rendition, sequence)
         joined = name in self._pulls
         try:
             return await asyncio.shield(
@@ -82,6 +82,13 @@ class SegmentCache:
                 raise
         # The pull had begun before this request, perhaps before the segment was published.
         return await asyncio.shield(self._pulling(name))
+
+    def kept(self, rendition: UUID, sequence: int) -> Cached | None:
+        """From memory, as one that is in use."""
+        kept = self._kept.get((rendition, sequence))
+        if kept is not None:
+            self._kept.move_to_end((rendition, sequence))
+        return kept
 
     async def close(self) -> None:
         pulls = list(self._pulls.values())
@@ -110,7 +117,7 @@ class SegmentCache:
                 pulled = await self._fetch(*name)
                 self.pulled_bytes += len(pulled.data)
                 if digest_of(pulled.repr_digest) == pulled.sha256:
-                    cached = Cached(pulled.data, pulled.repr_digest.encode("ascii"))
+                    cached = Cached(Body(pulled.data), pulled.repr_digest.encode("ascii"))
                     self._keep(name, cached)
                     return cached
                 self.corrupt += 1
@@ -123,10 +130,10 @@ class SegmentCache:
         raise CorruptSegmentError
 
     def _keep(self, name: tuple[UUID, int], cached: Cached) -> None:
-        if len(cached.data) > self._max_bytes:
+        if len(cached.body) > self._max_bytes:
             return
         self._kept[name] = cached
-        self.kept_bytes += len(cached.data)
+        self.kept_bytes += len(cached.body)
         while self.kept_bytes > self._max_bytes:
             _, gone = self._kept.popitem(last=False)
-            self.kept_bytes -= len(gone.data)
+            self.kept_bytes -= len(gone.body)

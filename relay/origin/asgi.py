@@ -15,8 +15,7 @@ from uuid import UUID
 import structlog
 
 from ledger.request import RequestAuthError, verify_request
-from relay.origin import playlist
-from relay.origin.answers import (
+from relay.answers import (
     CORS,
     METHODS,
     NO_STORE,
@@ -29,6 +28,8 @@ from relay.origin.answers import (
     problem,
     uuid_of,
 )
+from relay.http import WRITE_NOW
+from relay.origin import playlist
 from relay.origin.at_once import (
     MIME,
     SEGMENT_CACHE,
@@ -39,7 +40,6 @@ from relay.origin.at_once import (
     segment_headers,
     uri_for,
 )
-from relay.origin.http import WRITE_NOW
 from relay.origin.live import Catalogue, Live
 from relay.origin.redirects import VIA_HUB, Redirects, in_a_page
 from relay.origin.seats import Seats, reload_of

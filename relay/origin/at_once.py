@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Final
 from uuid import UUID
 
+from relay.answers import NO_STORE, Header, Respond, Scope, header, header_lines, peer_ip, uuid_of
 from relay.origin import playlist
-from relay.origin.answers import NO_STORE, Header, Respond, Scope, header, header_lines, peer_ip, uuid_of
 from relay.origin.live import Catalogue, Live
 from relay.origin.seats import Seats
 from relay.origin.store import RenditionStore

@@ -10,8 +10,8 @@ import uvicorn
 import uvloop
 
 from hub.origin import HTTP_CONNECTIONS
-from relay.node import http_protocol
-from relay.origin.http import media_protocol
+from relay import http_bounds
+from relay.http import media_protocol
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -22,7 +22,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 def test_a_connection_that_never_asks_is_closed_and_others_are_served(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http_protocol, "HEAD_S", 0.3)
+    monkeypatch.setattr(http_bounds, "HEAD_S", 0.3)
 
     async def scenario() -> None:
         listener = socket.create_server(("127.0.0.1", 0))

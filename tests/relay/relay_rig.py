@@ -14,8 +14,8 @@ import rtmp_client as rtmp
 import uvicorn
 
 from ledger.events import Segment
+from relay.http import media_protocol
 from relay.media.packager import PackagerSettings
-from relay.origin.http import media_protocol
 from relay.origin.settings import OriginSettings
 from relay.ports import Assignment, BroadcastGrant, StreamGrant, Unavailable, Unknown
 from relay.service import Origin

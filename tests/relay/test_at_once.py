@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from relay_rig import MemoryAuthority, MemorySteering
 
 from ledger.events import Segment
+from relay import http_bounds
 from relay.body import FILE_FROM, Body
+from relay.http import media_protocol
 from relay.media.h264 import H264Config
 from relay.media.packager import Format, Packed
-from relay.node import http_protocol
 from relay.origin.asgi import MediaApp
-from relay.origin.http import media_protocol
 from relay.origin.live import Catalogue, Live
 from relay.origin.settings import OriginSettings
 from relay.origin.store import RenditionStore
@@ -256,7 +256,7 @@ def test_garbage_in_the_middle_of_a_file_ends_the_connection_without_a_word():
 
 
 def test_who_goes_or_takes_nothing_in_the_middle_of_a_file_leaves_nothing_behind(monkeypatch):
-    monkeypatch.setattr(http_protocol, "STALL_S", 0.2)
+    monkeypatch.setattr(http_bounds, "STALL_S", 0.2)
 
     async def scenario() -> None:
         app, _ = media_app()

@@ -13,10 +13,10 @@ from typing import Any, Final, TypeAlias, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from relay.answers import RESPOND, Respond, Scope
 from relay.body import Body
-from relay.node.http_protocol import BoundedHttpProtocol
-from relay.origin.answers import RESPOND, Respond, Scope
-from relay.origin.filing import FileSender
+from relay.filing import FileSender
+from relay.http_bounds import BoundedHttpProtocol
 
 MEDIA_PATHS: Final = (b"/live/", b"/segments/")
 WRITE_NOW: Final = "relay.write_now"
@@ -125,11 +125,15 @@ def _head(status: int, default: list[tuple[bytes, bytes]], lines: bytes, length:
     return b"%b%b%bcontent-length: %d\r\n%b" % (STATUS_LINE[status], _lines_of(default), lines, length, end)
 
 
+def nothing_at_once(scope: Scope, respond: Respond, now_s: float) -> bool:  # noqa: ARG001
+    return False
+
+
 class MediaHttpProtocol(BoundedHttpProtocol):
     """For `uvicorn.Config(http=...)`. What `at_once` answers costs no task and, where the request's lines are those of
     the one before, no parsing either: only what the parser has read once, byte for byte, is known without it."""
 
-    at_once: AtOnce | None = None
+    at_once: AtOnce = staticmethod(nothing_at_once)
 
     _rest = b""  # of the last request: all behind its target
     _rest_headers: list[tuple[bytes, bytes]]
@@ -187,7 +191,6 @@ class MediaHttpProtocol(BoundedHttpProtocol):
             "headers": self._rest_headers,
             "client": self.client,
         }
-        assert self.at_once is not None
         if not self.at_once(scope, self._respond, self.loop.time()):
             return False
         self.server_state.total_requests += 1
@@ -197,8 +200,7 @@ class MediaHttpProtocol(BoundedHttpProtocol):
     def _may_answer(self) -> bool:
         """Whether a whole answer can be written now."""
         return (
-            self.at_once is not None
-            and self._between
+            self._between
             and self.cycle.response_complete
             and not self.flow.write_paused
             and not self.transport.is_closing()
@@ -209,10 +211,8 @@ class MediaHttpProtocol(BoundedHttpProtocol):
         return True
 
     def write_whole(self, head: bytes, body: bytes | Body) -> None:
-        if isinstance(body, Body):
-            file = body.file()
-            if file is not None and self._send_file(head, body, file):
-                return
+        if isinstance(body, Body) and self._send_file(head, body):
+            return
         data = body.data if isinstance(body, Body) else body
         if len(data) > _JOIN_BYTES:
             self.transport.write(head)
@@ -222,9 +222,12 @@ class MediaHttpProtocol(BoundedHttpProtocol):
 
     # --- files
 
-    def _send_file(self, head: bytes, body: Body, file: int) -> bool:
+    def _send_file(self, head: bytes, body: Body) -> bool:
         """False: nothing was sent."""
         if self.scheme != "http" or self.transport.get_write_buffer_size():
+            return False
+        file = body.file()
+        if file is None:
             return False
         if self._files is None:
             of = self.transport.get_extra_info("socket")
@@ -322,6 +325,6 @@ class MediaHttpProtocol(BoundedHttpProtocol):
 
 
 def media_protocol(at_once: AtOnce, *, max_connections: int) -> type[MediaHttpProtocol]:
-    """`at_once` answers GETs in place where it can: see `MediaApp`."""
+    """`at_once` answers GETs in place where it can: see `MediaApp`, `NodeApp`."""
     own = {"at_once": staticmethod(at_once), "max_connections": max_connections}
     return type("MediaHttpProtocol", (MediaHttpProtocol,), own)
