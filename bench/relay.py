@@ -1,4 +1,5 @@
 """The relay against other people's servers, each fed the same bytes at the same time (`make bench ONLY=relay`).
+`python -m bench.relay PART...` measures only these: ingest, listed, http, flv, pulls, republishes.
 
 A peer that this machine does not have costs its rows only: the reason goes to stderr. CPU is what the system charged
 to the processes of each side; the publishers and viewers that drive them are processes of their own and not counted.
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -456,12 +457,15 @@ def _has_rtmp() -> bool:
     return _MODULE.exists()
 
 
-async def measure() -> AsyncIterator[Row]:
+PARTS = ("ingest", "listed", "http", "flv", "pulls", "republishes")
+
+
+async def measure(chosen: Sequence[str] = PARTS) -> AsyncIterator[Row]:
     if shutil.which("ffmpeg") is None:
         skipped("relay", "ffmpeg, which makes the recording, is not installed")
         return
-    with tempfile.TemporaryDirectory(prefix="relay-bench-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="relay-bench-") as place:
+        folder = Path(place)
         recording = folder / "recording.flv"
         record(recording)
         nginx: Nginx | None = None
@@ -471,20 +475,19 @@ async def measure() -> AsyncIterator[Row]:
             skipped("nginx-rtmp", f"{_MODULE} is not there (Debian: libnginx-mod-rtmp)")
         ours = await Ours.up()
         ffmpegs = await Ffmpegs.up(folder, FFMPEGS)
+        parts: dict[str, Callable[[], AsyncIterator[Row]]] = {
+            "ingest": lambda: ingest(recording, ours, nginx, ffmpegs),
+            "listed": lambda: listed(recording, ours, nginx),
+            "http": lambda: http(ours, nginx),
+            "flv": lambda: flv(recording, ours, nginx),
+            "pulls": lambda: pulls(ours),
+            "republishes": lambda: republishes(recording, ours),
+        }
         try:
-            async for row in ingest(recording, ours, nginx, ffmpegs):
-                yield row
-            await ffmpegs.stop()
-            for part in (
-                listed(recording, ours, nginx),
-                http(ours, nginx),
-                flv(recording, ours, nginx),
-                pulls(ours),
-            ):
-                async for row in part:
+            for name in chosen:
+                async for row in parts[name]():
                     yield row
-            async for row in republishes(recording, ours):
-                yield row
+                await ffmpegs.stop()
         finally:
             await ffmpegs.stop()
             await ours.stop()
@@ -492,10 +495,10 @@ async def measure() -> AsyncIterator[Row]:
                 await nginx.stop()
 
 
-def rows() -> Iterator[Row]:
+def rows(chosen: Sequence[str] = PARTS) -> Iterator[Row]:
     """Each row as soon as it is known. Under ten minutes in all."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        found = measure()
+        found = measure(chosen)
         try:
             while True:
                 try:
@@ -507,7 +510,7 @@ def rows() -> Iterator[Row]:
 
 
 def main() -> None:
-    for row in rows():
+    for row in rows(sys.argv[1:] or PARTS):
         print(json.dumps(row.as_dict()), flush=True)
 
 

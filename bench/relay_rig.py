@@ -25,13 +25,13 @@ import uvloop
 
 from ledger.events import Segment
 from ledger.keys import KeyPair
+from relay.http import media_protocol
 from relay.ingest import IngestServer
 from relay.media.h264 import H264Config
 from relay.media.packager import Format, Packed
 from relay.node.cache import SegmentCache
 from relay.node.hub_client import HubClient
 from relay.origin.asgi import MediaApp
-from relay.origin.http import MediaHttpProtocol
 from relay.origin.live import Catalogue, Live
 from relay.origin.settings import OriginSettings
 from relay.origin.store import RenditionStore
@@ -80,6 +80,12 @@ class Steering:
     async def session_slug(self, session_id: UUID) -> str | None:
         return self.slug
 
+    def known_assignment(self, session_id: UUID, rendition_id: UUID, next_sequence: int) -> Assignment | None:
+        return None
+
+    def known_slug(self, session_id: UUID) -> str | None:
+        return self.slug
+
     slug = "s0"
 
     def observe_poll(self, session_id: UUID, sequences: Sequence[int], peer_ip: str) -> None: ...
@@ -96,10 +102,6 @@ class _Publisher:
     silent_s = 0.0
 
     def expel(self, reason: str) -> None: ...
-
-
-class _Http(MediaHttpProtocol):
-    max_connections = 20_000  # as the hub's
 
 
 async def origin(low_latency: bool) -> None:
@@ -121,7 +123,7 @@ async def origin(low_latency: bool) -> None:
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http=_Http,
+            http=media_protocol(app.at_once, max_connections=20_000),  # as the hub's
             lifespan="off",
             access_log=False,
             log_level="error",

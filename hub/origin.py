@@ -53,7 +53,7 @@ from ledger.services.nodes import prefix_commitment, see_at
 from ledger.store.database import connect_pool, create_sql_engine
 from ledger.verifiers import Verifiers
 from projections.queries import Queries, ReadModelUnavailable
-from relay.origin.http import MediaHttpProtocol
+from relay.http import media_protocol
 from relay.origin.settings import OriginSettings
 from relay.ports import Unavailable
 from relay.service import Origin
@@ -64,18 +64,13 @@ POOL_THREADS: Final = 8
 INGEST_THREADS: Final = 3
 MEDIA_PATHS: Final = ("/live/", "/segments/", "/vod/")
 RECORDINGS: Final = "recordings"
+HTTP_CONNECTIONS: Final = 20_000
 LIVENESS_EVERY_S: Final = 1.0
 HEALTH_EVERY_S: Final = 10.0
 OBSERVE_EVERY_S: Final = 5.0
 REAP_EVERY_S: Final = 5.0
 SWEEP_EVERY_S: Final = 600.0
 STOP_PATIENCE_S: Final = 2
-
-
-class HubHttpProtocol(MediaHttpProtocol):
-    """Connections that say nothing, or take nothing, do not hold one for ever."""
-
-    max_connections = 20_000
 
 
 class OriginProcess:
@@ -193,7 +188,8 @@ class OriginProcess:
         server = uvicorn.Server(
             uvicorn.Config(
                 self.asgi,
-                http=HubHttpProtocol,
+                # Connections that say nothing, or take nothing, do not hold one for ever.
+                http=media_protocol(self._origin.asgi.at_once, max_connections=HTTP_CONNECTIONS),
                 interface="asgi3",
                 lifespan="off",
                 access_log=False,

@@ -36,7 +36,7 @@ from ledger.services.delivery import DeliveryDesk
 from ledger.services.nodes import prefix_commitment
 from ledger.services.streams import load_stream
 from ledger.ticket import Ticket, ViewerClass
-from relay.ports import Assignment, Unavailable
+from relay.ports import Assignment, Unavailable, Unknown
 
 log = structlog.get_logger()
 
@@ -192,10 +192,17 @@ class LedgerSteering:
 
     async def session_slug(self, session_id: UUID) -> str | None:
         """The stream a session belongs to; None for a session nobody opened."""
-        viewing = self._sessions.get(session_id) or await self._in_pool(self._recall, session_id)
+        if session_id not in self._sessions:
+            viewing = await self._in_pool(self._recall, session_id)
+            if viewing is None:
+                return None
+            self._remember(session_id, viewing)
+        return self.known_slug(session_id)
+
+    def known_slug(self, session_id: UUID) -> str | None:
+        viewing = self._sessions.get(session_id)
         if viewing is None:
             return None
-        viewing = self._remember(session_id, viewing)
         viewing.seen_s = time.monotonic()
         return viewing.slug
 
@@ -237,12 +244,20 @@ class LedgerSteering:
         content = sum(v.node_id == nid and v.seen_s > now - SEEN_S for v in self._sessions.values())
         return len(recent) * SUSPECT_SHARE >= content
 
-    async def assignment(self, session_id: UUID, rendition_id: UUID, next_sequence: int) -> Assignment | None:
+    def known_assignment(self, session_id: UUID, rendition_id: UUID, next_sequence: int) -> Assignment | None:
         viewing = self._sessions.get(session_id)
         if viewing is None:
             return None
         if self._still_good(viewing, rendition_id, next_sequence):
             return viewing.assignment
+        if viewing.assignment is None and not self._live:
+            return None
+        raise Unknown
+
+    async def assignment(self, session_id: UUID, rendition_id: UUID, next_sequence: int) -> Assignment | None:
+        viewing = self._sessions.get(session_id)
+        if viewing is None:
+            return None
         async with viewing.renewing:
             if self._still_good(viewing, rendition_id, next_sequence):
                 return viewing.assignment

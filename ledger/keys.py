@@ -35,14 +35,17 @@ class KeyPair:
     """A secret key from a 32-byte seed. `repr` shows the public half only, so that it may stand in a log line."""
 
     seed: bytes = field(repr=False)
+    # Made of the seed once: deriving it costs as much as a signature.
+    _signing: SigningKey = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.seed) != SEED_BYTES:
             raise ValueError("an Ed25519 seed is 32 bytes")
+        object.__setattr__(self, "_signing", SigningKey(self.seed))
 
     @property
     def public_key(self) -> bytes:
-        return bytes(SigningKey(self.seed).verify_key)
+        return bytes(self._signing.verify_key)
 
     @property
     def key_id(self) -> bytes:
@@ -50,4 +53,4 @@ class KeyPair:
 
     def sign(self, domain: bytes, body: bytes) -> bytes:
         """64-byte signature over `domain + body`."""
-        return SigningKey(self.seed).sign(domain + body).signature
+        return self._signing.sign(domain + body).signature

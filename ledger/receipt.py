@@ -24,7 +24,7 @@ SIGNED_BYTES: Final = BODY_BYTES + SIGNATURE_BYTES
 MAX_BASE_SEQUENCE: Final = (1 << 63) - 1 - BITMAP_BITS
 
 
-def segment_digest(nonce: bytes, segment: bytes) -> bytes:
+def segment_digest(nonce: bytes, segment: bytes | memoryview) -> bytes:
     """SHA-256(nonce + segment bytes): what only somebody who has the bytes can compute."""
     h = hashlib.sha256(nonce)
     h.update(segment)

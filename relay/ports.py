@@ -18,6 +18,10 @@ class Unavailable(Exception):
     """The ledger or the database behind it does not answer at the moment. Transient: try again."""
 
 
+class Unknown(Exception):
+    """The answer is not at hand: ask."""
+
+
 @dataclass(frozen=True, slots=True)
 class StreamGrant:
     """A stream key was right."""
@@ -86,8 +90,16 @@ class Steering(Protocol):
         """
         ...
 
+    def known_assignment(self, session_id: UUID, rendition_id: UUID, next_sequence: int) -> Assignment | None:
+        """What `assignment` would answer without waiting for anybody. Raises Unknown."""
+        ...
+
     async def session_slug(self, session_id: UUID) -> str | None:
         """The stream a live session belongs to; None for a session nobody opened or that has expired."""
+        ...
+
+    def known_slug(self, session_id: UUID) -> str | None:
+        """The same of a session that is in memory; None for any other."""
         ...
 
     def observe_poll(self, session_id: UUID, sequences: Sequence[int], peer_ip: str) -> None:

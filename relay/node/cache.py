@@ -7,7 +7,6 @@ exceed `max_bytes`; at most one pull per segment is under way.
 import asyncio
 import base64
 import binascii
-import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ from uuid import UUID
 
 import structlog
 
-from relay.node.hub_client import HubError
+from relay.body import Body
+from relay.node.hub_client import HubError, Pulled
 
 log = structlog.get_logger()
 
 MAX_PULLS: Final = 16
 MAX_WAITING_PULLS: Final = 256
-Fetch = Callable[[UUID, int], Awaitable[tuple[bytes, str]]]
+Fetch = Callable[[UUID, int], Awaitable[Pulled]]
 
 
 class CorruptSegmentError(Exception):
@@ -35,7 +35,7 @@ class Busy(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    data: bytes
+    body: Body
     repr_digest: bytes  # header value, as the hub gave it
 
 
@@ -68,11 +68,10 @@ class SegmentCache:
 
     async def get(self, rendition: UUID, sequence: int) -> Cached:
         """From memory or from the hub. Raises HubError, CorruptSegmentError or Busy."""
-        name = (rendition, sequence)
-        kept = self._kept.get(name)
+        kept = self.kept(rendition, sequence)
         if kept is not None:
-            self._kept.move_to_end(name)
             return kept
+        name = (rendition, sequence)
         joined = name in self._pulls
         try:
             return await asyncio.shield(
@@ -84,6 +83,13 @@ class SegmentCache:
         # The pull had begun before this request, perhaps before the segment was published.
         return await asyncio.shield(self._pulling(name))
 
+    def kept(self, rendition: UUID, sequence: int) -> Cached | None:
+        """From memory, as one that is in use."""
+        kept = self._kept.get((rendition, sequence))
+        if kept is not None:
+            self._kept.move_to_end((rendition, sequence))
+        return kept
+
     async def close(self) -> None:
         pulls = list(self._pulls.values())
         for pull in pulls:
@@ -92,7 +98,7 @@ class SegmentCache:
 
     def _pulling(self, name: tuple[UUID, int]) -> asyncio.Task[Cached]:
         pull = self._pulls.get(name)
-        if pull is None:
+        if pull is None or pull.done():  # done: it failed, and its callback has not run yet
             if len(self._pulls) >= MAX_WAITING_PULLS:
                 raise Busy
             pull = self._pulls[name] = asyncio.create_task(self._pull(name))
@@ -100,17 +106,18 @@ class SegmentCache:
         return pull
 
     def _pulled(self, name: tuple[UUID, int], task: asyncio.Task[Cached]) -> None:
-        del self._pulls[name]
+        if self._pulls.get(name) is task:
+            del self._pulls[name]
         if not task.cancelled():
             task.exception()  # looked at, also when every viewer who waited has gone
 
     async def _pull(self, name: tuple[UUID, int]) -> Cached:
         async with self._slots:
             for attempt in (1, 2):
-                data, header = await self._fetch(*name)
-                self.pulled_bytes += len(data)
-                if digest_of(header) == hashlib.sha256(data).digest():
-                    cached = Cached(data, header.encode("ascii"))
+                pulled = await self._fetch(*name)
+                self.pulled_bytes += len(pulled.data)
+                if digest_of(pulled.repr_digest) == pulled.sha256:
+                    cached = Cached(Body(pulled.data), pulled.repr_digest.encode("ascii"))
                     self._keep(name, cached)
                     return cached
                 self.corrupt += 1
@@ -123,10 +130,10 @@ class SegmentCache:
         raise CorruptSegmentError
 
     def _keep(self, name: tuple[UUID, int], cached: Cached) -> None:
-        if len(cached.data) > self._max_bytes:
+        if len(cached.body) > self._max_bytes:
             return
         self._kept[name] = cached
-        self.kept_bytes += len(cached.data)
+        self.kept_bytes += len(cached.body)
         while self.kept_bytes > self._max_bytes:
             _, gone = self._kept.popitem(last=False)
-            self.kept_bytes -= len(gone.data)
+            self.kept_bytes -= len(gone.body)

@@ -33,7 +33,7 @@ class PlainClaims:
         self._now_s = now_s
         self._delivered: OrderedDict[bytes, _Delivered] = OrderedDict()
 
-    def delivered(self, admitted: Admitted, sequence: int, segment: bytes) -> None:
+    def delivered(self, admitted: Admitted, sequence: int, segment: bytes | memoryview) -> None:
         """A player got all of this segment under this ticket."""
         entry = self._delivered.get(admitted.hash)
         if entry is None:

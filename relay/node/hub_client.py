@@ -4,8 +4,10 @@ Invariant: a method returns a complete, well-formed answer or raises HubError; n
 but signatures (ledger.request).
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
@@ -18,7 +20,7 @@ from ledger.batch import Batch
 from ledger.keys import PUBLIC_KEY_BYTES, KeyPair
 from ledger.request import MAX_SKEW_S, sign_request
 from ledger.verdict import Verdict
-from relay.node.pull_client import PullClient, PullError, Unfit
+from relay.node.pull_client import Answer, PullClient, PullError, Unfit
 
 MAX_JSON_BYTES: Final = 1024 * 1024
 MAX_SEGMENT_BYTES: Final = 32 * 1024 * 1024
@@ -37,6 +39,15 @@ class HubError(Exception):
         super().__init__(message)
         self.status = status
         self.transient = transient
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """A segment as it came."""
+
+    data: bytes | memoryview
+    sha256: bytes  # of the data
+    repr_digest: str  # the hub's `Repr-Digest` header; "" when there is none
 
 
 class Joined(msgspec.Struct, frozen=True):
@@ -171,25 +182,24 @@ class HubClient:
             "POST", "/api/nodes/me/upload", data, MAX_JSON_BYTES, content_type="application/octet-stream"
         )
 
-    async def segment(self, rendition: UUID, sequence: int) -> tuple[bytes, str]:
-        """A segment's bytes and its `Repr-Digest` header ("" when there is none), not compared here.
+    async def segment(self, rendition: UUID, sequence: int) -> Pulled:
+        """A segment. What it hashes to and what the hub says are not compared here.
 
         The hub may hold the request for some seconds when the segment is the next to come; then HubError 404.
         """
         path = f"/segments/{rendition}/{sequence}.ts"
-        headers: Mapping[str, str]
         if self._pulls.direct:
             try:
-                headers, data = await self._pull(path)
-                return data, headers.get("repr-digest", "")
+                answer = await self._pull(path)
+                return Pulled(answer.body, answer.sha256, answer.headers.get("repr-digest", ""))
             except Unfit:
                 self._pulls.direct = (
                     False  # something in front of the hub leaves the length out, and will again
                 )
         headers, data = await self._send("GET", path, b"", MAX_SEGMENT_BYTES)
-        return data, headers.get("repr-digest", "")
+        return Pulled(data, hashlib.sha256(data).digest(), headers.get("repr-digest", ""))
 
-    async def _pull(self, path: str) -> tuple[Mapping[str, str], bytes]:
+    async def _pull(self, path: str) -> Answer:
         target = self._prefix + path
         signed = sign_request(self._key, "GET", target, b"", now_s=int(self._now_s()))
         try:
@@ -198,7 +208,7 @@ class HubClient:
             raise HubError(f"no answer from {self.hub_url}: {e or type(e).__name__}") from e
         if answer.status // 100 != 2:
             raise self._refusal(answer.status, answer.headers, answer.body)
-        return answer.headers, answer.body
+        return answer
 
     async def _json(self, method: str, path: str, body: dict[str, Any] | None, kind: type[_T]) -> _T:
         sent = b"" if body is None else msgspec.json.encode(body)
@@ -224,7 +234,7 @@ class HubClient:
             raise self._refusal(response.status_code, response.headers, data)
         return response.headers, data
 
-    def _refusal(self, status: int, headers: Mapping[str, str], data: bytes) -> HubError:
+    def _refusal(self, status: int, headers: Mapping[str, str], data: bytes | memoryview) -> HubError:
         try:
             problem = msgspec.json.decode(data, type=_Problem)
             said = problem.detail or problem.title

@@ -1,11 +1,13 @@
-"""GET over kept HTTP/1.1 connections, for segments: the body is read from the socket straight into its place.
+"""GET over kept HTTP/1.1 connections, for segments: the body is read from the socket straight into its place, and
+hashed while it comes.
 
-Invariant: `get` returns one complete answer of at most `limit` bytes, or raises; a connection is used again only after
-an answer whose length was known and which left nothing over. An answer without a length raises `Unfit`: the caller
-then asks in the general way (HubClient), which costs several times as much.
+Invariant: `get` returns one complete answer of at most `limit` bytes with the hash of exactly these, or raises; a
+connection is used again only after an answer whose length was known and which left nothing over. An answer without a
+length raises `Unfit`: the caller then asks in the general way (HubClient), which costs several times as much.
 """
 
 import asyncio
+import hashlib
 import ssl
 from dataclasses import dataclass
 from typing import Final
@@ -18,7 +20,7 @@ MAX_HEAD_BYTES: Final = 16 * 1024
 MAX_IDLE: Final = 16
 CONNECT_S: Final = 5.0
 STALL_S: Final = 10.0  # without a byte
-KEPT_BYTES: Final = 4 << 20  # of room for a body between two answers
+_SPARE: Final = 1  # room behind a body: a read that leaves some of its room empty need not be tried again
 
 
 class PullError(Exception):
@@ -33,7 +35,8 @@ class Unfit(Exception):
 class Answer:
     status: int
     headers: dict[str, str]  # lower-case names
-    body: bytes
+    body: memoryview
+    sha256: bytes  # of the body
 
 
 class _Connection(asyncio.BufferedProtocol):
@@ -44,15 +47,17 @@ class _Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[Answer] | None = None
         self._limit = 0
+        self._stall: asyncio.TimerHandle | None = None
         self._head = bytearray(MAX_HEAD_BYTES)
-        self._body = bytearray()  # room that is used again: memory that is new costs as much as its bytes
         self.received = 0  # bytes of the answer so far
         self._begin()
 
     def _begin(self) -> None:
         self._head_bytes = 0
         self._length: int | None = None  # of the body, once its head is there
+        self._body = memoryview(b"")
         self._body_bytes = 0
+        self._hash = hashlib.sha256()
         self._headers: dict[str, str] = {}
         self._status, self._keep = 0, False
         self._parser = httptools.HttpResponseParser(self)
@@ -66,17 +71,20 @@ class _Connection(asyncio.BufferedProtocol):
         self._limit, self.received = limit, 0
         answer: asyncio.Future[Answer] = self._loop.create_future()
         self._answer = answer
+        self._stall = self._loop.call_later(STALL_S, self._look, 0)
         self._transport.write(request)
-        seen = -1
         try:
-            while not answer.done():
-                if seen == self.received:
-                    raise PullError(f"not a byte for {STALL_S:.0f} s")
-                seen = self.received
-                await asyncio.wait([answer], timeout=STALL_S)
-            return answer.result()
+            return await answer
         finally:
             self._answer = None
+            self._stall.cancel()
+
+    def _look(self, seen: int) -> None:
+        """From time to time: `seen` bytes had come when it was looked last."""
+        if seen == self.received:
+            self._fail(PullError(f"not a byte for {STALL_S:.0f} s"))
+        else:
+            self._stall = self._loop.call_later(STALL_S, self._look, self.received)
 
     @property
     def reusable(self) -> bool:
@@ -99,7 +107,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
         if self._length is not None:
-            return memoryview(self._body)[self._body_bytes : self._length]
+            return self._body[self._body_bytes :]
         return memoryview(self._head)[self._head_bytes :]
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -107,9 +115,7 @@ class _Connection(asyncio.BufferedProtocol):
         if self._answer is None or self._answer.done():
             self.close()  # more than was asked for
         elif self._length is not None:
-            self._body_bytes += nbytes
-            if self._body_bytes == self._length:
-                self._complete()
+            self._take_body(self._body_bytes + nbytes)
         else:
             self._head_bytes += nbytes
             self._take_head()
@@ -149,20 +155,28 @@ class _Connection(asyncio.BufferedProtocol):
         if length > self._limit or over > length:
             self._fail(PullError(f"the answer is larger than {self._limit} bytes, or than it says"))
             return
-        if len(self._body) < length:
-            self._body = bytearray(length)
+        self._length, self._body = length, memoryview(bytearray(length + _SPARE))
         self._body[:over] = self._head[end : self._head_bytes]
-        self._length, self._body_bytes = length, over
-        if over == length:
+        self._take_body(over)
+
+    # --- the body
+
+    def _take_body(self, to: int) -> None:
+        """It is there up to `to`."""
+        assert self._length is not None
+        if to > self._length:
+            self._fail(PullError("the answer is larger than it says"))
+            return
+        self._hash.update(self._body[self._body_bytes : to])
+        self._body_bytes = to
+        if to == self._length:
             self._complete()
 
     def _complete(self) -> None:
         assert self._answer is not None
-        body = bytes(memoryview(self._body)[: self._length])
-        self._length, self._head_bytes = None, 0
-        if len(self._body) > KEPT_BYTES:
-            self._body = bytearray()
-        self._answer.set_result(Answer(self._status, self._headers, body))
+        body = self._body[: self._length].toreadonly()
+        self._length, self._head_bytes, self._body = None, 0, memoryview(b"")
+        self._answer.set_result(Answer(self._status, self._headers, body, self._hash.digest()))
         if not self._keep:
             self.close()
 

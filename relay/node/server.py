@@ -16,7 +16,7 @@ from typing import Any, Final
 import structlog
 import uvicorn
 
-from relay.node.http_protocol import BoundedHttpProtocol
+from relay.http import AtOnce, media_protocol, nothing_at_once
 
 log = structlog.get_logger()
 
@@ -69,20 +69,25 @@ class Server(uvicorn.Server):
         yield
 
 
-def server(app: Any, *, max_connections: int, context: ssl.SSLContext | None = None) -> Server:
-    """Over TLS when a context is given."""
-    config = bounded_config(app, max_connections=max_connections)
+def server(
+    app: Any,
+    *,
+    max_connections: int,
+    context: ssl.SSLContext | None = None,
+    at_once: AtOnce = nothing_at_once,
+) -> Server:
+    """Over TLS when a context is given. `at_once`: see `NodeApp`."""
+    config = bounded_config(app, max_connections=max_connections, at_once=at_once)
     config.load()
     config.ssl = context
     return Server(config)
 
 
-def bounded_config(app: Any, *, max_connections: int) -> uvicorn.Config:
+def bounded_config(app: Any, *, max_connections: int, at_once: AtOnce = nothing_at_once) -> uvicorn.Config:
     """For a small ASGI application that strangers may reach: bounded, and silent about itself."""
-    protocol = type("NodeHttpProtocol", (BoundedHttpProtocol,), {"max_connections": max_connections})
     return uvicorn.Config(
         app,
-        http=protocol,
+        http=media_protocol(at_once, max_connections=max_connections),
         ws="none",
         lifespan="off",
         log_config=None,

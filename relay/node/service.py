@@ -204,9 +204,8 @@ class _Node:
     ) -> None:
         tls = self._options.tls
         context = tls_context(tls) if tls else None
-        servers = [
-            (server(self._app(), max_connections=self._options.max_connections, context=context), listener)
-        ]
+        app, most = self._app(), self._options.max_connections
+        servers = [(server(app, max_connections=most, context=context, at_once=app.at_once), listener)]
         if page is not None:
             servers.append((server(NodePage(self._status.owner), max_connections=PAGE_CONNECTIONS), page))
         try:

@@ -84,6 +84,15 @@ class TicketGate:
             self._verified[text] = admitted
             if len(self._verified) > MAX_VERIFIED:
                 self._verified.popitem(last=False)
+        return self._allows(admitted, rendition, sequence)
+
+    def known(self, text: str, rendition: UUID, sequence: int) -> Admitted | None:
+        """As `admit`, of a ticket that was verified before; None for any other. Raises TicketRefused."""
+        admitted = self._verified.get(text)
+        return None if admitted is None else self._allows(admitted, rendition, sequence)
+
+    @staticmethod
+    def _allows(admitted: Admitted, rendition: UUID, sequence: int) -> Admitted:
         ticket = admitted.ticket
         if ticket.rendition_id != rendition:
             raise TicketRefused(403, "wrong-rendition", "the ticket is for another rendition")

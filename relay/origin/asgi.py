@@ -6,8 +6,6 @@ the hub then serves the segments itself.
 """
 
 import asyncio
-import base64
-import functools
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -17,8 +15,7 @@ from uuid import UUID
 import structlog
 
 from ledger.request import RequestAuthError, verify_request
-from relay.origin import playlist
-from relay.origin.answers import (
+from relay.answers import (
     CORS,
     METHODS,
     NO_STORE,
@@ -29,10 +26,21 @@ from relay.origin.answers import (
     header,
     peer_ip,
     problem,
+    uuid_of,
 )
-from relay.origin.http import WRITE_NOW
+from relay.http import WRITE_NOW
+from relay.origin import playlist
+from relay.origin.at_once import (
+    MIME,
+    SEGMENT_CACHE,
+    SLUG,
+    UUID_,
+    AtOnce,
+    is_listing,
+    segment_headers,
+    uri_for,
+)
 from relay.origin.live import Catalogue, Live
-from relay.origin.prompt import within
 from relay.origin.redirects import VIA_HUB, Redirects, in_a_page
 from relay.origin.seats import Seats, reload_of
 from relay.origin.settings import OriginSettings
@@ -40,25 +48,20 @@ from relay.origin.stills import Stills
 from relay.origin.store import RenditionStore, Stored
 from relay.origin.viewers import Viewers
 from relay.origin.vod import VodApp
-from relay.ports import Assignment, Steering, Unavailable
+from relay.ports import Assignment, Steering, Unavailable, Unknown
 
 log = structlog.get_logger()
-_SLUG: Final = r"([a-z0-9][a-z0-9-]{1,38})"
-_UUID: Final = r"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
-_MASTER: Final = re.compile(rf"/live/{_SLUG}\.m3u8")
-_STILL: Final = re.compile(rf"/live/{_SLUG}\.jpg")
-_FLV: Final = re.compile(rf"/live/{_SLUG}\.flv")
-_MEDIA: Final = re.compile(rf"/live/{_SLUG}/{_UUID}/index\.m3u8")
-_SEGMENT: Final = re.compile(rf"/live/{_SLUG}/{_UUID}/(\d{{1,18}})\.(?:ts|m4s)")
-_PART: Final = re.compile(rf"/live/{_SLUG}/{_UUID}/(\d{{1,18}})\.(\d{{1,6}})\.m4s")
-_INIT: Final = re.compile(rf"/live/{_SLUG}/{_UUID}/init-([0-9a-f]{{16}})\.mp4")
-_PULL: Final = re.compile(rf"/segments/{_UUID}/(\d{{1,18}})\.(?:ts|m4s)")
-_MIME: Final = {"ts": b"video/mp2t", "m4s": b"video/mp4"}
-_SEGMENT_CACHE: Final = (b"cache-control", b"public, max-age=60, immutable")
+_MASTER: Final = re.compile(rf"/live/{SLUG}\.m3u8")
+_STILL: Final = re.compile(rf"/live/{SLUG}\.jpg")
+_FLV: Final = re.compile(rf"/live/{SLUG}\.flv")
+_MEDIA: Final = re.compile(rf"/live/{SLUG}/{UUID_}/index\.m3u8")
+_SEGMENT: Final = re.compile(rf"/live/{SLUG}/{UUID_}/(\d{{1,18}})\.(?:ts|m4s)")
+_PART: Final = re.compile(rf"/live/{SLUG}/{UUID_}/(\d{{1,18}})\.(\d{{1,6}})\.m4s")
+_INIT: Final = re.compile(rf"/live/{SLUG}/{UUID_}/init-([0-9a-f]{{16}})\.mp4")
+_PULL: Final = re.compile(rf"/segments/{UUID_}/(\d{{1,18}})\.(?:ts|m4s)")
 MAX_WAITING: Final = 8
 _RETRY: Final = (b"retry-after", b"2")
 _VIA_HUB: Final = VIA_HUB[1:].encode()
-_uuid: Final = functools.lru_cache(4096)(UUID)  # a player asks with the same one every two seconds
 
 
 class MediaApp:
@@ -78,6 +81,11 @@ class MediaApp:
         self._stills = Stills(settings.still_every_s) if settings.still_every_s else None
         self._vod = VodApp(settings.recordings) if settings.recordings is not None else None
         self.sent_bytes = 0
+        # Answers a GET in place. False: it is to be asked as usual, and nothing has happened.
+        self.at_once = AtOnce(catalogue, steering, self.viewers, self._seats, self._sent).answer
+
+    def _sent(self, count: int) -> None:
+        self.sent_bytes += count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -97,13 +105,13 @@ class MediaApp:
         elif match := _MEDIA.fullmatch(path):
             await self._media(scope, send, match[1], match[2])
         elif match := _SEGMENT.fullmatch(path):
-            await self._segment(scope, send, match[1], _uuid(match[2]), int(match[3]))
+            await self._segment(scope, send, match[1], uuid_of(match[2]), int(match[3]))
         elif match := _PART.fullmatch(path):
-            await self._part(scope, send, match[1], _uuid(match[2]), int(match[3]), int(match[4]))
+            await self._part(scope, send, match[1], uuid_of(match[2]), int(match[3]), int(match[4]))
         elif match := _INIT.fullmatch(path):
-            await self._init(scope, send, match[1], _uuid(match[2]), match[3])
+            await self._init(scope, send, match[1], uuid_of(match[2]), match[3])
         elif match := _PULL.fullmatch(path):
-            await self._pull(scope, send, _uuid(match[1]), int(match[2]))
+            await self._pull(scope, send, uuid_of(match[1]), int(match[2]))
         elif match := _MASTER.fullmatch(path):
             await self._master(scope, send, match[1])
         elif match := _FLV.fullmatch(path):
@@ -123,7 +131,7 @@ class MediaApp:
         while (live := self._catalogue.lives.get(slug)) is not None or returning:
             store = live.rendition if live is not None else None
             if live is not None:
-                if store is not None and store.listed and (store.ended is False or not live.on_air):
+                if is_listing(live):
                     return store
                 if not live.on_air:
                     return None
@@ -162,7 +170,7 @@ class MediaApp:
         await answer(scope, send, 200, playlist.CONTENT_TYPE, body, (NO_STORE,))
 
     async def _media(self, scope: Scope, send: Send, slug: str, session_text: str) -> None:
-        session = _uuid(session_text)
+        session = uuid_of(session_text)
         if not await self._session_is_for(scope, send, slug, session):
             return
         # A hub that has just started again has its players back before its publishers. VLC gives up for good after
@@ -186,7 +194,8 @@ class MediaApp:
         if assignment is None and not parts and not via_hub:
             body = playlist.at_hub(store, f"/live/{slug}/{session_text}/")
         else:
-            uri = self._uri(slug, session, store, assignment, VIA_HUB if via_hub else "")
+            query = VIA_HUB if via_hub else ""
+            uri = uri_for(self._steering, f"/live/{slug}/{session_text}/", session, store, assignment, query)
             body = playlist.media(store, uri, parts=parts)
         if scope["method"] == "GET" and not (parts and wanted is not None):
             # Who plays parts has them from the hub: nothing that is listed here may be claimed for a node.
@@ -230,28 +239,15 @@ class MediaApp:
     async def _assignment(self, session: UUID, store: RenditionStore) -> Assignment | None:
         head = store.listed[-1].segment.sequence
         try:
-            asked = self._steering.assignment(session, store.rendition_id, head)
-            return await within(self._settings.steering_timeout_s, asked)
+            return self._steering.known_assignment(session, store.rendition_id, head)
+        except Unknown:
+            pass
+        try:
+            async with asyncio.timeout(self._settings.steering_timeout_s):
+                return await self._steering.assignment(session, store.rendition_id, head)
         except (Unavailable, TimeoutError) as e:
             log.warning("steering_unavailable", error=type(e).__name__)
             return None
-
-    def _uri(
-        self, slug: str, session: UUID, store: RenditionStore, assignment: Assignment | None, query: str
-    ) -> Callable[[int], str]:
-        hub, ending = f"/live/{slug}/{session}/", f".{store.extension}"
-        if assignment is None:
-            return lambda sequence: f"{hub}{sequence}{ending}{query}"
-        ticket, steering = assignment.ticket.ticket, self._steering
-        base = f"{assignment.node_url}/segments/{store.rendition_id}/"
-        with_ticket = f"{ending}?t={assignment.ticket.encode_url()}"
-
-        def uri(sequence: int) -> str:
-            if ticket.covers(sequence) and not steering.pointed_at_hub(session, sequence):
-                return f"{base}{sequence}{with_ticket}"
-            return f"{hub}{sequence}{ending}"
-
-        return uri
 
     async def _session_is_for(self, scope: Scope, send: Send, slug: str, session: UUID) -> bool:
         """Whether the session is alive and belongs to the stream; answers the request when not."""
@@ -316,7 +312,7 @@ class MediaApp:
             await problem(scope, send, 404, "No such part", "it is over, or not there yet")
             return
         self.viewers.saw(slug, session, asyncio.get_running_loop().time())
-        await answer(scope, send, 200, _MIME["m4s"], data, (_SEGMENT_CACHE,))
+        await answer(scope, send, 200, MIME["m4s"], data, (SEGMENT_CACHE,))
         if scope["method"] == "GET":
             self.sent_bytes += len(data)
 
@@ -328,7 +324,7 @@ class MediaApp:
         if init is None:
             await problem(scope, send, 404, "No such file", "nothing that is listed needs it")
             return
-        await answer(scope, send, 200, _MIME["m4s"], init, (_SEGMENT_CACHE,))
+        await answer(scope, send, 200, MIME["m4s"], init, (SEGMENT_CACHE,))
 
     def _rendition(self, slug: str) -> RenditionStore | None:
         live = self._catalogue.lives.get(slug)
@@ -368,17 +364,16 @@ class MediaApp:
 
     async def _send_segment(self, scope: Scope, send: Send, store: RenditionStore, stored: Stored) -> bool:
         """Whether its bytes were sent: not for a HEAD, nor to somebody who says to have them."""
-        digest = b"sha-256=:" + base64.b64encode(stored.segment.sha256) + b":"  # RFC 9530
-        headers = ((b"etag", stored.etag), (b"repr-digest", digest), _SEGMENT_CACHE)
+        headers = segment_headers(stored.etag, stored.segment.sha256)
         known = header(scope, b"if-none-match")
         if known is not None and stored.etag in known:
             await send({"type": "http.response.start", "status": 304, "headers": [*CORS, *headers]})
             await send({"type": "http.response.body", "body": b""})
             return False
-        await answer(scope, send, 200, _MIME[store.extension], stored.data, headers)
+        await answer(scope, send, 200, MIME[store.extension], stored.body, headers)
         if scope["method"] != "GET":
             return False
-        self.sent_bytes += len(stored.data)
+        self.sent_bytes += len(stored.body)
         return True
 
     async def _still(self, scope: Scope, send: Send, slug: str) -> None:

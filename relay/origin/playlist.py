@@ -53,9 +53,9 @@ def at_hub(store: RenditionStore, base: str) -> bytes:
     """The same without parts and with each segment at `base`: but for that, put together once for all viewers."""
     state = (store.next_sequence, store.ended)
     if store.page is None or store.page[0] != state:
-        text = media(store, lambda sequence: f"\0{sequence}.{store.extension}").decode()
-        store.page = (state, text)
-    return store.page[1].replace("\0", base).encode()
+        text = media(store, lambda sequence: f"\0{sequence}.{store.extension}")
+        store.page = (state, text.split(b"\0"))
+    return base.encode().join(store.page[1])
 
 
 def _growing(store: RenditionStore, init: bytes) -> str:

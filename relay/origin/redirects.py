@@ -10,7 +10,7 @@ from collections import OrderedDict
 from typing import Final
 from uuid import UUID
 
-from relay.origin.answers import Scope, header
+from relay.answers import Scope, header
 
 MAX_REMEMBERED: Final = 100_000
 VIA_HUB: Final = "?via=hub"

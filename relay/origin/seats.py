@@ -40,6 +40,10 @@ class Seats:
     def has(self, session: UUID) -> bool:
         return session in self._last
 
+    def concern(self, session: UUID, *, new: bool) -> bool:
+        """Whether `take` could matter to the session's next ordinary request."""
+        return session in self._last or (new and self._count > 0)
+
     def take(self, session: UUID, *, knows: bool, new: bool, now_s: float) -> bool:
         """Whether this request is answered with parts. `knows`: it came the low-latency way."""
         while self._last and next(iter(self._last.values())) < now_s - KEEP_S:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from ledger.events import Segment
+from relay.body import Body
 from relay.media.packager import Chunk, Format, Packed
 from relay.origin.edge import Edge, Growing
 from relay.origin.settings import OriginSettings
@@ -22,7 +23,7 @@ from relay.origin.settings import OriginSettings
 @dataclass(frozen=True, slots=True)
 class Stored:
     segment: Segment
-    data: bytes
+    body: Body
     program: (
         str  # PROGRAM-DATE-TIME and EXTINF: the lines of the playlist that stand before the segment's URI
     )
@@ -36,7 +37,7 @@ class Stored:
         if index >= len(self.chunks):
             return None
         start = sum(c.size_bytes for c in self.chunks[:index])
-        return self.data[start : start + self.chunks[index].size_bytes]
+        return bytes(self.body.data[start : start + self.chunks[index].size_bytes])
 
 
 def seconds(duration_us: int) -> str:
@@ -72,7 +73,9 @@ class RenditionStore:
         self.rendition_id = rendition_id
         self.format = format_
         self.ended = False
-        self.page: tuple[tuple[int, bool], str] | None = None  # the playlist as `playlist.at_hub` keeps it
+        self.page: tuple[tuple[int, bool], list[bytes]] | None = (
+            None  # the playlist as `playlist.at_hub` keeps it
+        )
         self.next_sequence = first_sequence
         # Discontinuities never outnumber segments, so this start is beyond whatever an earlier process counted.
         self.discontinuity_sequence = first_sequence
@@ -135,7 +138,7 @@ class RenditionStore:
         data = packed.data
         stored = Stored(
             segment,
-            data,
+            Body(data),
             program_tag(segment),
             f"#EXTINF:{seconds(segment.duration_us)},\n",
             b'"' + segment.sha256[:16].hex().encode() + b'"',
@@ -176,7 +179,7 @@ class RenditionStore:
             if stored.at_s > horizon and self.held_bytes <= self._settings.retain_bytes:
                 return
             del self._kept[sequence]
-            self.held_bytes -= len(stored.data)
+            self.held_bytes -= len(stored.body)
 
     def notify(self) -> None:
         if self._changed is not None and not self._changed.done():

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from relay.origin.answers import METHODS, NO_STORE, Receive, Scope, Send, answer, problem
+from relay.answers import METHODS, NO_STORE, Receive, Scope, Send, answer, problem
 from relay.origin.playlist import CONTENT_TYPE
 from relay.origin.recordings import END, PLAYLIST
 

@@ -9,8 +9,9 @@ import pytest
 import uvicorn
 import uvloop
 
-from hub.origin import HubHttpProtocol
-from relay.node import http_protocol
+from hub.origin import HTTP_CONNECTIONS
+from relay import http_bounds
+from relay.http import media_protocol
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -21,13 +22,14 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 def test_a_connection_that_never_asks_is_closed_and_others_are_served(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http_protocol, "HEAD_S", 0.3)
+    monkeypatch.setattr(http_bounds, "HEAD_S", 0.3)
 
     async def scenario() -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]
+        protocol = media_protocol(lambda *_: False, max_connections=HTTP_CONNECTIONS)
         config = uvicorn.Config(
-            app, http=HubHttpProtocol, interface="asgi3", lifespan="off", log_config=None, access_log=False
+            app, http=protocol, interface="asgi3", lifespan="off", log_config=None, access_log=False
         )
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve([listener]))

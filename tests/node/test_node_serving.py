@@ -1,6 +1,8 @@
 """Segments by ticket: who gets them, what is refused, how often the hub is asked."""
 
 import asyncio
+import base64
+import hashlib
 import secrets
 import socket
 from uuid import uuid4
@@ -14,11 +16,12 @@ from stand_in_hub import StandInHub, segment_bytes
 from ledger.keys import KeyPair
 from ledger.ticket import SignedTicket
 from relay.node.cache import SegmentCache, digest_of
-from relay.node.hub_client import HubError
+from relay.node.hub_client import HubError, Pulled
 from relay.node.service import Options
 from relay.node.tickets import TicketGate, TicketRefused
 from relay.viewers.cheat import claim
 
+EMPTY = f"sha-256=:{base64.b64encode(hashlib.sha256().digest()).decode()}:"
 VIEWER = KeyPair(bytes(31) + b"\x07")
 
 
@@ -112,6 +115,26 @@ def test_segments_to_come_are_pulled_ahead_while_somebody_watches(hub, running, 
     asyncio.run(main())
 
 
+def test_the_same_ticket_again_and_again_gets_the_same_answers(hub, running, tmp_path):
+    async def main() -> None:
+        async with running(hub, tmp_path) as client:
+            signing = hub.issue(node_key(hub), VIEWER.public_key)
+            plain = hub.issue(node_key(hub), None)
+            for sequence in (100, 101, 100, 101, 100, 100):
+                for ticket in (signing, plain):
+                    answer = await client.get(path(hub, sequence, ticket))
+                    assert (answer.status_code, answer.content) == (200, hub.media[sequence])
+                    sha256 = base64.b64encode(hashlib.sha256(answer.content).digest()).decode()
+                    assert answer.headers["repr-digest"] == f"sha-256=:{sha256}:"
+                    assert answer.headers["access-control-allow-origin"] == "*"
+                assert (await client.head(path(hub, sequence, signing))).status_code == 200
+                assert (await client.get(path(hub, 99, signing))).status_code == 403
+                assert (await client.get(path(hub, sequence, signing) + "A")).status_code in (400, 403)
+            assert hub.pulls.count(100) == hub.pulls.count(101) == 1
+
+    asyncio.run(main())
+
+
 def test_a_corrupt_segment_is_pulled_again_and_never_served(hub, running, tmp_path):
     async def main() -> None:
         async with running(hub, tmp_path) as client:
@@ -198,18 +221,40 @@ def test_a_request_head_without_end_is_cut_off(hub, running, tmp_path):
 
 def test_the_cache_never_holds_more_than_its_bound():
     async def main() -> None:
-        import base64
-        import hashlib
-
         async def fetch(rendition, sequence):
             data = segment_bytes(sequence, 1_000 + sequence % 7 * 300)
-            return data, f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:"
+            sha256 = hashlib.sha256(data).digest()
+            return Pulled(data, sha256, f"sha-256=:{base64.b64encode(sha256).decode()}:")
 
         cache, rendition = SegmentCache(fetch, max_bytes=10_000), uuid4()
         for sequence in [*range(40), *range(35, 60)]:
             await cache.get(rendition, sequence)
             assert cache.kept_bytes <= 10_000
-        assert cache.kept_bytes == sum(len(c.data) for c in cache._kept.values())
+        assert cache.kept_bytes == sum(len(c.body) for c in cache._kept.values())
+        await cache.close()
+
+    asyncio.run(main())
+
+
+def test_a_pull_that_has_just_failed_is_nobody_elses_answer():
+    async def main() -> None:
+        rendition, asked = uuid4(), []
+
+        def ask() -> None:  # after the pull's last step, before anybody has heard of its end
+            asked.append(cache.get(rendition, 1))
+            asked[0].send(None)
+
+        async def fetch(rendition, sequence):
+            if asked:
+                return Pulled(b"", hashlib.sha256(b"").digest(), EMPTY)
+            asyncio.get_running_loop().call_soon(ask)
+            raise HubError("not there yet", status=404)
+
+        cache = SegmentCache(fetch, max_bytes=10)
+        with pytest.raises(HubError):
+            await cache.get(rendition, 1)
+        assert (await cache.get(rendition, 1)).body.data == b""
+        asked[0].close()
         await cache.close()
 
     asyncio.run(main())

@@ -14,10 +14,10 @@ import rtmp_client as rtmp
 import uvicorn
 
 from ledger.events import Segment
+from relay.http import media_protocol
 from relay.media.packager import PackagerSettings
-from relay.origin.http import MediaHttpProtocol
 from relay.origin.settings import OriginSettings
-from relay.ports import Assignment, BroadcastGrant, StreamGrant, Unavailable
+from relay.ports import Assignment, BroadcastGrant, StreamGrant, Unavailable, Unknown
 from relay.service import Origin
 
 KEY = "main_0123456789abcdefghijklmnopqrstuv"
@@ -126,6 +126,14 @@ class MemorySteering:
             raise Unavailable("away")
         return self.assigned
 
+    def known_assignment(self, session_id: UUID, rendition_id: UUID, next_sequence: int) -> Assignment | None:
+        if self.away:
+            raise Unknown
+        return self.assigned
+
+    def known_slug(self, session_id: UUID) -> str | None:
+        return self.sessions.get(session_id)
+
     async def session_slug(self, session_id: UUID) -> str | None:
         return self.sessions.get(session_id)
 
@@ -180,7 +188,7 @@ async def rig(settings: OriginSettings = FAST, **ports: object) -> AsyncIterator
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         origin.asgi,
-        http=MediaHttpProtocol,
+        http=media_protocol(origin.asgi.at_once, max_connections=1_000),
         log_level="warning",
         lifespan="off",
         timeout_graceful_shutdown=1,

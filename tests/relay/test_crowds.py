@@ -8,7 +8,7 @@ import pytest
 import rtmp_client as rtmp
 from relay_rig import FAST, Encoder, is_header, publishing, rig
 
-from relay.node import http_protocol
+from relay import http_bounds
 
 CROWD = 1_000
 GET = b"GET /live/main.m3u8 HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -83,13 +83,13 @@ def test_a_handshake_that_drips_is_ended_by_the_clock():
 
 
 def test_a_thousand_idle_and_slow_http_connections_keep_no_viewer_out_and_are_closed(source, monkeypatch):
-    monkeypatch.setattr(http_protocol, "HEAD_S", 2.0)
+    monkeypatch.setattr(http_bounds, "HEAD_S", 2.0)
 
     async def scenario():
         async with rig() as r:
             encoder = await publishing(r)
             await encoder.send([t for t in source if t[1] < 2500])
-            monkeypatch.setattr(http_protocol.BoundedHttpProtocol, "max_connections", CROWD + 100)
+            monkeypatch.setattr(http_bounds.BoundedHttpProtocol, "max_connections", CROWD + 100)
             async with crowd(r.http_port) as idle:
                 for i, (_, writer) in enumerate(idle):
                     writer.write(GET[: i % (len(GET) - 1)])

@@ -4,6 +4,9 @@ import functools
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
+from uuid import UUID
+
+from relay.body import Body
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -16,32 +19,35 @@ CORS: Final[tuple[Header, ...]] = (
 )
 NO_STORE: Final[Header] = (b"cache-control", b"no-store")
 METHODS: Final = b"GET, HEAD, OPTIONS"
-# In the scope's extensions, where the server has it: `respond(status, header lines, length, body)` sends a whole answer
-# at once. False: not now, as the client has not taken what it was sent before.
+# Sends a whole answer at once: status, header lines, length, body. False: not now, as the client has not taken what it
+# was sent before. In the scope's extensions, where the server has it.
+Respond: TypeAlias = Callable[[int, bytes, int, bytes | Body], bool]
 RESPOND: Final = "relay.respond"
+uuid_of: Final = functools.lru_cache(4096)(UUID)  # a player asks with the same one every two seconds
 
 
 async def answer(
-    scope: Scope, send: Send, status: int, content_type: bytes, body: bytes, headers: tuple[Header, ...] = ()
+    scope: Scope,
+    send: Send,
+    status: int,
+    content_type: bytes,
+    body: bytes | Body,
+    headers: tuple[Header, ...] = (),
 ) -> None:
-    lines, sent = _lines(content_type, headers), b"" if scope["method"] == "HEAD" else body
-    respond = (scope.get("extensions") or {}).get(RESPOND)
-    if respond is not None and respond(status, _joined(lines), len(body), sent):
+    sent: bytes | Body = b"" if scope["method"] == "HEAD" else body
+    respond: Respond | None = (scope.get("extensions") or {}).get(RESPOND)
+    if respond is not None and respond(status, header_lines(content_type, headers), len(body), sent):
         return
     length = (b"content-length", b"%d" % len(body))
-    await send({"type": "http.response.start", "status": status, "headers": [*lines, length]})
-    await send({"type": "http.response.body", "body": sent})
+    lines = [(b"content-type", content_type), *CORS, *headers, length]
+    await send({"type": "http.response.start", "status": status, "headers": lines})
+    await send({"type": "http.response.body", "body": sent.data if isinstance(sent, Body) else sent})
 
 
-@functools.lru_cache(256)
-def _lines(content_type: bytes, headers: tuple[Header, ...]) -> tuple[Header, ...]:
-    """One object for all answers that are alike: the playlists, and each segment to all its viewers."""
-    return ((b"content-type", content_type), *CORS, *headers)
-
-
-@functools.lru_cache(256)
-def _joined(lines: tuple[Header, ...]) -> bytes:
-    return b"".join(b"%b: %b\r\n" % line for line in lines)
+@functools.lru_cache(1024)
+def header_lines(content_type: bytes, headers: tuple[Header, ...]) -> bytes:
+    """Joined once for all answers that are alike: the playlists, and each segment to all its viewers."""
+    return b"".join(b"%b: %b\r\n" % line for line in ((b"content-type", content_type), *CORS, *headers))
 
 
 async def problem(
