@@ -13,6 +13,7 @@ PROGRAMS = {
     "vlc": ("cvlc",),
     "ffmpeg": ("ffmpeg", "ffprobe"),
     "obs": ("obs",),
+    "gstreamer": ("gst-launch-1.0",),
 }
 LIBRARIES = {"browser": ("libatomic.so.1",)}  # of the Node that Playwright brings along
 

@@ -161,7 +161,7 @@ def welcome(settings: Settings, told: dict[str, str | None], *, complete: bool =
         "  Creator: in OBS, Settings > Stream, Service: Custom",
         f"    Server      {settings.rtmp_server}",
         f"    Stream Key  {key}",
-        f"    crew, costs {creator}",
+        f"    your page   {creator}",
         *("", "  Viewers"),
         f"    browser     {base}/watch/{slug}",
         f"    VLC         {base}/live/{slug}.m3u8",

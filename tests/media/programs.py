@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +71,40 @@ def pushing(source: Path, url: str, log: Path) -> Iterator[None]:
         yield
 
 
+def longest_gap_s(displayed: Callable[[], int], seconds: float) -> float:
+    """Watch for `seconds`: for how long at most no new frame was shown."""
+    end = time.monotonic() + seconds
+    last, since, gap = displayed(), time.monotonic(), 0.0
+    while (now := time.monotonic()) < end:
+        shown = displayed()
+        if shown > last:
+            gap, last, since = max(gap, now - since), shown, now
+        time.sleep(0.1)
+    return max(gap, time.monotonic() - since)
+
+
+@dataclass
+class GStreamer:
+    """The real GStreamer; its sinks show nothing in the rhythm of the clock, and say a line for each frame."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def displayed(self) -> int:
+        return self.log.read_bytes().count(b"picture: last-message = chain")
+
+    def said(self, words: str) -> bool:
+        return words in self.log.read_text(errors="replace")
+
+
+@contextlib.contextmanager
+def gstreamer(player: str, url: str, log: Path) -> Iterator[GStreamer]:
+    """`player`: playbin3, or the older playbin."""
+    sinks = ["video-sink=fakesink name=picture sync=true silent=false", "audio-sink=fakesink sync=true"]
+    with running(["gst-launch-1.0", "-v", player, f"uri={url}", *sinks], log) as process:
+        yield GStreamer(process, log)
+
+
 @dataclass
 class Vlc:
     """The real VLC, asked for its counters over its own socket."""
@@ -100,15 +134,7 @@ class Vlc:
         return self.counters().get("displayed", 0)
 
     def longest_gap_s(self, seconds: float) -> float:
-        """Watch for `seconds`: for how long at most no new frame was shown."""
-        end = time.monotonic() + seconds
-        last, since, gap = self.displayed(), time.monotonic(), 0.0
-        while (now := time.monotonic()) < end:
-            shown = self.displayed()
-            if shown > last:
-                gap, last, since = max(gap, now - since), shown, now
-            time.sleep(0.1)
-        return max(gap, time.monotonic() - since)
+        return longest_gap_s(self.displayed, seconds)
 
 
 @contextlib.contextmanager
