@@ -55,10 +55,12 @@ class MemoryLedger:
     def load_each(self, *wanted: tuple[Any, UUID]) -> list[Any]:
         return [self._aggregates.get(aggregate_id) for _, aggregate_id in wanted]
 
+    remembered = load_each
+
     def find(self, wanted: Sequence[tuple[UUID, int]]) -> list[Recorded]:
         return [self.log[self._positions[w]] for w in wanted if w in self._positions]
 
-    def save(self, *aggregates: Aggregate) -> list[int]:
+    def save(self, *aggregates: Aggregate, unchanged: Sequence[Aggregate] = ()) -> list[int]:
         first = len(self.log)
         for aggregate in aggregates:
             self._aggregates[aggregate.id] = aggregate

@@ -4,11 +4,12 @@ Invariant: all they send is well-formed and signed by keys they really hold, so 
 know everything that is public, and every segment their nodes may pull.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
 from bench.adversaries.world import Friend, Viewing, World, at_hub, key, named
+from ledger.aggregates.base import Aggregate
 from ledger.application import Ledger, Unavailable
 from ledger.services.delivery import DeliveryDesk
 
@@ -310,9 +311,9 @@ def crashing_hub(world: World) -> tuple[Act, list[Friend]]:
 def _dying(ledger: Ledger, *, saved: bool) -> Callable[..., list[int]]:
     real = ledger.save
 
-    def save(*aggregates: object) -> list[int]:
+    def save(*aggregates: Aggregate, unchanged: Sequence[Aggregate] = ()) -> list[int]:
         if saved:
-            real(*aggregates)  # type: ignore[arg-type]
+            real(*aggregates, unchanged=unchanged)
         raise Unavailable("killed")
 
     return save
