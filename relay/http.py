@@ -138,6 +138,7 @@ class MediaHttpProtocol(BoundedHttpProtocol):
     _rest = b""  # of the last request: all behind its target
     _rest_headers: list[tuple[bytes, bytes]]
     _started = 0  # requests whose first byte the parser has seen
+    _lasting = False  # its connection is kept, and stays HTTP
     _between = True  # no request is under way in the parser
     _answered_s = float("-inf")
     _files: FileSender | None = None
@@ -170,9 +171,8 @@ class MediaHttpProtocol(BoundedHttpProtocol):
             and rest.startswith(b" HTTP/1.1\r\n")
             and len(rest) < _REST_BYTES_MAX
             and rest.find(b"\r\n\r\n") == len(rest) - 4
-            and self.parser is not None
-            and self.parser.should_keep_alive()
-            and not self.parser.should_upgrade()
+            and self._lasting
+            and self.limit_concurrency is None
             and not self.expect_100_continue
             # uvicorn's middleware believes a proxy on this machine about who asks.
             and not any(name.startswith(b"x-forwarded-") for name, _ in self.headers)
@@ -288,6 +288,8 @@ class MediaHttpProtocol(BoundedHttpProtocol):
             super().timeout_keep_alive_handler()
 
     def on_headers_complete(self) -> None:
+        # Asked now: after a request without a body the parser has forgotten.
+        self._lasting = self.parser.should_keep_alive() and not self.parser.should_upgrade()
         url, cycle = self.url, self.cycle
         if (
             not url.startswith(MEDIA_PATHS)

@@ -167,6 +167,23 @@ def test_what_is_answered_in_place_is_answered_as_in_the_general_way(requests, t
     uvloop.run(scenario())
 
 
+def test_pipelined_requests_behind_the_last_one_are_not_answered():
+    async def scenario() -> None:
+        app, _ = media_app()
+        async with serving(app) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            last = get(segment(2), HOSTS[0] + "connection: close\r\n")
+            writer.write(get(segment(1)))
+            await one_answer(reader)
+            writer.write(last)
+            writer.write(last + get(segment(2)))
+            async with asyncio.timeout(5):
+                assert (await reader.read(-1)).count(b"HTTP/1.1 ") == 1
+            writer.close()
+
+    uvloop.run(scenario())
+
+
 def test_a_request_that_only_looks_like_the_one_before_goes_to_the_parser():
     async def scenario() -> None:
         app, _ = media_app()
