@@ -19,6 +19,8 @@ from ledger.served import NETWORK_BYTES
 from ledger.ticket import ViewerClass
 
 _HEADS: Final = 1 << 18  # places where tickets are looked for first, by their hash
+# Another in each process: a hub that looks for tickets whose hashes meet cannot know which do.
+_SALT: Final = hash("tickets") | 1
 _LIMIT: Final = 1 << 62  # what is counted in columns is below: sums of it are exact
 
 # Rows of the matrix of live tickets.
@@ -77,7 +79,7 @@ class Tickets:
         """Places and columns of the tickets of some receipts. `named` are the rows `HASH` and following of their
         claims; None when one was never issued, or is of another session or network than is said."""
         hashes = named[:4]
-        places: Ints = self._heads.take(hashes[0] & (_HEADS - 1))
+        places: Ints = self._heads.take(_bits(hashes[0]))
         columns: Ints = self.columns.take(places, axis=1)
         if (columns[HASH:] != named).any():
             wrong = np.flatnonzero((columns[HASH : HASH + 4] != hashes).any(axis=0))
@@ -132,7 +134,7 @@ class Tickets:
         networks = [session.network for session in sessions]
         lengths = np.array([len(network) for network in networks])
         hash_words = _words(b"".join(hashes), 4)
-        self._link(hash_words[0] & (_HEADS - 1), np.arange(begin, end))
+        self._link(_bits(hash_words[0]), np.arange(begin, end))
         padded = b"".join([network.ljust(NETWORK_BYTES, b"\0")[:NETWORK_BYTES] for network in networks])
         self.viewer_keys[begin:end] = rows["viewer_key"].copy().view(np.uint8).reshape(count, -1)
 
@@ -217,6 +219,11 @@ class Tickets:
 
     def _number(self, thing: bytes) -> int:
         return self.numbers.setdefault(thing, len(self.numbers))
+
+
+def _bits(words: Ints) -> Ints:
+    bits: Ints = words * _SALT >> 46 & _HEADS - 1
+    return bits
 
 
 def _words(ids: bytes, words: int) -> Ints:
