@@ -15,6 +15,7 @@ import uvicorn
 
 from ledger.events import Segment
 from relay.http import media_protocol
+from relay.http_bounds import BoundedHttpProtocol
 from relay.media.packager import PackagerSettings
 from relay.origin.settings import OriginSettings
 from relay.ports import Assignment, BroadcastGrant, StreamGrant, Unavailable, Unknown
@@ -188,7 +189,7 @@ async def rig(settings: OriginSettings = FAST, **ports: object) -> AsyncIterator
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         origin.asgi,
-        http=media_protocol(origin.asgi.at_once, max_connections=1_000),
+        http=media_protocol(origin.asgi.at_once, max_connections=BoundedHttpProtocol.max_connections),
         log_level="warning",
         lifespan="off",
         timeout_graceful_shutdown=1,

@@ -84,12 +84,12 @@ def test_a_handshake_that_drips_is_ended_by_the_clock():
 
 def test_a_thousand_idle_and_slow_http_connections_keep_no_viewer_out_and_are_closed(source, monkeypatch):
     monkeypatch.setattr(http_bounds, "HEAD_S", 2.0)
+    monkeypatch.setattr(http_bounds.BoundedHttpProtocol, "max_connections", CROWD + 100)
 
     async def scenario():
         async with rig() as r:
             encoder = await publishing(r)
             await encoder.send([t for t in source if t[1] < 2500])
-            monkeypatch.setattr(http_bounds.BoundedHttpProtocol, "max_connections", CROWD + 100)
             async with crowd(r.http_port) as idle:
                 for i, (_, writer) in enumerate(idle):
                     writer.write(GET[: i % (len(GET) - 1)])
