@@ -32,6 +32,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rate_to_the_byte: int = (
         1  # what is within the rate is paid to the byte; 0: a part of a segment is left out
     )
+    late_by_own_tariff: int = (
+        1  # late delivery is paid by the tariff it was made under; 0: by that of the epoch that settles it
+    )
     floor_most_bp: int = 10_000  # a node's floor share, beside what it earns by weight; 0: no bound
     rate_micro_per_gb: int = 10_000
     fee_bp: int = 500
@@ -75,6 +78,7 @@ BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "node_rate_factor": (0, 1_000),
     "node_rate_floor": (0, 10**12),
     "rate_to_the_byte": (0, 1),
+    "late_by_own_tariff": (0, 1),
     "floor_most_bp": (0, 10**6),
     "rate_micro_per_gb": (0, 10**12),
     "fee_bp": (0, 10_000),
@@ -88,5 +92,6 @@ BEFORE: Final[dict[str, int]] = {
     "suspended_signed_paid": 0,
     "node_rate_factor": 0,
     "rate_to_the_byte": 0,
+    "late_by_own_tariff": 0,
     "floor_most_bp": 0,
 }

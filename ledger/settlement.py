@@ -11,12 +11,15 @@ Per stream, with `weight = bytes` for signed delivery and `bytes x plain_bp` for
                                                than floor_most_bp of what they earn by weight: the others share that
     rest  = gross - fee - floor                by weight; plain income above its cap goes back to the budget
 
+What is late is settled by the tariff that was in force when its segments were published: nobody lowers the price of
+what has arrived. So a stream may be settled by several tariffs, the oldest first, each with the budget that is left.
+
 What a node says to have carried beyond the measured rate of its line (`over_rate`) has no weight. Every credited byte
 stands in one line: with a part of a segment that the rate left, a line may have bytes and no unit.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -42,6 +45,7 @@ class Credit:
     units: int
     credited_bytes: int
     over_rate: bool = False  # more than the node's line can have carried
+    published: int = 0  # epoch; of interest where it is late
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,26 +96,32 @@ def settle(
     tariffs: Mapping[UUID, Tariff],
     budgets: Mapping[UUID, int],
     *,
+    late_tariffs: Mapping[tuple[UUID, int], Tariff] | None = None,
     floor_most_bp: int = 0,
     to_the_byte: bool = True,
 ) -> list[Entry]:
-    """Entries of all streams, ordered by stream and node. A stream without a tariff earns nothing.
+    """Entries of all streams, ordered by stream, tariff and node. Without a tariff nothing is earned.
 
+    `tariffs`: those of the epoch that is settled. `late_tariffs`: by stream and epoch of publication, for what is late;
+    None: `tariffs` are for that as well.
     `to_the_byte`: a credit of bytes without a whole segment (the rest of a rate) is paid; otherwise it is in no line.
     """
-    by_stream: dict[UUID, list[Credit]] = defaultdict(list)
+    by_stream: dict[UUID, list[tuple[Credit, Tariff]]] = defaultdict(list)
     for credit in credits:
         if credit.units < 0 or credit.credited_bytes < 0:
             raise ValueError("a credit is never negative")
         if is_settled(credit, to_the_byte=to_the_byte):
-            by_stream[credit.stream_id].append(credit)
+            tariff = (
+                tariffs.get(credit.stream_id)
+                if late_tariffs is None or not credit.late
+                else late_tariffs.get((credit.stream_id, credit.published))
+            )
+            by_stream[credit.stream_id].append((credit, tariff or NO_TARIFF))
     entries: list[Entry] = []
     for stream_id in sorted(by_stream):
-        tariff = tariffs.get(stream_id, NO_TARIFF)
         budget = budgets.get(stream_id, 0)
-        entries += entries_of(
-            derive(stream_id, by_stream[stream_id], tariff, budget, floor_most_bp=floor_most_bp)
-        )
+        for derivation in derive_each(stream_id, by_stream[stream_id], budget, floor_most_bp=floor_most_bp):
+            entries += entries_of(derivation)
     return entries
 
 
@@ -171,6 +181,30 @@ class Derivation:
         """What the nodes share."""
         return self.gross_micro - self.fee_first_micro
 
+    @property
+    def paid_micro(self) -> int:
+        """All that leaves the budget."""
+        by_weight = sum(share.amount_micro for node in self.nodes.values() for share in node)
+        return self.fee_micro + sum(self.floors.values()) + by_weight
+
+
+def derive_each(
+    stream_id: UUID,
+    priced: Iterable[tuple[Credit, Tariff]],
+    budget_micro: int,
+    *,
+    floor_most_bp: int = 0,
+) -> Iterator[Derivation]:
+    """Settle the credits of one stream, tariff by tariff, the oldest first. Raises as `derive` does."""
+    groups: dict[int, tuple[Tariff, list[Credit]]] = {}
+    for credit, tariff in priced:
+        groups.setdefault(tariff.version, (tariff, []))[1].append(credit)
+    for version in sorted(groups):
+        tariff, credits = groups[version]
+        derivation = derive(stream_id, credits, tariff, budget_micro, floor_most_bp=floor_most_bp)
+        budget_micro -= derivation.paid_micro
+        yield derivation
+
 
 def derive(
     stream_id: UUID,
@@ -180,7 +214,7 @@ def derive(
     *,
     floor_most_bp: int = 0,
 ) -> Derivation:
-    """Settle the credits of one stream. Raises ValueError for a node credited to two friends.
+    """Settle credits of one stream by one tariff. Raises ValueError for a node credited to two friends.
 
     `floor_most_bp` 0: a floor share may be any multiple of what a node earns by weight.
     """

@@ -231,11 +231,14 @@ class Books:
         streams = {c.stream_id for c in credits}
         tariffs = {s: t for s in streams if (t := self._tariff(s, event.epoch)) is not None}
         budgets = {s: self.balances.get(f"budget:{s}", 0) for s in streams}
+        late = {(c.stream_id, c.published) for c in credits if c.late}
+        late_tariffs = {of: t for of in late if (t := self._tariff(*of)) is not None}
         rules = self._dues.settings(event.log_to)
         entries = settle(
             credits,
             tariffs,
             budgets,
+            late_tariffs=late_tariffs if rules.late_by_own_tariff else None,
             floor_most_bp=rules.floor_most_bp,
             to_the_byte=bool(rules.rate_to_the_byte),
         )

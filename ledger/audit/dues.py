@@ -461,6 +461,7 @@ class Dues:
             units=part.units,
             credited_bytes=part.credited_bytes,
             over_rate=part.over_rate,
+            published=part.published,
         )
 
     # --- facts that are not settled yet

@@ -21,7 +21,7 @@ import hashlib
 import struct
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from operator import attrgetter
@@ -360,14 +360,23 @@ class CreditIndex:
                 units=part.units,
                 credited_bytes=part.credited_bytes,
                 over_rate=part.over_rate,
+                published=part.published,
             )
             for part in self._parts(claims, log_to)[0]
         ]
 
     def sources(
-        self, epoch: int, log_to: int, *, stream_id: UUID, node_id: UUID, plain: bool
+        self,
+        epoch: int,
+        log_to: int,
+        *,
+        stream_id: UUID,
+        node_id: UUID,
+        plain: bool,
+        published: Callable[[int], bool],
     ) -> list[Source] | None:
-        """Where the credits of one node come from, in the order of the log; of late and timely receipts.
+        """Where the credits of one node come from, in the order of the log; of segments that were `published` in which
+        epochs.
 
         None when more was claimed than its line can have carried: then no receipt is paid in full.
         """
@@ -378,12 +387,23 @@ class CreditIndex:
             (
                 Source(c.position, c.receipt, c.published_epoch < epoch, c.units, c.credited_bytes)
                 for c in claims
-                if c.plain is plain and c.pool.node_id == node_id and c.pool.stream_id == stream_id
+                if c.plain is plain
+                and c.pool.node_id == node_id
+                and c.pool.stream_id == stream_id
+                and published(c.published_epoch)
             ),
             key=attrgetter("position", "receipt"),
         )
 
-    def spot_checks(self, epoch: int, log_to: int, *, stream_id: UUID, node_id: UUID) -> list[Source]:
+    def spot_checks(
+        self,
+        epoch: int,
+        log_to: int,
+        *,
+        stream_id: UUID,
+        node_id: UUID,
+        published: Callable[[int], bool],
+    ) -> list[Source]:
         """What a settlement leaves out, of one node: newly claimed for players that turned out to be the hub's."""
         return [
             Source(c.position, c.receipt, c.published_epoch < epoch, c.units, c.credited_bytes)
@@ -391,6 +411,7 @@ class CreditIndex:
             if isinstance(c, _PlainClaim)
             and c.ticket.is_probe(log_to)
             and (c.pool.stream_id, c.pool.node_id) == (stream_id, node_id)
+            and published(c.published_epoch)
         ]
 
     def settings(self, log_to: int) -> Settings:

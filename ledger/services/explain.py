@@ -4,7 +4,7 @@ Invariant: an explanation is made by the code that settles, on nothing but the l
 when it comes to the recorded amount; otherwise ExplanationFailed says what differs. Integers only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 from uuid import UUID
@@ -27,7 +27,17 @@ from ledger.events import (
 )
 from ledger.journal import transfers_of
 from ledger.services.credit_index import CreditIndex, Source
-from ledger.settlement import FLOOR_SHARE, NO_TARIFF, Derivation, Share, Tariff, derive, is_settled, tariff_of
+from ledger.settlement import (
+    FLOOR_SHARE,
+    NO_TARIFF,
+    Credit,
+    Derivation,
+    Share,
+    Tariff,
+    derive_each,
+    is_settled,
+    tariff_of,
+)
 
 PAGE_EVENTS: Final = 2_000
 
@@ -208,6 +218,13 @@ class Means:
                 return t, tariff_of(t)
         return None, NO_TARIFF
 
+    def version(self, stream_id: UUID, number: int) -> tuple[TariffSet | None, Tariff]:
+        """The one of that number, and the event that set it; without a price where there is none."""
+        for t in self._tariffs.get(stream_id, []):
+            if t.tariff_version == number:
+                return t, tariff_of(t)
+        return None, NO_TARIFF
+
     def budget(self, stream_id: UUID) -> int:
         return self._balances.get(money.budget_account(stream_id), 0)
 
@@ -228,14 +245,18 @@ def _explain_earned(log: Events, position: int, line: int, event: EpochSettled) 
         for c in index.credits(event.epoch, event.log_to)
         if c.stream_id == recorded.stream_id and is_settled(c, to_the_byte=bool(rules.rate_to_the_byte))
     ]
-    setter, tariff = means.tariff(recorded.stream_id, event.epoch)
-    derivation = derive(
-        recorded.stream_id,
-        credits,
-        tariff,
-        means.budget(recorded.stream_id),
-        floor_most_bp=rules.floor_most_bp,
-    )
+
+    def tariff_of_published(published: int) -> Tariff:
+        late = published < event.epoch and rules.late_by_own_tariff
+        return means.tariff(recorded.stream_id, published if late else event.epoch)[1]
+
+    def in_line(published: int) -> bool:
+        is_late = published < event.epoch
+        return is_late is late and tariff_of_published(published).version == recorded.tariff_version
+
+    late, plain = recorded.reason.endswith("_late"), recorded.reason.startswith("plain")
+    setter, _ = means.version(recorded.stream_id, recorded.tariff_version)
+    priced = [(c, tariff_of_published(c.published)) for c in credits]
     receipts: list[Source] | None = []
     if recorded.reason != FLOOR_SHARE:
         receipts = index.sources(
@@ -243,38 +264,50 @@ def _explain_earned(log: Events, position: int, line: int, event: EpochSettled) 
             event.log_to,
             stream_id=recorded.stream_id,
             node_id=recorded.node_id,
-            plain=recorded.reason.startswith("plain"),
+            plain=plain,
+            published=in_line,
         )
-    late, plain = recorded.reason.endswith("_late"), recorded.reason.startswith("plain")
     left_out = index.spot_checks(
-        event.epoch, event.log_to, stream_id=recorded.stream_id, node_id=recorded.node_id
+        event.epoch,
+        event.log_to,
+        stream_id=recorded.stream_id,
+        node_id=recorded.node_id,
+        published=in_line,
     )
     return explain_line(
-        derivation,
+        priced,
         event,
         position,
         line,
+        budget_micro=means.budget(recorded.stream_id),
+        floor_most_bp=rules.floor_most_bp,
         tariff_at=tariffs[setter.originator_version] if setter else None,
-        receipts=None if receipts is None else tuple(r for r in receipts if r.late is late),
-        spot_checks=tuple(r for r in left_out if r.late is late) if plain else (),
+        receipts=None if receipts is None else tuple(receipts),
+        spot_checks=tuple(left_out) if plain else (),
     )
 
 
 def explain_line(
-    derivation: Derivation,
+    priced: Iterable[tuple[Credit, Tariff]],
     event: EpochSettled,
     position: int,
     line: int,
     *,
+    budget_micro: int,
+    floor_most_bp: int,
     tariff_at: int | None,
     receipts: tuple[Source, ...] | None,
     spot_checks: tuple[Source, ...] | None,
 ) -> Earned:
-    """The explanation of one recorded line by a derivation of its stream. Raises ExplanationFailed.
+    """The explanation of one recorded line by all credits of its stream. Raises ExplanationFailed.
 
     `receipts`, `spot_checks` None: they were not looked for.
     """
     recorded = event.lines[line]
+    made_by = derive_each(recorded.stream_id, priced, budget_micro, floor_most_bp=floor_most_bp)
+    derivation = next((d for d in made_by if d.tariff.version == recorded.tariff_version), None)
+    if derivation is None:
+        raise ExplanationFailed(f"nothing is settled by the tariff of the line at {position}:{line}")
     shares = derivation.nodes.get(recorded.node_id, [])
     share = next((s for s in shares if s.reason == recorded.reason), None)
     if share is None and (recorded.reason != FLOOR_SHARE or not shares):

@@ -20,6 +20,7 @@ from ledger.events import (
     NodeProbed,
     SegmentsServed,
     SettingsChanged,
+    SettlementLine,
 )
 from ledger.ids import BOOK_ID, CREW_ID, ticket_record_id
 from ledger.receipt import SIGNED_BYTES, SignedReceipt
@@ -33,7 +34,7 @@ from ledger.services.explain import (
     explain_line,
 )
 from ledger.settings import Settings
-from ledger.settlement import FLOOR_SHARE, OVER_RATE, Credit, derive
+from ledger.settlement import FLOOR_SHARE, OVER_RATE, Credit
 from ledger.ticket import Ticket, ViewerClass
 from ledger.verdict import Verdict
 
@@ -79,21 +80,6 @@ def explain_recorded(
         raise NothingToExplain(f"position {position} has no line of this friend")
     start = position - first.page + 1
     pages = [e for _, e in log.events(start, start + first.pages) if isinstance(e, EpochSettled)]
-    credits = [
-        Credit(
-            stream_id=x.stream_id,
-            node_id=x.node_id,
-            friend_id=x.friend_id,
-            plain=x.reason.startswith("plain"),
-            late=x.reason.endswith("_late"),
-            units=x.units,
-            credited_bytes=x.credited_bytes,
-            over_rate=x.reason == OVER_RATE,
-        )
-        for page in pages
-        for x in page.lines
-        if x.stream_id == recorded.stream_id and x.reason != FLOOR_SHARE
-    ]
     # Then no receipt is paid in full (CreditIndex.sources).
     over_rate = any(
         x.node_id == recorded.node_id and x.reason == OVER_RATE for page in pages for x in page.lines
@@ -104,21 +90,35 @@ def explain_recorded(
     means = Means()
     for event in ledger.history(BOOK_ID, up_to=first.originator_version - first.page):
         means.apply(event)
-    setter, tariff = means.tariff(recorded.stream_id, first.epoch)
+    setter, _ = means.version(recorded.stream_id, recorded.tariff_version)
     return explain_line(
-        derive(
-            recorded.stream_id,
-            credits,
-            tariff,
-            means.budget(recorded.stream_id),
-            floor_most_bp=_settings(ledger, first.log_to).floor_most_bp,
-        ),
+        [
+            (_credit(x), means.version(x.stream_id, x.tariff_version)[1])
+            for page in pages
+            for x in page.lines
+            if x.stream_id == recorded.stream_id and x.reason != FLOOR_SHARE
+        ],
         first,
         position,
         line,
+        budget_micro=means.budget(recorded.stream_id),
+        floor_most_bp=_settings(ledger, first.log_to).floor_most_bp,
         tariff_at=ledger.position_of(BOOK_ID, setter.originator_version) if setter else None,
         receipts=receipts,
         spot_checks=spot_checks if recorded.reason.startswith("plain") else (),
+    )
+
+
+def _credit(line: SettlementLine) -> Credit:
+    return Credit(
+        stream_id=line.stream_id,
+        node_id=line.node_id,
+        friend_id=line.friend_id,
+        plain=line.reason.startswith("plain"),
+        late=line.reason.endswith("_late"),
+        units=line.units,
+        credited_bytes=line.credited_bytes,
+        over_rate=line.reason == OVER_RATE,
     )
 
 

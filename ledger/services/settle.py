@@ -63,12 +63,15 @@ def draft(index: CreditIndex, book: Book, *, epoch: int, log_to: int) -> list[Pa
     streams = {credit.stream_id for credit in credits}
     tariffs = {s: tariff for s in streams if (tariff := book.tariff(s, epoch)) is not None}
     budgets = {s: book.budget(s) for s in streams}
+    late = {(c.stream_id, c.published) for c in credits if c.late}
+    late_tariffs = {of: tariff for of in late if (tariff := book.tariff(*of)) is not None}
     rules = index.settings(log_to)
     return pages(
         settle(
             credits,
             tariffs,
             budgets,
+            late_tariffs=late_tariffs if rules.late_by_own_tariff else None,
             floor_most_bp=rules.floor_most_bp,
             to_the_byte=bool(rules.rate_to_the_byte),
         )

@@ -183,6 +183,7 @@ class RandomLife:
             "hold_s": self.dice.choice([0, 3600]),
             "node_rate_floor": self.dice.choice([0, 1, 5_000_000]),
             "rate_to_the_byte": self.dice.choice([0, 1]),
+            "late_by_own_tariff": self.dice.choice([0, 1]),
             "floor_most_bp": self.dice.choice([0, 5_000, 10_000]),
         }
         crew.change_settings(self.ledger, changes, at_us=self.life.now_us)

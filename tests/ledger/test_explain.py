@@ -117,9 +117,8 @@ def test_any_settlement_is_explained_line_by_line(case: Case, stream: object) ->
     if not mine:
         return
     assert mine[0].stream_id == stream
-    derivation = derive(
-        mine[0].stream_id, mine, tariffs.get(mine[0].stream_id, NO_TARIFF), budgets.get(mine[0].stream_id, 0)
-    )
+    tariff, budget = tariffs.get(mine[0].stream_id, NO_TARIFF), budgets.get(mine[0].stream_id, 0)
+    derivation = derive(mine[0].stream_id, mine, tariff, budget)
     for page in pages(entries_of(derivation)):
         event = EpochSettled(
             originator_id=mine[0].stream_id,
@@ -134,9 +133,18 @@ def test_any_settlement_is_explained_line_by_line(case: Case, stream: object) ->
             transfers=page.transfers,
         )
         for n in range(len(page.lines)):
-            check_arithmetic(
-                explain_line(derivation, event, 1, n, tariff_at=None, receipts=None, spot_checks=None)
+            made = explain_line(
+                [(c, tariff) for c in mine],
+                event,
+                1,
+                n,
+                budget_micro=budget,
+                floor_most_bp=0,
+                tariff_at=None,
+                receipts=None,
+                spot_checks=None,
             )
+            check_arithmetic(made)
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 from collections import defaultdict
+from dataclasses import replace
 from itertools import product
 from uuid import UUID
 
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger.events import MAX_EVENT_BYTES, EpochSettled, SettlementLine, Transfer, encode
-from ledger.settlement import Credit, Entry, Tariff, derive, pages, settle
+from ledger.settlement import NO_TARIFF, Credit, Entry, Tariff, derive, pages, settle
 
 STREAMS = [UUID(int=i) for i in range(1, 4)]
 NODES = [UUID(int=100 + i) for i in range(5)]
@@ -36,6 +37,7 @@ def credit(draw: st.DrawFn) -> Credit:
         units=draw(st.integers(0, 500)),
         credited_bytes=draw(st.integers(0, 10**11)),
         over_rate=draw(st.integers(0, 9)) == 0,
+        published=draw(st.integers(0, 3)),
     )
 
 
@@ -128,6 +130,56 @@ def test_the_fee_is_within_its_part_of_what_leaves_the_budget(case: Case) -> Non
         accounts = moved(transfers)
         fee, spent = accounts["fees"], -accounts[f"budget:{stream}"]
         assert fee * 10_000 <= (case[1][stream].fee_bp if stream in case[1] else 0) * spent
+
+
+@st.composite
+def priced_cases(draw: st.DrawFn) -> tuple[Case, dict[tuple[UUID, int], Tariff]]:
+    """A case whose streams have had tariffs before: in epoch n the n-th, the last one still."""
+    credits, _, budgets = draw(cases)
+    now, earlier = {}, {}
+    for stream in STREAMS:
+        history = draw(st.lists(tariffs, max_size=3))
+        for epoch in range(4) if history else ():
+            n = min(epoch, len(history) - 1)
+            earlier[stream, epoch] = now[stream] = replace(history[n], version=n + 1)
+    return (credits, now, budgets), earlier
+
+
+@given(priced_cases(), st.randoms())
+def test_late_or_not_no_more_is_paid_than_the_budget_and_all_stands_in_the_lines(
+    priced: tuple[Case, dict[tuple[UUID, int], Tariff]], random: object
+) -> None:
+    (credits, now, budgets), earlier = priced
+    made = settle(credits, now, budgets, late_tariffs=earlier)
+    lines, transfers = flat(made)
+    for account, amount in moved(transfers).items():
+        assert not account.startswith("budget:") or -amount <= budgets.get(UUID(account[7:]), 0)
+    assert sum(x.units for x in lines) == sum(c.units for c in credits)
+    assert sum(x.credited_bytes for x in lines) == sum(c.credited_bytes for c in credits)
+    shuffled = list(credits)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert settle(shuffled, now, budgets, late_tariffs=earlier) == made
+
+
+@given(priced_cases())
+def test_what_is_late_is_settled_as_if_it_were_alone_by_the_tariff_of_its_own_time(
+    priced: tuple[Case, dict[tuple[UUID, int], Tariff]],
+) -> None:
+    (credits, now, _), earlier = priced
+    rich = dict.fromkeys(STREAMS, 10**30)
+    apart: list[Entry] = []
+    for stream, version in product(STREAMS, range(4)):
+        by = {(s, e): t for (s, e), t in earlier.items() if s == stream and t.version == version}
+        current = now.get(stream)
+        group = [
+            c
+            for c in credits
+            if c.stream_id == stream
+            and ((earlier.get((stream, c.published)) if c.late else current) or NO_TARIFF).version == version
+        ]
+        tariff = next(iter(by.values()), NO_TARIFF)
+        apart += settle(group, {stream: tariff}, rich)
+    assert settle(credits, now, rich, late_tariffs=earlier) == apart
 
 
 @given(cases)

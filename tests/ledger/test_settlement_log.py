@@ -19,6 +19,8 @@ from ledger.receipt import Receipt, fold_digests, to_bitmap
 from ledger.services import broadcasts, budgets, crew, nodes, streams
 from ledger.services.credit_index import BrokenLogError, CreditIndex
 from ledger.services.delivery import DeliveryDesk
+from ledger.services.explain import Earned, explain
+from ledger.services.explain_log import LedgerLog, explain_recorded
 from ledger.services.settle import GRACE_US, catch_up, draft, release_due_holds, settle_due_epochs
 from ledger.ticket import SignedTicket, ViewerClass
 
@@ -275,6 +277,42 @@ def test_a_receipt_that_comes_in_a_later_epoch_is_paid_there_and_marked_late(led
         (world.nodes[0].id, "delivery_late"): 10,
         (world.nodes[1].id, "delivery"): 4,
     }
+
+
+@pytest.mark.parametrize(("own", "price"), [(1, RATE), (0, RATE // 10)])
+def test_what_was_delivered_before_the_price_fell_is_paid_as_it_was_promised(
+    ledger: Ledger, own: int, price: int
+) -> None:
+    world = World(ledger)
+    crew.change_settings(ledger, {"late_by_own_tariff": own}, at_us=START)
+    second, third = START + HOUR, START + 2 * HOUR
+    world.publish(10, second + SECOND)  # by then the tariff that `World` has set is in force
+    slow, quick = world.ticket(0, second), world.ticket(1, second)
+    quick.served(range(10), second + 60 * SECOND)
+    settle_due_epochs(ledger, at_us=third)
+    budgets.set_tariff(ledger, world.stream_id, at_us=third, rate_micro_per_gb=RATE // 10)
+    fourth = third + HOUR
+    world.publish(2, fourth + SECOND)
+    slow.served(range(10), fourth + 60 * SECOND)
+    world.ticket(1, fourth, first=10).served(range(10, 12), fourth + 60 * SECOND)
+    settle_due_epochs(ledger, at_us=fourth + HOUR)
+    last = world.recorded(EpochSettled)[-1]
+    paid = {(x.node_id, x.reason): (x.units, x.rate_micro_per_gb) for x in last.lines if x.units}
+    assert paid == {
+        (world.nodes[0].id, "delivery_late"): (10, price),
+        (world.nodes[1].id, "delivery"): (2, RATE // 10),
+    }
+    log = LedgerLog(ledger)
+    for position, event in log.events(0, None):
+        for n, line in enumerate(event.lines if isinstance(event, EpochSettled) else ()):
+            made = explain(log, position, n)
+            assert isinstance(made, Earned)
+            assert made.amount_micro == line.amount_micro
+            assert made.receipts is not None
+            assert sum(r.units for r in made.receipts) == line.units
+            quick_made = explain_recorded(ledger, position, n)
+            assert isinstance(quick_made, Earned)
+            assert (quick_made.steps, quick_made.tariff) == (made.steps, made.tariff)
 
 
 def test_what_is_on_its_way_into_the_log_when_its_epoch_ends_is_settled_with_it(ledger: Ledger) -> None:
