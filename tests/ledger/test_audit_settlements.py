@@ -10,9 +10,11 @@ from ledger.aggregates.base import Aggregate
 from ledger.aggregates.book import Book
 from ledger.application import Ledger
 from ledger.audit import Report, audit
+from ledger.events import EpochSettled
 from ledger.ids import BOOK_ID
 from ledger.services import budgets
 from ledger.services.settle import catch_up, draft
+from ledger.settlement import settle
 from ledger.tlog.publisher import Publisher
 
 WORK = (4, 5)  # epochs in which segments are delivered; in the second the rate is half of that
@@ -68,7 +70,7 @@ def test_the_credits_of_two_epochs_are_not_settled_as_one(life: Life, tmp_path: 
 
 @pytest.mark.parametrize("epoch", [3, 5])
 def test_credits_are_not_settled_in_another_epoch(life: Life, tmp_path: Path, epoch: int) -> None:
-    """Not before theirs, nor later, which makes them late and changes their price."""
+    """Not before theirs, nor later, which makes them late."""
     catch_up(life.ledger, life.index)
     due = life.index.due(life.now_us)
     assert due is not None
@@ -102,3 +104,26 @@ def test_a_receipt_that_comes_while_the_hub_settles_accuses_nobody(
     life.now_us += HOUR_US
     assert life.settle() == [9]
     assert audited(life, tmp_path / "log").problem is None
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_late_delivery_is_held_to_the_price_it_was_made_at(
+    life: Life, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, honest: bool
+) -> None:
+    ticket = life.ticket("anna", "vera")
+    life.settle()
+    budgets.set_tariff(life.ledger, life.stream_id, rate_micro_per_gb=10**6, at_us=life.tick())
+    life.now_us += HOUR_US
+    assert life.batch("anna", life.receipt(ticket, "vera", [3])) == ["accepted"]
+    life.now_us += HOUR_US
+    if not honest:
+        monkeypatch.setattr(
+            "ledger.services.settle.settle",
+            lambda *of, **rules: settle(*of, **rules | {"late_tariffs": None}),
+        )
+    life.settle()
+    last = next(r.event for r in reversed(life.ledger.read(0, 9_000)) if isinstance(r.event, EpochSettled))
+    price = 10**12 // 2 if honest else 10**6
+    assert {(x.reason, x.rate_micro_per_gb) for x in last.lines if x.units} == {("delivery_late", price)}
+    problem = audited(life, tmp_path / "log").problem
+    assert (problem is None) is honest
