@@ -113,7 +113,7 @@ def test_a_store_is_bounded_lists_the_newest_and_counts_discontinuities(sizes, f
             listed = [s.segment.sequence for s in store.listed]
             assert listed == list(range(max(first, first + i - 5), first + i + 1))
             assert all(store.get(sequence) for sequence in listed)
-            unlisted = store.held_bytes - sum(len(s.data) for s in store.listed)
+            unlisted = store.held_bytes - sum(len(s.body) for s in store.listed)
             assert unlisted <= limits.retain_bytes
             assert store.discontinuity_sequence == first + sum(b for _, b in sizes[: max(0, i - 5)])
             text = playlist.media(store, lambda n: f"{n}.ts").decode()
