@@ -428,9 +428,8 @@ async def pulls(ours: Ours) -> AsyncIterator[Row]:
     command = (sys.executable, "-m", "bench.relay_rig", "pull", f"http://127.0.0.1:{ours.http}", str(PULLS))
     runs = [json.loads(await (await Child.start(*command)).finish()) for _ in range(2)]
     whole, check = min(r["ms"] for r in runs), min(r["check_ms"] for r in runs)
-    yield Row(
-        "node: CPU to pull and check a segment, against its SHA-256 alone", whole, check, "ms", 1.5, True
-    )
+    yield Row("node: CPU to pull and check a segment, against the goal", whole, 2.0, "ms", 1.0, True)
+    yield Row("node: the same, against its SHA-256 alone", whole, check, "ms", 2.0, True)
 
 
 async def republishes(recording: Path, ours: Ours) -> AsyncIterator[Row]:
