@@ -11,6 +11,7 @@ from ledger.ids import node_id
 from ledger.services import budgets, settle
 
 __all__ = ["node"]  # a fixture
+LATE = [10, 11]  # segments, published in an earlier epoch than that of their receipts
 
 
 def test_a_friend_asks_why_and_gets_the_derivation_of_their_own_lines_only(
@@ -18,10 +19,12 @@ def test_a_friend_asks_why_and_gets_the_derivation_of_their_own_lines_only(
 ) -> None:
     budgets.set_tariff(world.ledger, world.stream_id, rate_micro_per_gb=10**12, at_us=world.now_us)
     budgets.deposit(world.ledger, world.stream_id, amount_micro=10**7, reference="r", at_us=world.now_us)
-    world.now_us += 2 * 3_600_000_000
+    world.now_us += 3_600_000_000  # the price holds from the next epoch on
+    world.publish({n: bytes(1_000) for n in LATE})
+    world.now_us += 3_600_000_000
     viewer = new_key()
-    ticket = world.issue(UUID(open_session(client, viewer).json()["session_id"]), node, 0)
-    receipt = client.post("/api/receipts", content=world.receipt(ticket, viewer, [0, 1])).json()
+    ticket = world.issue(UUID(open_session(client, viewer).json()["session_id"]), node, LATE[0])
+    receipt = client.post("/api/receipts", content=world.receipt(ticket, viewer, LATE)).json()
     world.now_us += 3_600_000_000
     assert settle.settle_due_epochs(world.ledger, at_us=world.now_us)
     settled = next(r for r in world.ledger.read(0, 10_000) if isinstance(r.event, EpochSettled))
@@ -57,10 +60,12 @@ def test_a_friend_disputes_their_own_line_and_a_creator_one_of_their_stream(
 ) -> None:
     budgets.set_tariff(world.ledger, world.stream_id, rate_micro_per_gb=10**12, at_us=world.now_us)
     budgets.deposit(world.ledger, world.stream_id, amount_micro=10**7, reference="r", at_us=world.now_us)
-    world.now_us += 2 * 3_600_000_000
+    world.now_us += 3_600_000_000  # the price holds from the next epoch on
+    world.publish({n: bytes(1_000) for n in LATE})
+    world.now_us += 3_600_000_000
     viewer = new_key()
-    ticket = world.issue(UUID(open_session(client, viewer).json()["session_id"]), node, 0)
-    client.post("/api/receipts", content=world.receipt(ticket, viewer, [0, 1]))
+    ticket = world.issue(UUID(open_session(client, viewer).json()["session_id"]), node, LATE[0])
+    client.post("/api/receipts", content=world.receipt(ticket, viewer, LATE))
     world.now_us += 3_600_000_000
     assert settle.settle_due_epochs(world.ledger, at_us=world.now_us)
     settled = next(r for r in world.ledger.read(0, 10_000) if isinstance(r.event, EpochSettled))
