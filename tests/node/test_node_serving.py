@@ -238,14 +238,20 @@ def test_the_cache_never_holds_more_than_its_bound():
 
 def test_a_pull_that_has_just_failed_is_nobody_elses_answer():
     async def main() -> None:
-        rendition, asked = uuid4(), []
+        rendition, answers = uuid4(), []
 
         def ask() -> None:  # after the pull's last step, before anybody has heard of its end
-            asked.append(cache.get(rendition, 1))
-            asked[0].send(None)
+            asking = cache.get(rendition, 1)
+            try:
+                asking.send(None)
+            except HubError as e:
+                answers.append(e)
+            else:
+                answers.append("waits for a pull of its own")
+                asking.close()
 
         async def fetch(rendition, sequence):
-            if asked:
+            if answers:
                 return Pulled(b"", hashlib.sha256(b"").digest(), EMPTY)
             asyncio.get_running_loop().call_soon(ask)
             raise HubError("not there yet", status=404)
@@ -253,8 +259,8 @@ def test_a_pull_that_has_just_failed_is_nobody_elses_answer():
         cache = SegmentCache(fetch, max_bytes=10)
         with pytest.raises(HubError):
             await cache.get(rendition, 1)
+        assert answers == ["waits for a pull of its own"]
         assert (await cache.get(rendition, 1)).body.data == b""
-        asked[0].close()
         await cache.close()
 
     asyncio.run(main())
