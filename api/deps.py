@@ -13,6 +13,7 @@ from uuid import UUID
 from fastapi import Depends, Request
 
 from api.directory import Directory
+from api.estimates import Estimates
 from api.levels import Levels
 from api.liveness import Liveness
 from api.problems import Problem, ProblemType
@@ -53,6 +54,7 @@ class Services:
     reads: Queries
     directory: Directory
     liveness: Liveness
+    estimates: Estimates
     limiter: RateLimiter
     log_folder: Path  # the published log: checkpoint, tile/...
     now_us: Callable[[], int]

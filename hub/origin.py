@@ -26,6 +26,7 @@ import uvicorn
 from api.app import create_app
 from api.deps import ApiSettings, Audience, Services
 from api.directory import Directory
+from api.estimates import Estimates
 from api.liveness import Liveness, LivenessUnknown
 from api.ratelimit import RateLimiter
 from api.valkey import connect
@@ -139,6 +140,7 @@ class OriginProcess:
                 reads=self._queries,
                 directory=Directory(self._tables),
                 liveness=self._liveness,
+                estimates=Estimates(valkey),
                 limiter=RateLimiter(settings.resolved_redis_url()),
                 log_folder=settings.data_dir / "log",
                 now_us=now_us,

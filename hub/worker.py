@@ -15,10 +15,12 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from api.estimates import Estimates
 from api.liveness import Liveness, LivenessUnknown
 from api.valkey import connect
 from hub.bootstrap import now_us
 from hub.clock import SteadyClock
+from hub.estimating import Estimating
 from hub.heartbeats import HEARTBEATS_FOLDER, STEP_S, Heartbeats
 from hub.keystore import KeyStore
 from hub.leaving import leave
@@ -74,7 +76,9 @@ class Worker:
             cosigners=Cosigners(witnesses) if witnesses else None,
             alive=self._alive("publisher"),
         )
-        self._liveness = Liveness(connect(settings.resolved_redis_url()))
+        valkey = connect(settings.resolved_redis_url())
+        self._liveness = Liveness(valkey)
+        self._estimating = Estimating(self._ledger, Estimates(valkey))
         self._dice = random.SystemRandom()
         self._prober = Prober(
             self._ledger, f"http://127.0.0.1:{settings.http_port}", self._dice, settings.probe_proxy
@@ -117,7 +121,7 @@ class Worker:
     # --- duties
 
     def settle(self) -> None:
-        """Settle every epoch that is over, then release what was held long enough."""
+        """Settle every epoch that is over, release what was held long enough, say what the running one would bring."""
         alive = self._alive("settlement")
         self._clock.checked()
         if not self._clock.is_sure():
@@ -125,7 +129,7 @@ class Worker:
         if self._credits is None:
             self._credits = recall_index(self._ledger)
         try:
-            settle_due_epochs(
+            settled = settle_due_epochs(
                 self._ledger,
                 at_us=self._clock.checked(),
                 index=self._credits,
@@ -141,6 +145,7 @@ class Worker:
         alive()
         hold_s = crew.settings(self._ledger).hold_s
         release_due_holds(self._ledger, hold_s=hold_s, at_us=self._clock.checked())
+        self._estimating.step(self._credits, at_us=self._clock.checked(), settled=bool(settled), alive=alive)
 
     def publish(self) -> None:
         self._publisher.publish(at_us=now_us())

@@ -11,6 +11,7 @@ from api.balances.schemas import (
     BalanceOut,
     Balances,
     DisputeOut,
+    EstimateOut,
     ExplanationOut,
     OpenDispute,
     Statement,
@@ -77,6 +78,7 @@ def statement(
         name=at.directory.person_name(friend_id) or "a friend",
         unit=crew.crew(at.ledger).unit,
         helping_now=helping(at, friend_id),
+        estimate=estimate_of(at, friend_id),
         lines=[line_out(line) for line in lines],
         next=f"{last.position}:{last.line}" if last else None,
         **balances_of(at, friend_id),
@@ -151,6 +153,12 @@ def balances_of(at: Services, friend_id: UUID) -> dict[str, int]:
         f"{state}_micro": _amount(at, friend_account(friend_id, state))
         for state in ("pending", "available", "in_flight", "paid")
     }
+
+
+def estimate_of(at: Services, friend_id: UUID) -> EstimateOut | None:
+    """What the friend has earned since the last settlement, before it is settled."""
+    found = at.estimates.of(friend_id)  # first: a settlement in between makes it none, and not one too many
+    return EstimateOut.of(found, after=at.reads.balance(friend_account(friend_id, "pending")))
 
 
 def _amount(at: Services, account: str) -> int:

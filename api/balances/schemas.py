@@ -5,7 +5,9 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.estimates import Estimated
 from ledger.aggregates.disputes import Dispute
+from projections.queries import Balance
 
 
 class BalanceOut(BaseModel):
@@ -39,6 +41,27 @@ class StatementLineOut(BaseModel):
     payout_line: int | None
 
 
+class EstimateOut(BaseModel):
+    """What is not settled yet, as if it were now. In no balance, owed by nobody, and never to be added to one."""
+
+    credited_bytes: int
+    amount_micro: int
+    ends_us: int = Field(description="when the running epoch ends; settled within seconds of that")
+    position: int = Field(description="the log before it was read")
+
+    @classmethod
+    def of(cls, found: Estimated | None, *, after: Balance | None) -> Self | None:
+        """None: not known, or from before the last transfer of that account, and perhaps settled by it."""
+        if found is None or (after is not None and after.last_position >= found.position):
+            return None
+        return cls(
+            credited_bytes=found.credited_bytes,
+            amount_micro=found.amount_micro,
+            ends_us=found.ends_us,
+            position=found.position,
+        )
+
+
 class Statement(BaseModel):
     friend_id: UUID
     name: str
@@ -48,6 +71,7 @@ class Statement(BaseModel):
     in_flight_micro: int
     paid_micro: int
     helping_now: int = Field(description="viewers the friend's nodes serve now")
+    estimate: EstimateOut | None = Field(description="null: not known at the moment")
     lines: list[StatementLineOut]
     next: str | None = Field(description="`before` of the next, older page")
 

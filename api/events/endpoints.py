@@ -14,8 +14,8 @@ from fastapi import APIRouter, Depends, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from api.auth import Friend
-from api.balances.endpoints import balances_of, helping, line_out
-from api.balances.schemas import StatementLineOut
+from api.balances.endpoints import balances_of, estimate_of, helping, line_out
+from api.balances.schemas import EstimateOut, StatementLineOut
 from api.deps import PeerIp, Services, ServicesDep, counted_as
 from api.events.schemas import NodeHealth, StatementNews
 from api.live import Live
@@ -61,6 +61,7 @@ def _known_slug(slug: SlugPath, at: ServicesDep) -> str:
 class _Statement:
     amounts: tuple[tuple[str, int], ...]
     helping_now: int
+    estimate: EstimateOut | None
     nodes: tuple[tuple[UUID, str, str, int], ...]
     lines: tuple[StatementLineOut, ...]  # the newest
 
@@ -126,6 +127,7 @@ def _statement(at: Services, friend_id: UUID) -> _At:
         _Statement(
             amounts=tuple(balances_of(at, friend_id).items()),
             helping_now=helping(at, friend_id),
+            estimate=estimate_of(at, friend_id),
             nodes=tuple((v.node_id, names.get(v.node_id, ""), v.state, v.health) for v in mine),
             lines=tuple(line_out(line) for line in at.reads.statement(friend_id, LINES_MAX)),
         ),
@@ -137,6 +139,7 @@ def _news(state: _Statement, since: int | None) -> StatementNews:
     return StatementNews(
         **dict(state.amounts),
         helping_now=state.helping_now,
+        estimate=state.estimate,
         nodes=[NodeHealth(node_id=n, name=name, state=s, health=h) for n, name, s, h in state.nodes],
         lines=lines,
         reload=since is None or len(lines) == LINES_MAX,

@@ -4,7 +4,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from api.balances.schemas import StatementLineOut
+from api.balances.schemas import EstimateOut, StatementLineOut
 
 
 class NodeHealth(BaseModel):
@@ -20,6 +20,7 @@ class StatementNews(BaseModel):
     in_flight_micro: int
     paid_micro: int
     helping_now: int
+    estimate: EstimateOut | None
     nodes: list[NodeHealth]
     lines: list[StatementLineOut] = Field(
         description="since Last-Event-ID or the event before, newest first; one may come twice"

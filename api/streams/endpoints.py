@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 from fastapi import APIRouter, Response
 
 from api.auth import Creator, Operator, OperatorOrCreator
-from api.balances.schemas import DisputeOut, OpenDispute
+from api.balances.schemas import DisputeOut, EstimateOut, OpenDispute
 from api.deps import Services, ServicesDep
 from api.directory import Role
 from api.problems import Problem, ProblemType, not_found, responses
@@ -137,6 +137,7 @@ def _own(
     view: StreamView, at: Services, unit: str, tariff: Tariff | None, names: Mapping[UUID, list[str]]
 ) -> OwnStream:
     carried = at.reads.carried(view.stream_id)
+    estimated = at.estimates.of(view.stream_id)  # before the budget, which the settlement of it lessens
     budget = at.reads.balance(budget_account(view.stream_id))
     refused, refused_us = at.refusal(view.slug) or (None, None)
     return OwnStream(
@@ -144,6 +145,7 @@ def _own(
         unit=unit,
         budget_micro=budget.amount_micro if budget else 0,
         earned_micro=sum(c.earned_micro for c in carried),
+        estimate=EstimateOut.of(estimated, after=budget),
         tariff=TariffOut(
             rate_micro_per_gb=tariff.rate_micro_per_gb, fee_bp=tariff.fee_bp, floor_bp=tariff.floor_bp
         )

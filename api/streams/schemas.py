@@ -5,6 +5,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.balances.schemas import EstimateOut
 from api.text import AmountMicro, Name, Reference, Slug
 
 _Bp = Annotated[int, Field(strict=True, ge=0, le=10_000)]
@@ -72,6 +73,9 @@ class OwnStream(BaseModel):
     unit: str
     budget_micro: int = Field(description="what is left of it")
     earned_micro: int = Field(description="what the crew earned of it so far, without the hub's fee")
+    estimate: EstimateOut | None = Field(
+        description="what leaves the budget for what is not settled yet, the fee included; null: not known"
+    )
     tariff: TariffOut | None = Field(description="the last one set; null: nothing is paid")
     crew: list[CrewMember] = Field(description="everybody who was ever credited, the most bytes first")
     refused: str | None = Field(description="why what the encoder sent was refused; null since it is taken")

@@ -321,6 +321,10 @@ class CreditIndex:
     def epoch_of(self, at_us: int) -> int:
         return max(0, (at_us - self._genesis_us) // self._epoch_us) if self._epoch_us else 0
 
+    def ends_us(self, epoch: int) -> int:
+        """When the epoch is over."""
+        return self._start_us(epoch + 1)
+
     def due(self, at_us: int) -> tuple[int, int] | None:
         """(epoch, log_to) of the settlement to make now, or None.
 

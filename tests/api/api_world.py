@@ -15,6 +15,7 @@ import msgspec
 from api.app import create_app
 from api.deps import ApiSettings, Audience, Services
 from api.directory import Directory, Role
+from api.estimates import Estimates
 from api.liveness import Liveness
 from api.ratelimit import RateLimiter, Rules
 from api.valkey import connect
@@ -73,6 +74,7 @@ class World:
         if self.valkey:
             self.valkey.flushall()
         self.liveness = Liveness(self.valkey)
+        self.estimates = Estimates(self.valkey)
         self.desk = DeliveryDesk(ledger, digest_of=self._digest)
         crew.found_crew(ledger, name="crew", unit="EUR", epoch_length_s=3600, at_us=T0)
         crew.add_key(ledger, "ticket", HUB.public_key, at_us=T0)
@@ -86,6 +88,7 @@ class World:
             reads=self.reads,
             directory=self.directory,
             liveness=self.liveness,
+            estimates=self.estimates,
             limiter=RateLimiter(redis_url, rules),
             log_folder=log_folder,
             now_us=lambda: self.now_us,

@@ -18,8 +18,10 @@ from ledger.money import FEES, friend_account
 from ledger.receipt import Receipt
 from ledger.services import disputes, payouts, streams
 from ledger.services.broadcasts import end_broadcast
+from ledger.services.estimate import Estimate, Portion
 
 pytestmark = pytest.mark.browser
+ENDS_US = 1_800_003_600_000_000
 PHONE = {"width": 390, "height": 844}
 
 
@@ -62,9 +64,12 @@ def test_a_friend_sees_what_they_earned_and_why(page: Page, hub: Hub, tmp_path: 
     page.click("button[type=submit]")
     page.wait_for_function("document.querySelector('#message').textContent.includes('opens nothing')")
     page.goto("about:blank")
+    made = Estimate(hub.world.ledger.size(), ENDS_US, {friend_id: Portion(3_980_000, 38_000)}, {})
+    hub.world.estimates.share(made, for_s=60)
     page.goto(f"{hub.url}/friend#{token}")
     page.wait_for_selector("#statement:visible")
     assert page.inner_text("#name") == "Thank you, Berta"
+    assert "4.0 MB delivered, about 0.038 EUR" in page.inner_text("#estimate")
     assert page.inner_text("#pending") == "1.23456"
     assert page.inner_text("#available") == "0.00"
     row = page.inner_text("#lines tr")
@@ -77,6 +82,7 @@ def test_a_friend_sees_what_they_earned_and_why(page: Page, hub: Hub, tmp_path: 
     page.locator("#pending", has_text="2.23456").wait_for()
     page.locator("#lines tr:first-child", has_text="1.00").wait_for()
     assert page.locator("#lines tr").count() == 2
+    page.locator("#estimate").wait_for(state="hidden")  # it was from before that line
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     page.screenshot(path=tmp_path / "friend.png")
 
@@ -128,8 +134,12 @@ def test_a_creator_sees_the_crew_and_the_costs_and_makes_a_new_key(
     token = hub.world.token(Role.CREATOR, owner_id)["Authorization"].removeprefix("Bearer ")
     nid = node_id(hub.node.key.public_key)
     friend_id = hub.world.reads.node(nid).friend_id  # type: ignore[union-attr]
+    stream_id = hub.world.stream_id
+    made = Estimate(hub.world.ledger.size(), ENDS_US, {}, {stream_id: Portion(3_980_000, 40_000)})
+    hub.world.estimates.share(made, for_s=60)
     page.goto(f"{hub.url}/creator#{token}")
     page.locator(".crew-none:visible").wait_for()
+    assert "4.0 MB delivered, about 0.04." in page.inner_text(".estimate")
     hub.world.earn(friend_id, nid, 1_234_560)
     page.reload()
     page.locator(".crew td", has_text="Berta's attic").wait_for()

@@ -1,7 +1,7 @@
 // The creator's page: the crew that carries them now, the budget, and a new stream key. Kept up to date while it is open.
 
 import { door } from "/static/door.js";
-import { $, WHEN, ask, bytes, cell, heard, money } from "/static/figures.js";
+import { $, TIME, WHEN, ask, bytes, cell, heard, money } from "/static/figures.js";
 import { follow } from "/static/live.js";
 
 const POLL_MS = 15_000; // also tells soon why an encoder is refused: OBS says no more than "disconnected"
@@ -58,6 +58,11 @@ function showRefused(at, own) {
 function showMoney(at, own) {
   at.querySelector(".budget").textContent = money(own.budget_micro);
   at.querySelector(".earned").textContent = money(own.earned_micro);
+  const due = own.estimate;
+  at.querySelector(".estimate").hidden = !due?.credited_bytes;
+  at.querySelector(".estimate").textContent = due
+    ? `Since the last settlement: ${bytes(due.credited_bytes)} delivered, about ${money(due.amount_micro)}. It leaves the budget soon after ${TIME.format(due.ends_us / 1000)}.`
+    : "";
   const t = own.tariff;
   at.querySelector(".price").textContent = t
     ? `Amounts in ${own.unit}. A delivered GB costs ${money(t.rate_micro_per_gb)}, the hub's fee of ${t.fee_bp / 100} % included. Nothing is spent beyond the budget.`

@@ -17,6 +17,8 @@ export function bytes(count) {
 
 export const WHEN = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 
+export const TIME = new Intl.DateTimeFormat(undefined, { timeStyle: "short" });
+
 export function viewers(count) {
   return count === 1 ? "1 viewer" : `${count} viewers`;
 }

@@ -1,7 +1,7 @@
 // The friend's page: the statement behind their token, kept up to date while it is open. The token stays in this tab.
 
 import { door } from "/static/door.js";
-import { $, WHEN, ask, bytes, cell, heard, money, viewers } from "/static/figures.js";
+import { $, TIME, WHEN, ask, bytes, cell, heard, money, viewers } from "/static/figures.js";
 import { follow } from "/static/live.js";
 
 const POLL_MS = 15_000;
@@ -50,6 +50,16 @@ function show(statement) {
   $("available").textContent = money(statement.available_micro);
   $("in-flight").textContent = money(statement.in_flight_micro);
   $("paid").textContent = money(statement.paid_micro);
+  showEstimate(statement.estimate);
+}
+
+/** Beside the amounts and never in them: nobody owes it yet. */
+function showEstimate(estimate) {
+  $("estimate").hidden = !estimate?.credited_bytes;
+  if ($("estimate").hidden) return;
+  $("estimate-bytes").textContent = bytes(estimate.credited_bytes);
+  $("estimate-amount").textContent = `${money(estimate.amount_micro)} ${$("unit").textContent}`;
+  $("estimate-ends").textContent = TIME.format(estimate.ends_us / 1000);
 }
 
 function unseen(lines) {
