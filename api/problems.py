@@ -145,7 +145,9 @@ def as_problem(error: Exception) -> Problem:
 def install(app: FastAPI) -> None:
     async def handle(request: Request, error: Exception) -> Response:
         problem = as_problem(error)
-        if problem.kind is ProblemType.INTERNAL:
+        if problem is error and problem.kind is ProblemType.INTERNAL:  # found, and said so
+            logger.error(problem.detail, path=request.url.path, method=request.method)
+        elif problem.kind is ProblemType.INTERNAL:
             logger.error("request failed", path=request.url.path, method=request.method, exc_info=error)
         elif problem.kind is ProblemType.UNAVAILABLE:
             logger.warning("ledger unavailable", path=request.url.path, error=str(error))

@@ -23,7 +23,7 @@ from api.problems import Problem, ProblemType, not_found, responses
 from ledger.money import friend_account
 from ledger.services import crew
 from ledger.services.disputes import open_dispute
-from ledger.services.explain import Earned, NothingToExplain
+from ledger.services.explain import Earned, ExplanationFailed, NothingToExplain
 from ledger.services.explain_log import explain_recorded
 from projections.queries import PAGE_MAX, Balance, StatementLine
 
@@ -108,6 +108,8 @@ def explain_line(
         made = explain_recorded(at.ledger, position, line, friend_id=token.subject_id)
     except NothingToExplain as e:
         raise not_found("there is no such line in your statement") from e
+    except ExplanationFailed as e:
+        raise Problem(ProblemType.INTERNAL, f"{e}. Tell the operator, and run an audit") from e
     kind = "earned" if isinstance(made, Earned) else "moved"
     return ExplanationOut.model_validate({"kind": kind, **asdict(made)})
 

@@ -55,6 +55,17 @@ def test_nothing_is_derived_for_who_may_not_see_it(client: TestClient, world: Wo
     assert client.get(path, headers=world.token(Role.FRIEND)).status_code == 403  # of no friend
 
 
+def test_a_line_that_the_log_does_not_lead_to_says_so_to_its_friend(
+    client: TestClient, world: World, node: KeyPair
+) -> None:
+    friend_id = uuid4()
+    world.earn(friend_id, node_id(node.public_key), 5)
+    path = f"/api/friends/me/explain/{world.ledger.size() - 1}/0"
+    answer = client.get(path, headers=world.token(Role.FRIEND, friend_id))
+    assert (answer.status_code, answer.json()["type"]) == (500, "/problems/internal")
+    assert "gives 5 micro-units; the log before it gives" in answer.json()["detail"]
+
+
 def test_a_friend_disputes_their_own_line_and_a_creator_one_of_their_stream(
     client: TestClient, world: World, node: KeyPair
 ) -> None:

@@ -16,12 +16,13 @@ from ledger.ids import BOOK_ID, delivery_id, node_id
 from ledger.judged import Judged, pack
 from ledger.money import FEES, friend_account
 from ledger.receipt import Receipt
-from ledger.services import disputes, payouts, streams
+from ledger.services import budgets, disputes, payouts, settle, streams
 from ledger.services.broadcasts import end_broadcast
 from ledger.services.estimate import Estimate, Portion
 
 pytestmark = pytest.mark.browser
 ENDS_US = 1_800_003_600_000_000
+HOUR_US = 3_600_000_000
 PHONE = {"width": 390, "height": 844}
 
 
@@ -125,6 +126,54 @@ def test_a_friend_sees_what_is_on_its_way_in_dispute_and_corrected(page: Page, h
     ):
         assert all(word in row for word in words), row
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+
+
+def test_a_friend_asks_why_and_disputes_a_line_on_the_page(page: Page, hub: Hub, tmp_path: Path) -> None:
+    world, viewer = hub.world, new_key()
+    budgets.set_tariff(world.ledger, world.stream_id, rate_micro_per_gb=10**12, at_us=world.now_us)
+    budgets.deposit(world.ledger, world.stream_id, amount_micro=10**9, reference="r", at_us=world.now_us)
+    world.now_us += HOUR_US  # from now on that is the price
+    first = len(world.media)
+    world.publish({first: bytes(1_000), first + 1: bytes(1_000)})
+    ticket = world.issue(world.open_session("main", viewer.public_key), hub.node.key, first)
+    receipt = world.receipt(ticket, viewer, [first, first + 1])
+    assert world.desk.judge_receipt(receipt, at_us=world.now_us).verdict == "accepted"
+    world.now_us += HOUR_US
+    settle.settle_due_epochs(world.ledger, at_us=world.now_us)
+    world.project()
+    friend_id = world.reads.node(node_id(hub.node.key.public_key)).friend_id  # type: ignore[union-attr]
+    token = world.token(Role.FRIEND, friend_id)["Authorization"].removeprefix("Bearer ")
+    page.goto(f"{hub.url}/friend#{token}")
+    delivered = page.locator("#lines tr", has_text="delivered").first
+    why = delivered.get_by_role("button", name="Why?")
+    why.click()
+    opened = page.locator("#lines tr:has(dl.sums)")
+    opened.wait_for()
+    assert why.get_attribute("aria-expanded") == "true"
+    told = " ".join(opened.inner_text().split())
+    for words in (
+        "All that arrived of this stream, at 1000000.00 a GB 2.00",
+        "The hub's fee, 5 % −0.10",
+        "goes in equal parts to the one node that served −0.19",
+        "Your part of that: 100% 1.71",
+        "This line 1.71",
+        "Receipts: 1, in the log at ",
+        f"--from {hub.url}/log",
+    ):
+        assert words in told, told
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    page.screenshot(path=tmp_path / "why.png", full_page=True)
+    opened.get_by_role("textbox").fill("counted more")
+    opened.get_by_role("button", name="Dispute").click()
+    opened.get_by_text("is open: this line waits").wait_for()
+    world.project()
+    page.locator("#lines tr", has_text="in dispute, waits for the decision: counted more").wait_for()
+    why.click()
+    opened.wait_for(state="detached")
+    # A line that the log does not lead to says so.
+    world.earn(friend_id, node_id(hub.node.key.public_key), 7, epoch=5)
+    page.locator("#lines tr", has_text="0.000007").get_by_role("button", name="Why?").click()
+    page.get_by_text("Tell the operator, and run an audit").wait_for()
 
 
 def test_a_creator_sees_the_crew_and_the_costs_and_makes_a_new_key(

@@ -3,6 +3,7 @@
 import { door } from "/static/door.js";
 import { $, TIME, WHEN, ask, bytes, cell, heard, money, viewers } from "/static/figures.js";
 import { follow } from "/static/live.js";
+import { whyButton } from "/static/why.js";
 
 const POLL_MS = 15_000;
 const WHY = {
@@ -35,6 +36,8 @@ function row(line) {
   const why = cell("td", line.kind in DECIDED ? `${DECIDED[line.kind]}: ${line.reason}` : (WHY[line.reason] ?? line.reason));
   // The place in the log, as `streamrp2p explain` takes it.
   why.append(cell("time", `${WHEN.format(line.at_us / 1000)} · ${line.position}:${line.line}`));
+  const button = whyButton(line, token);
+  if (button) why.append(button);
   const tr = document.createElement("tr");
   tr.append(why, cell("td", bytes(line.credited_bytes), "number"), cell("td", money(TAKEN.has(line.kind) ? -line.amount_micro : line.amount_micro), "number"));
   return tr;
