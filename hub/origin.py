@@ -47,6 +47,7 @@ from ledger.aggregates.node import Node
 from ledger.application import Ledger
 from ledger.ids import ordered_id
 from ledger.rails.given import given
+from ledger.rails.returned import Returns
 from ledger.services.broadcasts import end_broadcast
 from ledger.services.delivery import DeliveryDesk
 from ledger.services.nodes import prefix_commitment, see_at
@@ -148,6 +149,7 @@ class OriginProcess:
                 ingest_ready=lambda: self._rtmp_ready,
                 refusal=self._refusal,
                 given=lambda: given(payouts_folder(settings)),
+                returned=Returns(payouts_folder(settings)).all,
                 troubles=Troubles(settings.data_dir / TROUBLES_FOLDER).now,
                 overdue=Heartbeats(settings.data_dir / HEARTBEATS_FOLDER).overdue,
             )
