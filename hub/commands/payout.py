@@ -18,9 +18,11 @@ import typer
 from rich.console import Console as Terminal
 from rich.table import Table
 
+from hub import payout_outcomes
 from hub.bootstrap import now_us
-from hub.commands import payout_outcomes
-from hub.commands.payout_shown import (
+from hub.logs import configure_logging
+from hub.operator import Console, console, micro_to_text
+from hub.payout_shown import (
     BATCH,
     DRY_RUN,
     JSON,
@@ -31,8 +33,6 @@ from hub.commands.payout_shown import (
     table,
     the_payout,
 )
-from hub.logs import configure_logging
-from hub.operator import Console, console, micro_to_text
 from hub.rails import (
     NAMES,
     check_destination,

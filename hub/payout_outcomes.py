@@ -10,7 +10,8 @@ from pathlib import Path
 import typer
 
 from hub.bootstrap import now_us
-from hub.commands.payout_shown import (
+from hub.operator import Console, console, micro_from_text, micro_to_text
+from hub.payout_shown import (
     BATCH,
     DRY_RUN,
     JSON,
@@ -18,7 +19,6 @@ from hub.commands.payout_shown import (
     print_results,
     the_payout,
 )
-from hub.operator import Console, console, micro_from_text, micro_to_text
 from hub.rails import open_rail, payouts_folder
 from ledger.aggregates.payout import Payout
 from ledger.rails import Answer, Outcome, Rail
