@@ -134,11 +134,11 @@ def plan(
         limits = crew.settings(ledger)
         book = ledger.load_or_new(Book, BOOK_ID)
         refuse_forgotten(book, remembered)
+        known = {payout.id: payout for payout in earlier}
         came_back = {
-            payout.lines[line].planned.destination_commitment
-            for payout in earlier
-            for line in payout.lines
-            if (payout.id, line) in book.returned
+            known[batch_id].lines[line].planned.destination_commitment
+            for batch_id, line in book.returned
+            if batch_id in known
         }
         chosen, waiting = _choose(book, threshold_micro, destinations, came_back, _still_to_pay(earlier))
         fits: list[tuple[UUID, int]] = []
