@@ -4,7 +4,7 @@ Invariant: an endpoint reaches the ledger, the read models and the clock only th
 """
 
 import ipaddress
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final
@@ -21,6 +21,7 @@ from api.ratelimit import RateLimiter
 from api.replays import Replays
 from ledger.application import Ledger
 from ledger.rails.given import Given
+from ledger.rails.returned import Return
 from ledger.services.delivery import DeliveryDesk
 from projections.queries import Queries
 
@@ -72,6 +73,9 @@ class Services:
     replays: Replays = field(default_factory=Replays)
     levels: Levels = field(default_factory=Levels)
     given: Callable[[], Given] = field(default=dict)  # what rails were given, by payout
+    returned: Callable[[], Sequence[Return]] = field(
+        default=tuple
+    )  # what came back of payouts, as files remember
     troubles: Callable[[], list[str]] = field(
         default=list
     )  # duties of the hub that fail until somebody looks

@@ -48,10 +48,12 @@ from ledger.aggregates.node import Node
 from ledger.application import Ledger
 from ledger.ids import ordered_id
 from ledger.rails.given import given
+from ledger.rails.returned import Returns
 from ledger.services.broadcasts import end_broadcast
 from ledger.services.delivery import DeliveryDesk
 from ledger.services.nodes import prefix_commitment, see_at
 from ledger.store.database import connect_pool, create_sql_engine
+from ledger.store.outage import outage
 from ledger.verifiers import Verifiers
 from projections.queries import Queries, ReadModelUnavailable
 from relay.http import media_protocol
@@ -150,6 +152,7 @@ class OriginProcess:
                 ingest_ready=lambda: self._rtmp_ready,
                 refusal=self._refusal,
                 given=lambda: given(payouts_folder(settings)),
+                returned=Returns(payouts_folder(settings)).all,
                 troubles=Troubles(settings.data_dir / TROUBLES_FOLDER).now,
                 overdue=Heartbeats(settings.data_dir / HEARTBEATS_FOLDER).overdue,
             )
@@ -296,7 +299,7 @@ async def _forever(seconds: float, step: Callable[[], Coroutine[Any, Any, None]]
         try:
             await step()
         except (Unavailable, ReadModelUnavailable) as error:
-            log.warning("will be tried again", step=step.__name__, error=str(error))
+            outage.symptom(log, "will be tried again", step=step.__name__, error=str(error))
         except Exception:  # streams and viewers do not stop for housekeeping that fails
             log.exception("housekeeping fails: somebody must look", step=step.__name__)
         await asyncio.sleep(seconds)

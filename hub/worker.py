@@ -35,6 +35,7 @@ from ledger.services.credit_index import CreditIndex
 from ledger.services.nodes import change_node
 from ledger.services.settle import GRACE_US, keep_index, recall_index, release_due_holds, settle_due_epochs
 from ledger.store.database import create_sql_engine
+from ledger.store.outage import outage
 from ledger.tlog.cosigners import Cosigners, WitnessAddress
 from ledger.tlog.files import write_atomic
 from ledger.tlog.publisher import FolderInUse, Publisher
@@ -186,6 +187,8 @@ def repeat(
         heartbeats.promise(duty, STEP_S)
         try:
             step()
+        except (Unavailable, ReadModelUnavailable) as error:
+            outage.symptom(log, "will be tried again", duty=duty, error=str(error))
         except TRANSIENT as error:
             log.warning("will be tried again", duty=duty, error=str(error))
         except Exception:

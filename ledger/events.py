@@ -494,6 +494,16 @@ class PayoutProposed(Event, frozen=True, tag="payout.proposed.v1"):
     operator: str
 
 
+class PayoutLineReturned(Event, frozen=True, tag="book.payout_line_returned.v1"):
+    """paid -> available: all or a part of what was paid came back, such as from a closed account."""
+
+    batch_id: UUID
+    line: int
+    reference: str
+    reason: str
+    transfer: Transfer
+
+
 # --- the tree ---------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Final, Protocol
 
-from ledger.events import AdjustmentBooked, CrewFounded, Event, Transfer
+from ledger.events import AdjustmentBooked, CrewFounded, Event, PayoutLineReturned, Transfer
 from ledger.money import decimal_text
 
 STATES: Final = {"pending": "Pending", "available": "Available", "in_flight": "InFlight"}
@@ -68,7 +68,7 @@ def journal(events: Iterable[tuple[int, Event]], format_name: str) -> Iterator[s
             raise ValueError("money moves before the crew is founded")
         on = datetime.fromtimestamp(event.at_us // 1_000_000, UTC).date()
         first, last = min(first or on, on), max(last or on, on)
-        note = event.reason if isinstance(event, AdjustmentBooked) else ""
+        note = event.reason if isinstance(event, AdjustmentBooked | PayoutLineReturned) else ""
         for transfer in transfers:
             rows = [(account_name(p.account), -p.amount_micro) for p in transfer.postings]
             for name, amount in rows:

@@ -19,6 +19,7 @@ SINGLE: Final = (
     e.PayoutLineReserved,
     e.PayoutLineConfirmed,
     e.PayoutLineFailed,
+    e.PayoutLineReturned,
     e.AdjustmentBooked,
 )
 PAGES: Final = (e.EpochSettled, e.HoldsReleased, e.DisputeUpheld, e.DisputeRejected)

@@ -61,6 +61,7 @@ MONEY: Kinds = frozenset(
         e.PayoutLineReserved,
         e.PayoutLineConfirmed,
         e.PayoutLineFailed,
+        e.PayoutLineReturned,
         e.DisputeOpened,
         e.DisputeUpheld,
         e.DisputeRejected,

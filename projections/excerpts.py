@@ -193,6 +193,10 @@ class PayoutLineFailed(_PayoutMoved, frozen=True, tag="book.payout_line_failed.v
     pass
 
 
+class PayoutLineReturned(_PayoutMoved, frozen=True, tag="book.payout_line_returned.v1"):
+    reason: str
+
+
 class DisputeOpened(Excerpt, frozen=True, tag="book.dispute_opened.v1"):
     friend_id: Id
     amount_micro: int
@@ -214,6 +218,7 @@ class DisputeRejected(Excerpt, frozen=True, tag="book.dispute_rejected.v1"):
 
 
 class AdjustmentBooked(Excerpt, frozen=True, tag="book.adjustment_booked.v1"):
+    reason: str
     transfer: Transfer
 
 

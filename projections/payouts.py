@@ -1,7 +1,7 @@
 """Payouts: each batch with its lines, what was attempted and what came of it.
 
 Invariant: a line is `confirmed` or `failed` only after the book moved its money; what the rail answered stands beside
-it in `outcome`.
+it in `outcome`, and what came back of it later in `returned_micro`.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from projections.schema import Tables
 
 class Payouts(base.Projection):
     name = "payouts"
-    version = 2
+    version = 3
     ignores = (
         base.CREW
         | base.STREAM
@@ -55,6 +55,7 @@ class Payouts(base.Projection):
                 e.PayoutLineReserved: self._reserved,
                 e.PayoutLineConfirmed: self._confirmed,
                 e.PayoutLineFailed: self._failed,
+                e.PayoutLineReturned: self._returned,
             },
         )
 
@@ -86,6 +87,7 @@ class Payouts(base.Projection):
                 attempt_key="",
                 outcome="",
                 reference="",
+                returned_micro=0,
                 last_position=position,
             )
 
@@ -125,6 +127,10 @@ class Payouts(base.Projection):
 
     def _failed(self, event: x.PayoutLineFailed, position: int) -> None:
         self._line(event.batch_id, event.line, position, state="failed")
+
+    def _returned(self, event: x.PayoutLineReturned, position: int) -> None:
+        _, amount_micro = event.transfer.postings[-1]
+        self._line(event.batch_id, event.line, position, returned_micro=amount_micro)
 
     def _line(self, batch_id: bytes, line: int, position: int, **values: Any) -> None:
         self._lines.change(batch_id, line, last_position=position, **values)

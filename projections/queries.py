@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import BigInteger, ColumnElement, Engine, Row, Select, Table, case, cast, func, select, tuple_
+from sqlalchemy import BigInteger, ColumnElement, Engine, Row, Select, case, cast, func, select, tuple_
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -125,6 +125,7 @@ class PayoutLineView:
     attempt_key: str  # the deterministic key of the last attempt
     outcome: str  # what the rail said last: "" | "confirmed" | "failed" | "unknown"
     reference: str  # the rail's own
+    returned_micro: int  # came back after it was confirmed
     last_position: int
 
 
@@ -142,6 +143,7 @@ class PayoutView:
     total_micro: int
     confirmed_micro: int
     failed_micro: int
+    returned_micro: int  # of what was confirmed
     line_count: int
     waiting_lines: int  # planned, and not yet given to the rail
     lines: tuple[PayoutLineView, ...]  # empty in `payouts()`
@@ -363,8 +365,9 @@ class Queries:
         query = (
             select(
                 t,
-                _sum_micro(lines, lines.c.state == "confirmed").label("confirmed_micro"),
-                _sum_micro(lines, lines.c.state == "failed").label("failed_micro"),
+                _sum_micro(lines.c.amount_micro, lines.c.state == "confirmed").label("confirmed_micro"),
+                _sum_micro(lines.c.amount_micro, lines.c.state == "failed").label("failed_micro"),
+                _sum_micro(lines.c.returned_micro).label("returned_micro"),
                 func.count().filter(lines.c.state.in_(("confirmed", "failed"))).label("finished_lines"),
                 func.count().filter(lines.c.state == "planned").label("waiting_lines"),
                 select(func.count()).select_from(t.alias()).scalar_subquery().label("batches"),
@@ -382,9 +385,10 @@ def _page(limit: int) -> int:
     return max(1, min(limit, PAGE_MAX))
 
 
-def _sum_micro(lines: Table, where: ColumnElement[bool]) -> ColumnElement[int]:
+def _sum_micro(amounts: ColumnElement[int], where: ColumnElement[bool] | None = None) -> ColumnElement[int]:
     # The sum of bigints is a numeric in Postgres; amounts come back as the integers they are.
-    return cast(func.coalesce(func.sum(case((where, lines.c.amount_micro), else_=0)), 0), BigInteger)
+    some = amounts if where is None else case((where, amounts), else_=0)
+    return cast(func.coalesce(func.sum(some), 0), BigInteger)
 
 
 def _balance(row: Row[Any]) -> Balance:
@@ -467,6 +471,7 @@ def _payout(row: Row[Any], number: int) -> PayoutView:
         total_micro=row.total_micro,
         confirmed_micro=row.confirmed_micro,
         failed_micro=row.failed_micro,
+        returned_micro=row.returned_micro,
         line_count=row.lines,
         waiting_lines=row.waiting_lines,
         lines=(),
@@ -484,5 +489,6 @@ def _payout_line(row: Row[Any]) -> PayoutLineView:
         attempt_key=row.attempt_key,
         outcome=row.outcome,
         reference=row.reference,
+        returned_micro=row.returned_micro,
         last_position=row.last_position,
     )

@@ -17,6 +17,7 @@ from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ledger.application import Unavailable
+from ledger.store.outage import outage
 from projections import schema, tracking
 from projections.base import Projection, Unreadable
 from projections.catalog import PROJECTIONS
@@ -151,7 +152,7 @@ class Runner:
                     pause_s = _BACKOFF_S_MIN
                 except TRANSIENT as error:
                     why = str(getattr(error, "orig", error))  # without the SQL that SQLAlchemy quotes
-                    logger.warning("projections wait for the database", error=why, pause_s=pause_s)
+                    outage.symptom(logger, "projections wait for the database", error=why, pause_s=pause_s)
                     stop.wait(pause_s)
                     pause_s = min(2 * pause_s, _BACKOFF_S_MAX)
         finally:

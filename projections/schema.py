@@ -194,6 +194,7 @@ class Tables:
             _text("attempt_key", Merge.SET),
             _text("outcome", Merge.SET),  # "" | confirmed | failed | unknown
             _text("reference", Merge.SET),
+            _int("returned_micro", Merge.ADD),  # of what was confirmed
             _int("last_position", Merge.LATEST),
         )
 

@@ -1,10 +1,10 @@
 """Statements: for each friend, every reason why money was earned or moved, one line each.
 
 Invariant: the sum of a friend's `earned` lines is what was ever credited to them, and each later line moves a part of
-it: `released` makes it available, `payout_reserved` puts it in flight, `payout_confirmed` pays it out and
-`payout_failed` makes it available again. `disputed` freezes a line; `dispute_upheld` takes its amount away, and
-`dispute_rejected` lets it be released. `adjusted_up` and `adjusted_down` are corrections of what is available. Amounts
-are what was earned, frozen or moved, never negative.
+it: `released` makes it available, `payout_reserved` puts it in flight, `payout_confirmed` pays it out, and
+`payout_failed`, or `payout_returned` when it had been paid, makes it available again. `disputed` freezes a line;
+`dispute_upheld` takes its amount away, and `dispute_rejected` lets it be released. `adjusted_up` and `adjusted_down`
+are corrections of what is available. Amounts are what was earned, frozen or moved, never negative.
 """
 
 from functools import partial
@@ -22,6 +22,7 @@ PAYOUT_KINDS: Final[dict[type[e.Event], str]] = {
     e.PayoutLineReserved: "payout_reserved",
     e.PayoutLineConfirmed: "payout_confirmed",
     e.PayoutLineFailed: "payout_failed",
+    e.PayoutLineReturned: "payout_returned",
 }
 DISPUTE_KINDS: Final[dict[type[e.Event], str]] = {
     e.DisputeOpened: "disputed",
@@ -34,7 +35,7 @@ _NO_DELIVERY: Final = {"units": 0, "credited_bytes": 0, "rate_micro_per_gb": 0}
 
 class Statements(base.Projection):
     name = "statements"
-    version = 1
+    version = 2
     ignores = (
         base.CREW
         | base.STREAM
@@ -90,7 +91,9 @@ class Statements(base.Projection):
             self._moved("released", event, position, number, transfer, epoch=event.epoch)
 
     def _payout(self, kind: str, event: Any, position: int) -> None:
-        self._moved(kind, event, position, 0, event.transfer, batch_id=event.batch_id, payout_line=event.line)
+        why = event.reason if isinstance(event, x.PayoutLineReturned) else ""
+        place = {"batch_id": event.batch_id, "payout_line": event.line}
+        self._moved(kind, event, position, 0, event.transfer, why=why, **place)
 
     def _disputed(self, kind: str, event: Any, position: int) -> None:
         self._lines.make(
@@ -108,7 +111,7 @@ class Statements(base.Projection):
         for account, amount_micro in event.transfer.postings:
             if base.friend_of(account) is not None:
                 kind = "adjusted_up" if amount_micro > 0 else "adjusted_down"
-                self._moved(kind, event, position, 0, event.transfer)
+                self._moved(kind, event, position, 0, event.transfer, why=event.reason)
 
     def _moved(
         self,
@@ -121,8 +124,9 @@ class Statements(base.Projection):
         epoch: int | None = None,
         batch_id: bytes | None = None,
         payout_line: int | None = None,
+        why: str = "",
     ) -> None:
-        """The line of a transfer from one pot of a friend to another."""
+        """The line of a transfer from one pot of a friend to another; `why`: what a person wrote."""
         friend_id, amount_micro = None, 0
         for account, amount in transfer.postings:
             friend = base.friend_of(account)
@@ -136,7 +140,17 @@ class Statements(base.Projection):
             raise _not_of_one_friend(position)
         key = (friend_id, position, number)
         self._make_moved(
-            key, kind, event.at_us, transfer.reason, amount_micro, epoch, batch_id, payout_line, 0, 0, 0
+            key,
+            kind,
+            event.at_us,
+            why or transfer.reason,
+            amount_micro,
+            epoch,
+            batch_id,
+            payout_line,
+            0,
+            0,
+            0,
         )
 
 

@@ -25,8 +25,8 @@ class StatementLineOut(BaseModel):
     position: int = Field(description="where it stands in the log")
     line: int
     kind: str = Field(
-        description="earned, released, payout_reserved, payout_confirmed, payout_failed, disputed, "
-        "dispute_upheld, dispute_rejected, adjusted_up or adjusted_down"
+        description="earned, released, payout_reserved, payout_confirmed, payout_failed, payout_returned, "
+        "disputed, dispute_upheld, dispute_rejected, adjusted_up or adjusted_down"
     )
     reason: str
     at_us: int
@@ -148,7 +148,11 @@ class ExplanationOut(BaseModel):
         None,
         description="of a line for plain players: left out, they were the hub's own; null: not looked for",
     )
-    parts: list[PartOut] = Field([], description="the settlement lines that a released amount adds up")
+    parts: list[PartOut] = Field(
+        [],
+        description="the settlement lines that a released amount adds up; of what came back, what had been paid",
+    )
+    note: str = Field("", description="what was said when somebody decided it")
     batch_id: UUID | None = None
     payout_line: int | None = None
 

@@ -1,5 +1,7 @@
 """Payouts: plan, approve, cancel, show. Money is moved by `streamrp2p payout run` alone, never over HTTP."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -24,6 +26,7 @@ from ledger.rails.csv_file import FileChangedError
 from ledger.rails.pain001 import CENT_MICRO, NAME
 from ledger.services import crew
 from ledger.services import payouts as commands
+from ledger.services.returns import LostReturns
 from projections.queries import PAGE_MAX, PayoutView
 
 router = APIRouter(prefix="/api/payouts", tags=["payouts"])
@@ -42,16 +45,18 @@ _TOKEN_NAME_CHARS = 12
 def plan_payout(body: PlanPayout, at: ServicesDep, token: Operator) -> PayoutPlan:
     """Everybody with enough available and a destination. Nothing is reserved yet; what is left out waits, with why."""
     threshold_micro = body.threshold_micro or crew.settings(at.ledger).payout_threshold_micro
-    plan = commands.plan(
-        at.ledger,
-        rail=body.rail,
-        threshold_micro=threshold_micro,
-        destinations=at.directory.destination_commitments(),
-        at_us=at.now_us(),
-        operator=_named(token),
-        quantum_micro=CENT_MICRO if body.rail == NAME else 1,
-        dry_run=body.dry_run,
-    )
+    with _files_read("plan"):
+        plan = commands.plan(
+            at.ledger,
+            rail=body.rail,
+            threshold_micro=threshold_micro,
+            destinations=at.directory.destination_commitments(),
+            at_us=at.now_us(),
+            operator=_named(token),
+            quantum_micro=CENT_MICRO if body.rail == NAME else 1,
+            remembered=at.returned(),
+            dry_run=body.dry_run,
+        )
     return PayoutPlan(
         batch_id=plan.batch_id,
         total_micro=sum(line.amount_micro for line in plan.lines),
@@ -81,15 +86,22 @@ def approve_payout(batch_id: UUID, at: ServicesDep, token: Operator) -> Decided:
 @router.post("/{batch_id}/cancel", responses=_DECIDE)
 def cancel_payout(batch_id: UUID, body: CancelPayout, at: ServicesDep, _: Operator) -> Decided:
     """Only before the first attempt."""
-    try:
+    with _files_read("cancel"):
         given = at.given()
         payout = commands.cancel(at.ledger, batch_id, reason=body.reason, at_us=at.now_us(), given=given)
-    except (commands.LostPayments, FileChangedError) as e:
+    return Decided(batch_id=batch_id, state=payout.state)
+
+
+@contextmanager
+def _files_read(command: str) -> Iterator[None]:
+    """What the payment files know and the ledger does not is for whoever restored the database to look at."""
+    try:
+        yield
+    except (commands.LostPayments, LostReturns, FileChangedError) as e:
         raise Problem(ProblemType.NOT_ALLOWED, str(e)) from e
     except OSError as e:  # of another account
-        told = "the payment files cannot be read here: streamrp2p payout cancel"
+        told = f"the payment files cannot be read here: streamrp2p payout {command}"
         raise Problem(ProblemType.NOT_ALLOWED, told) from e
-    return Decided(batch_id=batch_id, state=payout.state)
 
 
 @router.get("", responses=responses(*_AUTH))
@@ -131,6 +143,7 @@ def _out(view: PayoutView) -> PayoutOut:
         total_micro=view.total_micro,
         confirmed_micro=view.confirmed_micro,
         failed_micro=view.failed_micro,
+        returned_micro=view.returned_micro,
         line_count=view.line_count,
         lines=[
             PayoutLineOut(
@@ -141,6 +154,7 @@ def _out(view: PayoutView) -> PayoutOut:
                 attempts=line.attempts,
                 outcome=line.outcome,
                 reference=line.reference,
+                returned_micro=line.returned_micro,
             )
             for line in view.lines
         ],

@@ -26,8 +26,8 @@ class WaitingAmount(BaseModel):
     friend_id: UUID
     amount_micro: int
     reason: str = Field(
-        description="below_threshold, below_smallest (of what the rail can pay), no_destination, in_open_payout, "
-        "batch_limit or day_limit"
+        description="below_threshold, below_smallest (of what the rail can pay), no_destination, came_back (what was "
+        "paid to this destination), in_open_payout, batch_limit or day_limit"
     )
 
 
@@ -61,6 +61,7 @@ class PayoutLineOut(BaseModel):
     attempts: int
     outcome: str
     reference: str
+    returned_micro: int = Field(description="came back after it was confirmed; available again")
 
 
 class PayoutOut(BaseModel):
@@ -79,6 +80,7 @@ class PayoutOut(BaseModel):
     total_micro: int
     confirmed_micro: int
     failed_micro: int
+    returned_micro: int = Field(description="of what was confirmed, came back later")
     line_count: int
     lines: list[PayoutLineOut] = Field(description="empty in the list of payouts")
 

@@ -79,11 +79,14 @@ def _show_statement(log: Events, friend_id: UUID, as_json: bool) -> None:
 def _text(made: Explanation) -> list[str]:
     if isinstance(made, Moved):
         head = f"{made.reason}: {decimal_text(made.amount_micro)} for friend {made.friend_id}"
+        said = [f"  {made.note}"] if made.note else []
         if made.payout_line is not None:
-            return [head, f"  line {made.payout_line} of payout {made.batch_id}"]
+            said.append(f"  line {made.payout_line} of payout {made.batch_id}")
+        if made.epoch is not None:
+            said.append(f"  earned in epoch {made.epoch}:")
         return [
             head,
-            f"  earned in epoch {made.epoch}:",
+            *said,
             *(
                 f"  {f'{p.position}:{p.line}':<14}{p.reason:<24}{decimal_text(p.amount_micro):>20}"
                 for p in made.parts

@@ -2,8 +2,9 @@
 
 Invariants, checked on each write and on each replay: a transfer sums to zero and is exactly the movement its event
 stands for; no account but `external` is ever negative; an epoch is settled once and released once; a reservation is
-confirmed or failed once; a line is disputed once and its dispute decided once; what a friend ever earned is pending,
-available, in flight, paid or voided. Two writers of the same version cannot both win, so none of this is a race.
+confirmed or failed once; no more comes back of a payout line than was paid; a line is disputed once and its dispute
+decided once; what a friend ever earned is pending, available, in flight, paid or voided. Two writers of the same
+version cannot both win, so none of this is a race.
 """
 
 from collections import defaultdict
@@ -29,6 +30,7 @@ from ledger.events import (
     PayoutLineConfirmed,
     PayoutLineFailed,
     PayoutLineReserved,
+    PayoutLineReturned,
     SettlementLine,
     TariffSet,
     Transfer,
@@ -55,6 +57,19 @@ class Reservation:
     day: int  # UTC, since the epoch of Unix
 
 
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """A payout line that was paid, and what came back of it."""
+
+    friend_id: UUID
+    amount_micro: int
+    returned_micro: int = 0
+
+    @property
+    def left_micro(self) -> int:
+        return self.amount_micro - self.returned_micro
+
+
 class Book(Aggregate):
     def __init__(self, aggregate_id: UUID) -> None:
         super().__init__(aggregate_id)
@@ -63,6 +78,8 @@ class Book(Aggregate):
         self.settled_to = 0  # log positions below this are settled
         self.holds: dict[int, Hold] = {}
         self.reservations: dict[tuple[UUID, int], Reservation] = {}  # (batch, line)
+        self.paid: dict[tuple[UUID, int], Paid] = {}  # likewise
+        self.returned: set[tuple[UUID, int]] = set()  # of these, the lines of which something came back
         self.reserved_on: dict[int, int] = {}  # UTC day -> given to rails on it, without what failed
         self.disputes: dict[int, Dispute] = {}
         # By friend (the id's text): all that was ever credited, and what of it was taken back.
@@ -103,6 +120,15 @@ class Book(Aggregate):
         known = self._tariffs.get(stream_id)
         return tariff_of(known[-1]) if known else None
 
+    def knows(self, reference: str) -> bool:
+        """Whether a movement of this reference is in the book."""
+        return reference in self._references
+
+    def returned_by(self, reference: str) -> int:
+        """What came back under this reference, in micro-units."""
+        known = self._references.get(reference, ())
+        return known[3] if len(known) == 4 and known[0] == "return" and isinstance(known[3], int) else 0
+
     def paid_out_on(self, at_us: int) -> int:
         """What was given to rails on the UTC day of `at_us` and has not come back."""
         return self.reserved_on.get(at_us // DAY_US, 0)
@@ -120,7 +146,7 @@ class Book(Aggregate):
             friend, _, state = rest.partition(":")
             if kind == "friend":
                 pots[friend] += amount
-                if state in ("pending", "in_flight"):
+                if state in ("pending", "in_flight", "paid"):
                     waiting[account] += amount
         for hold in self.holds.values():
             for friend, amount in hold.amounts.items():
@@ -130,6 +156,8 @@ class Book(Aggregate):
                 waiting[money.friend_account(dispute.friend_id, "pending")] -= dispute.amount_micro
         for reservation in self.reservations.values():
             waiting[money.friend_account(reservation.friend_id, "in_flight")] -= reservation.amount_micro
+        for line in self.paid.values():
+            waiting[money.friend_account(line.friend_id, "paid")] -= line.left_micro
         known = {*pots, *self.earned, *self.voided}
         return not any(waiting.values()) and all(
             pots.get(f, 0) + self.voided.get(f, 0) == self.earned.get(f, 0) for f in known
@@ -240,6 +268,41 @@ class Book(Aggregate):
         transfer = friend_move("payout_failed", r.friend_id, "in_flight", "available", r.amount_micro)
         self.trigger(PayoutLineFailed, at_us=at_us, batch_id=batch_id, line=line, transfer=transfer)
 
+    def return_payout_line(
+        self,
+        batch_id: UUID,
+        line: int,
+        *,
+        amount_micro: int | None,
+        reference: str,
+        reason: str,
+        at_us: int,
+    ) -> bool:
+        """What was paid came back, all that is left of it (None) or a part. False when this is in the book already.
+
+        Raises DomainError when the reference stands for another movement, or the line has not so much left.
+        """
+        known = self._references.get(reference)
+        if amount_micro is None and known is not None and known[:3] == ("return", batch_id, line):
+            return False
+        paid = self._paid(batch_id, line)
+        amount = paid.left_micro if amount_micro is None else amount_micro
+        if self._known(reference, ("return", batch_id, line, amount)):
+            return False
+        if not paid.left_micro:
+            raise DomainError("all that was paid for this payout line has come back already")
+        transfer = friend_move("payout_returned", paid.friend_id, "paid", "available", amount)
+        self.trigger(
+            PayoutLineReturned,
+            at_us=at_us,
+            batch_id=batch_id,
+            line=line,
+            reference=reference,
+            reason=reason,
+            transfer=transfer,
+        )
+        return True
+
     def open_dispute(
         self,
         line: SettlementLine,
@@ -325,6 +388,8 @@ class Book(Aggregate):
                 self._apply_resolved(event, "payout_confirmed", "paid")
             case PayoutLineFailed():
                 self._apply_resolved(event, "payout_failed", "available")
+            case PayoutLineReturned():
+                self._apply_returned(event)
             case DisputeOpened():
                 self._apply_opened(event)
             case DisputeUpheld() | DisputeRejected():
@@ -413,6 +478,25 @@ class Book(Aggregate):
         del self.reservations[event.batch_id, event.line]
         if target == "available":
             self.reserved_on[r.day] -= r.amount_micro
+        else:
+            self.paid[event.batch_id, event.line] = Paid(r.friend_id, r.amount_micro)
+
+    def _apply_returned(self, event: PayoutLineReturned) -> None:
+        """What was given to rails on a day is not less for it: it did leave."""
+        self._check_reference(event.reference)
+        check_reason(event.reason)
+        paid = self._paid(event.batch_id, event.line)
+        source, target = (money.friend_account(paid.friend_id, s) for s in ("paid", "available"))
+        amount = amount_of(event.transfer, "payout_returned", source, target)
+        if amount > paid.left_micro:
+            raise DomainError(
+                f"more came back of this payout line than was paid: {money.decimal_text(paid.left_micro)} is left"
+            )
+        self._post([event.transfer])
+        key = (event.batch_id, event.line)
+        self.paid[key] = replace(paid, returned_micro=paid.returned_micro + amount)
+        self.returned.add(key)
+        self._references[event.reference] = ("return", *key, amount)
 
     def _apply_opened(self, event: DisputeOpened) -> None:
         key, friend = (event.settled_version, event.line), str(event.friend_id)
@@ -528,6 +612,12 @@ class Book(Aggregate):
             return self.reservations[batch_id, line]
         except KeyError:
             raise DomainError("this payout line is not reserved") from None
+
+    def _paid(self, batch_id: UUID, line: int) -> Paid:
+        try:
+            return self.paid[batch_id, line]
+        except KeyError:
+            raise DomainError("this payout line was not paid: nothing of it can come back") from None
 
     def _check_page(self, event: EpochSettled | HoldsReleased) -> None:
         expected = self._page or replace(_next_page(event), page=1)

@@ -137,14 +137,14 @@ class Books:
     # --- budgets and tariffs
 
     def deposited(self, position: int, event: BudgetDeposited) -> None:
-        self._refer(event.reference)
+        self.refer(event.reference)
         self.move(position, event.transfer, "deposit", "external", f"budget:{event.stream_id}")
 
     def withdrawn(self, position: int, event: BudgetWithdrawn) -> None:
-        self._refer(event.reference)
+        self.refer(event.reference)
         self.move(position, event.transfer, "withdrawal", f"budget:{event.stream_id}", "external")
 
-    def _refer(self, reference: str) -> None:
+    def refer(self, reference: str) -> None:
         key = reference.encode()
         require(key not in self._references, f"the reference {reference!r} was used before")
         self._references.put(key, b"")
@@ -344,7 +344,7 @@ class Books:
             self._close(dispute.epoch, epoch)
 
     def adjusted(self, position: int, event: AdjustmentBooked) -> None:
-        self._refer(event.reference)
+        self.refer(event.reference)
         require(len(event.transfer.postings) == 2, "an adjustment has one source and one target")
         source, target = (p.account for p in event.transfer.postings)
         amount = self.move(position, event.transfer, "adjustment", source, target)

@@ -1,7 +1,7 @@
 """Payouts: what was planned, attempted and answered, held against the money that moved.
 
 Invariant: money is in flight exactly while a line's attempt has no final answer, and it reaches `paid` exactly when
-the rail confirmed; the amounts and friends are those of the plan.
+the rail confirmed; the amounts and friends are those of the plan; no more comes back of a line than was paid.
 """
 
 from typing import Final
@@ -22,6 +22,7 @@ from ledger.events import (
     PayoutLineConfirmed,
     PayoutLineFailed,
     PayoutLineReserved,
+    PayoutLineReturned,
     PayoutPlanned,
     PayoutProposed,
     PayoutResolved,
@@ -54,6 +55,7 @@ class _Line(msgspec.Struct, array_like=True):
     attempt: int = 0
     money: str = "available"
     day: int = 0  # of its last reservation
+    returned: int = 0  # came back after it was paid
 
 
 class _Batch(msgspec.Struct, array_like=True):
@@ -176,6 +178,20 @@ class Payouts:
         self._move(position, event, "payout_failed", "in_flight", "available", ("failed",))
         line = _line(event.batch_id, self._batch(event.batch_id), event.line)
         self.state.days[line.day] -= line.plan.amount_micro
+
+    def returned(self, position: int, event: PayoutLineReturned) -> None:
+        batch = self._batch(event.batch_id)
+        line = _line(event.batch_id, batch, event.line)
+        require(line.money == "paid", f"what came back is of a line whose money is {line.money}")
+        self._books.refer(event.reference)
+        friend = f"friend:{line.plan.friend_id}"
+        amount = self._books.move(
+            position, event.transfer, "payout_returned", f"{friend}:paid", f"{friend}:available"
+        )
+        line.returned += amount
+        require(line.returned <= line.plan.amount_micro, "more came back of the line than was paid")
+        line.position = position
+        self._changed(event.batch_id, batch, line)
 
     def _move(
         self,

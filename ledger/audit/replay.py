@@ -61,6 +61,7 @@ from ledger.events import (
     PayoutLineConfirmed,
     PayoutLineFailed,
     PayoutLineReserved,
+    PayoutLineReturned,
     PayoutPlanned,
     PayoutProposed,
     PayoutResolved,
@@ -325,6 +326,7 @@ class Replay:
             PayoutLineReserved: payouts.reserved,
             PayoutLineConfirmed: payouts.confirmed,
             PayoutLineFailed: payouts.failed,
+            PayoutLineReturned: payouts.returned,
         }
 
 

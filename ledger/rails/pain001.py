@@ -13,7 +13,9 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 from xml.sax.saxutils import escape
@@ -21,8 +23,8 @@ from xml.sax.saxutils import escape
 from ledger.money import MICRO, decimal_text
 from ledger.rails import Answer, OtherPayment, Outcome, Payment
 from ledger.rails.bank_account import BankAccount, BankAccountError
-from ledger.rails.journal import Journal, write_once
-from ledger.rails.pain002 import Report
+from ledger.rails.journal import Journal, Record, write_once
+from ledger.rails.pain002 import DEBITED, Report, is_later
 
 NAME: Final = "pain.001"
 NAMESPACE: Final = "urn:iso:std:iso:20022:tech:xsd:pain.001.001.09"
@@ -35,6 +37,23 @@ class BankAnswerError(ValueError):
     """What is said of a payment cannot be: it is in no file, is another payment, or was answered otherwise before."""
 
     exit_code = 1
+
+
+class News(Enum):
+    """What an answer of the bank adds to what is known."""
+
+    NOTHING = "known"
+    ANSWER = "new"
+    TAKEN_BACK = "taken back"  # it was paid after all
+    RETURNED = "came back"  # after it was paid
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    outcome: Outcome
+    reference: str
+    created: str = ""  # time of the report; empty when it was the operator
+    alone: bool = False  # the report names this very payment, not only its file
 
 
 class NoDebtorError(Exception):
@@ -94,7 +113,7 @@ class Pain001Rail:
         return self.look_up(payment.key)
 
     def look_up(self, key: str) -> Answer:
-        said = self._answers.get(_taken_back(key)) or self._answers.get(key)
+        said = self._answer(key)
         if said is not None:
             return Answer(Outcome(said["outcome"]), str(said["reference"]))
         known = self._collected.get(key)
@@ -124,9 +143,9 @@ class Pain001Rail:
             found.append(path)
         return found
 
-    def told(self, report: Report) -> dict[str, tuple[Outcome, str]]:
+    def told(self, report: Report) -> dict[str, Said]:
         """What a report says of this payout's payments, by key. Raises BankAnswerError for another amount."""
-        found: dict[str, tuple[Outcome, str]] = {}
+        found: dict[str, Said] = {}
         for key, row in self._collected.all().items():
             status = report.of(end_to_end_id(key), self._message_id(int(row["file"])))
             if status is None:
@@ -134,30 +153,54 @@ class Pain001Rail:
             amount = f"{amount_text(int(row['amount_micro']))} {row['unit']}"
             if status.amount is not None and not _same_amount(status.amount, amount):
                 raise BankAnswerError(f"the report has {status.amount!r} for {key}, which was {amount}")
-            found[key] = status[:2]
+            alone = end_to_end_id(key) in report.payments
+            found[key] = Said(status.outcome, status.reference, report.created, alone)
         return found
 
-    def record(self, key: str, outcome: Outcome, reference: str) -> bool:
-        """What the bank says of a payment: CONFIRMED or FAILED, once. False when it is known already.
+    def judge(self, key: str, said: Said) -> News:
+        """What is new in that. A bank may take back that it failed. That it was paid it takes back only by a return:
+        the payment was debited, and is rejected or cancelled by a later report, named by itself.
 
-        A bank may take back that it failed, never that it was paid. Raises BankAnswerError for that, and for a payment
-        that no file holds.
+        Raises BankAnswerError for what cannot be, and for a payment that no file holds.
         """
         sealed = len(self.files())
         row = self._collected.get(key)
         if row is None or int(row["file"]) > sealed:
             raise BankAnswerError("no file for the bank holds this payment")
-        if outcome not in (Outcome.CONFIRMED, Outcome.FAILED):
+        if said.outcome not in (Outcome.CONFIRMED, Outcome.FAILED):
             raise BankAnswerError("a bank's final answer is confirmed or failed")
-        said = {"outcome": outcome.value, "reference": reference}
-        if self._answers.add(key, lambda _: said):
-            return True
-        before = self.look_up(key).outcome
-        if (before, outcome) == (Outcome.FAILED, Outcome.CONFIRMED):
-            return self._answers.add(_taken_back(key), lambda _: said)
-        if before is not outcome:
-            raise BankAnswerError(f"payment {key} is recorded as {before.value} already")
-        return False
+        known = self._answer(key)
+        if known is None:
+            return News.ANSWER
+        if known["outcome"] == said.outcome.value:
+            return News.NOTHING
+        if said.outcome is Outcome.CONFIRMED:
+            return News.TAKEN_BACK
+        debited = str(known["reference"]).partition(" ")[0] == DEBITED
+        if debited and said.alone and is_later(said.created, str(known.get("created", ""))):
+            return News.RETURNED
+        raise BankAnswerError(
+            f"payment {key} is recorded as {known['outcome']} already. If its money came back: "
+            f"streamrp2p payout return"
+        )
+
+    def record(self, key: str, said: Said) -> News:
+        """Keep what the bank says of a payment. A return is not kept here: it is money, and the ledger's.
+
+        Raises BankAnswerError, OSError.
+        """
+        news = self.judge(key, said)
+        answer = {"outcome": said.outcome.value, "reference": said.reference}
+        if said.created:
+            answer["created"] = said.created
+        if news is News.ANSWER and not self._answers.add(key, lambda _: answer):
+            return self.record(key, said)  # somebody else was faster
+        if news is News.TAKEN_BACK:
+            self._answers.add(_taken_back(key), lambda _: answer)
+        return news
+
+    def _answer(self, key: str) -> Record | None:
+        return self._answers.get(_taken_back(key)) or self._answers.get(key)
 
     def _message_id(self, file: int) -> str:
         return f"{self._batch.replace('-', '')[:28]}-{file}"

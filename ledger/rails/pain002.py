@@ -3,21 +3,42 @@
 Invariant: only a status that is final counts: settled is confirmed, rejected or cancelled is failed; all others say
 nothing yet. What is said of a payment goes before what is said of its group or file. A report is untrusted: its size is
 bounded and it may declare no entities.
+
+There is no status for a payment that comes back. But ACSC says no more than that the debtor's account was debited: a
+bank that reports the return here (most do in camt.054) rejects or cancels the payment by its own id in a later report.
+The rejection is of the payment as a whole; charges in the report are for information and settled by themselves.
 """
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, NamedTuple
 from xml.etree import ElementTree
 
 from ledger.rails import Outcome
 
 MAX_REPORT_BYTES: Final = 16 * 1024 * 1024
+MAX_TIME_CHARS: Final = 40
 FINAL: Final = {
     "ACSC": Outcome.CONFIRMED,  # settlement on the debtor's account completed
     "ACCC": Outcome.CONFIRMED,  # settlement on the creditor's account completed
     "RJCT": Outcome.FAILED,
     "CANC": Outcome.FAILED,
+}
+DEBITED: Final = "ACSC"
+# What the usual reason codes of a return stand for (ISO 20022, ExternalReturnReason1Code).
+REASONS: Final = {
+    "AC01": "account number wrong",
+    "AC03": "account number wrong",
+    "AC04": "account closed",
+    "AC06": "account blocked",
+    "AC07": "account closed",
+    "AG01": "account takes no transfers",
+    "BE01": "name and account do not belong together",
+    "CUST": "recipient refused it",
+    "FOCR": "called back",
+    "MS02": "recipient refused it",
+    "RC01": "bank code wrong",
 }
 _CODE: Final = re.compile(r"[A-Z0-9]{1,8}")
 
@@ -30,7 +51,7 @@ class StatusReportError(ValueError):
 
 class Status(NamedTuple):
     outcome: Outcome
-    reference: str  # the bank's codes
+    reference: str  # the bank's codes: of the status, and of its reason where it gives one
     amount: str | None = None  # of the payment as the bank has it, where it says so: "12.34 EUR"
 
 
@@ -39,6 +60,7 @@ class Report:
     payments: dict[str, Status]  # end-to-end id -> its final status
     groups: dict[str, Status]  # id of a file (message) or of its payment information -> of all payments in it
     undecided: frozenset[str]  # end-to-end ids with another status
+    created: str = ""  # ISO 8601, as the bank wrote it
 
     def of(self, end_to_end_id: str, message_id: str) -> Status | None:
         if end_to_end_id in self.undecided:
@@ -59,6 +81,8 @@ def read_report(data: bytes) -> Report:
     payments: dict[str, Status] = {}
     groups: dict[str, Status] = {}
     undecided: set[str] = set()
+    header = next((e for e in root.iter() if _local(e.tag) == "GrpHdr"), None)
+    created = next((e.text or "" for e in header or () if _local(e.tag) == "CreDtTm"), "").strip()
     for element in root.iter():
         kind = _local(element.tag)
         if kind not in _KINDS:
@@ -78,7 +102,22 @@ def read_report(data: bytes) -> Report:
             raise StatusReportError("the report gives one payment two outcomes")
     if undecided & payments.keys():
         raise StatusReportError("the report gives one payment two outcomes")
-    return Report(payments, groups, frozenset(undecided))
+    return Report(payments, groups, frozenset(undecided), created[:MAX_TIME_CHARS])
+
+
+def is_later(time: str, than: str) -> bool:
+    """Of two times in reports; False when that cannot be told."""
+    try:
+        return datetime.fromisoformat(time) > datetime.fromisoformat(than)
+    except (TypeError, ValueError):  # one has a time zone and the other has none; one is no time
+        return False
+
+
+def why_returned(reference: str) -> str:
+    """For the friend: the reason code of a status in words, where it is a usual one."""
+    code = reference.rpartition(" ")[2]
+    said = REASONS.get(code)
+    return f"{said} ({code})" if said else f"the bank says {reference}"
 
 
 # Element -> where in it stand what it is about, and its status.

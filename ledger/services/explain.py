@@ -21,6 +21,7 @@ from ledger.events import (
     PayoutLineConfirmed,
     PayoutLineFailed,
     PayoutLineReserved,
+    PayoutLineReturned,
     SettlementLine,
     TariffSet,
     Transfer,
@@ -41,8 +42,8 @@ from ledger.settlement import (
 
 PAGE_EVENTS: Final = 2_000
 
-PayoutMove = PayoutLineReserved | PayoutLineConfirmed | PayoutLineFailed
-PAYOUT_MOVES: Final = (PayoutLineReserved, PayoutLineConfirmed, PayoutLineFailed)
+PayoutMove = PayoutLineReserved | PayoutLineConfirmed | PayoutLineFailed | PayoutLineReturned
+PAYOUT_MOVES: Final = (PayoutLineReserved, PayoutLineConfirmed, PayoutLineFailed, PayoutLineReturned)
 DISPUTE_EVENTS: Final = (DisputeOpened, DisputeUpheld, DisputeRejected)
 
 
@@ -146,7 +147,10 @@ class Moved:
     batch_id: UUID | None
     payout_line: int | None
     amount_micro: int
-    parts: tuple[Part, ...]  # of a released hold, they add up to the amount
+    parts: tuple[
+        Part, ...
+    ]  # of a released hold, they add up to the amount; of a return, what was paid and came back
+    note: str = ""  # what was said when somebody decided it
 
 
 Explanation = Earned | Moved
@@ -164,12 +168,14 @@ def explain(log: Events, position: int, line: int = 0) -> Explanation:
             raise NothingToExplain(f"position {position} has {len(event.transfers)} lines, from 0")
         return _explain_released(log, position, line, event)
     if line == 0:
+        if isinstance(event, PayoutLineReturned):
+            return _explain_returned(log, position, event)
         if isinstance(event, PAYOUT_MOVES):
             return _moved(position, 0, event.transfer, batch_id=event.batch_id, payout_line=event.line)
         if isinstance(event, DISPUTE_EVENTS):
             return _explain_dispute(log, position, event)
         if isinstance(event, AdjustmentBooked) and _friends(event.transfer):
-            return _moved(position, 0, event.transfer)
+            return _moved(position, 0, event.transfer, note=event.reason)
     raise NothingToExplain(f"there is no statement line at {position}:{line}")
 
 
@@ -442,7 +448,32 @@ def _explain_dispute(
                 position=opened.position, line=opened.line, reason=line.reason, amount_micro=line.amount_micro
             ),
         ),
+        note=event.reason,
     )
+
+
+def _explain_returned(log: Events, position: int, event: PayoutLineReturned) -> Moved:
+    """A part of what was paid, less what had come back before."""
+    moved = _moved(
+        position,
+        0,
+        event.transfer,
+        batch_id=event.batch_id,
+        payout_line=event.line,
+        note=event.reason,
+    )
+    parts: list[Part] = []
+    left = 0
+    for at, before in log.events(0, position):
+        if not isinstance(before, PayoutLineConfirmed | PayoutLineReturned):
+            continue
+        if (before.batch_id, before.line) == (event.batch_id, event.line):
+            amount = before.transfer.postings[-1].amount_micro
+            left += amount if isinstance(before, PayoutLineConfirmed) else -amount
+            parts.append(Part(position=at, line=0, reason=before.transfer.reason, amount_micro=amount))
+    if moved.amount_micro > left:
+        raise ExplanationFailed(f"more came back at {position}:0 than was paid")
+    return replace(moved, parts=tuple(parts))
 
 
 def _friends(transfer: Transfer) -> list[UUID]:
@@ -457,6 +488,7 @@ def _moved(
     epoch: int | None = None,
     batch_id: UUID | None = None,
     payout_line: int | None = None,
+    note: str = "",
 ) -> Moved:
     target = transfer.postings[-1]
     return Moved(
@@ -469,4 +501,5 @@ def _moved(
         payout_line=payout_line,
         amount_micro=target.amount_micro,
         parts=(),
+        note=note,
     )

@@ -18,6 +18,8 @@ from ledger.events import (
     EpochSettled,
     Event,
     NodeProbed,
+    PayoutLineConfirmed,
+    PayoutLineReturned,
     SegmentsServed,
     SettingsChanged,
     SettlementLine,
@@ -69,7 +71,7 @@ def explain_recorded(
     log = LedgerLog(ledger)
     first = next((e for _, e in log.events(position, position + 1)), None)
     if not isinstance(first, EpochSettled):
-        made = explain(_BookOnly(ledger, log), position, line)
+        made = explain(_BookOnly(ledger, log, first), position, line)
         if friend_id not in (None, made.friend_id):
             raise NothingToExplain(f"position {position} has no line of this friend")
         return made
@@ -134,10 +136,19 @@ def _settings(ledger: Ledger, log_to: int) -> Settings:
 
 
 class _BookOnly:
-    """A log of which only the events of the book are of interest."""
+    """A log of which only those events of the book are of interest that explain the one in question."""
 
-    def __init__(self, ledger: Ledger, log: LedgerLog) -> None:
-        self._ledger, self._log = ledger, log
+    def __init__(self, ledger: Ledger, log: LedgerLog, asked: Event | None) -> None:
+        self._ledger, self._log, self._asked = ledger, log, asked
+
+    def _matters(self, event: Event) -> bool:
+        """To ask for the position of each event of the book would take a query each."""
+        asked = self._asked
+        if isinstance(asked, PayoutLineReturned):
+            return isinstance(event, PayoutLineConfirmed | PayoutLineReturned) and (
+                (event.batch_id, event.line) == (asked.batch_id, asked.line)
+            )
+        return isinstance(event, EpochSettled | DisputeOpened | DisputeRejected)
 
     def events(self, start: int, end: int | None) -> Iterator[tuple[int, Event]]:
         if end is not None and end - start == 1:
@@ -145,7 +156,7 @@ class _BookOnly:
             return
         book = self._ledger.load_or_new(Book, BOOK_ID)
         for event in self._ledger.history(BOOK_ID, up_to=book.version):
-            if isinstance(event, EpochSettled | DisputeOpened | DisputeRejected):
+            if self._matters(event):
                 position = self._ledger.position_of(BOOK_ID, event.originator_version)
                 if end is not None and position >= end:
                     return

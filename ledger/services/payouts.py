@@ -5,8 +5,9 @@ its attempt recorded in one save before the rail is called; what the rail answer
 save after it. Whoever comes next finds in the log how far the line came, and asks the rail about its key.
 """
 
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 from uuid import UUID
 
@@ -28,15 +29,19 @@ from ledger.events import PayoutLine
 from ledger.ids import BOOK_ID
 from ledger.rails import Answer, OtherPayment, Outcome, Payment, Rail
 from ledger.rails.given import NOTHING, Given, kind_of
+from ledger.rails.returned import Return
 from ledger.services import crew
 from ledger.services.destinations import Destination
 from ledger.services.retry import until_saved
+from ledger.services.returns import refuse_forgotten
 
 log = structlog.get_logger()
 
 OVERPAID: Final = (
     "overpaid"  # the rail paid what it had called failed, and the money has been paid out again since
 )
+
+RETURNED: Final = "returned"  # it was paid, and the money is back and available
 
 
 class LostPayments(Exception):
@@ -57,8 +62,8 @@ class Waiting:
 
     friend_id: UUID
     amount_micro: int
-    # "below_threshold" | "below_smallest" (of what the rail can pay) | "no_destination" | "in_open_payout" |
-    # "batch_limit" | "day_limit"
+    # "below_threshold" | "below_smallest" (of what the rail can pay) | "no_destination" | "came_back" (what was paid to
+    # this destination) | "in_open_payout" | "batch_limit" | "day_limit"
     reason: str
 
 
@@ -75,10 +80,11 @@ class LineResult:
     line: int
     friend_id: UUID
     amount_micro: int
-    state: str  # a LineState, or OVERPAID
+    state: str  # a LineState, OVERPAID or RETURNED
     reference: str
     action: str  # what was done, or would be in a dry run: "none" | "submit" | "look_up" | "fail" | "retry" |
     # "limit": the day's limit is reached, run it again tomorrow
+    was: str  # a LineState, before
 
 
 # --- plan, approve, cancel
@@ -111,22 +117,30 @@ def plan(
     at_us: int,
     operator: str = "",
     quantum_micro: int = 1,
+    remembered: Sequence[Return] = (),
     dry_run: bool = False,
 ) -> Plan:
     """A batch for everybody with at least `threshold_micro` available. Nothing is reserved yet.
 
     `destinations` are the commitments of those who said where to pay. Amounts are whole multiples of `quantum_micro`;
     the rest stays available. A batch has up to MAX_LINES lines and pays no more than the crew's limit; all that are
-    needed are planned at once. What alone is more than a batch or a day may be waits. Who is in another open batch
-    waits for that one; raises DomainError when only such friends are left.
+    needed are planned at once. What alone is more than a batch or a day may be waits, and so does what came back from a
+    destination until another is set. Who is in another open batch waits for that one; raises DomainError when only such
+    friends are left. `remembered` are all returns in the payment files: raises LostReturns when the ledger has not all.
     """
 
     def attempt() -> Plan:
         earlier = batches(ledger)
         limits = crew.settings(ledger)
-        chosen, waiting = _choose(
-            ledger.load_or_new(Book, BOOK_ID), threshold_micro, destinations, _still_to_pay(earlier)
-        )
+        book = ledger.load_or_new(Book, BOOK_ID)
+        refuse_forgotten(book, remembered)
+        known = {payout.id: payout for payout in earlier}
+        came_back = {
+            known[batch_id].lines[line].planned.destination_commitment
+            for batch_id, line in book.returned
+            if batch_id in known
+        }
+        chosen, waiting = _choose(book, threshold_micro, destinations, came_back, _still_to_pay(earlier))
         fits: list[tuple[UUID, int]] = []
         for friend_id, available_micro in chosen:
             amount_micro = available_micro - available_micro % quantum_micro
@@ -201,7 +215,11 @@ def cancel(
 
 
 def _choose(
-    book: Book, threshold_micro: int, destinations: Mapping[UUID, bytes], busy: Set[UUID]
+    book: Book,
+    threshold_micro: int,
+    destinations: Mapping[UUID, bytes],
+    came_back: Set[bytes],
+    busy: Set[UUID],
 ) -> tuple[list[tuple[UUID, int]], list[Waiting]]:
     chosen: list[tuple[UUID, int]] = []
     waiting: list[Waiting] = []
@@ -210,6 +228,8 @@ def _choose(
             waiting.append(Waiting(friend_id, amount_micro, "below_threshold"))
         elif friend_id not in destinations:
             waiting.append(Waiting(friend_id, amount_micro, "no_destination"))
+        elif destinations[friend_id] in came_back:
+            waiting.append(Waiting(friend_id, amount_micro, "came_back"))
         elif friend_id in busy:
             waiting.append(Waiting(friend_id, amount_micro, "in_open_payout"))
         else:
@@ -280,7 +300,8 @@ def run(
         if line.state is LineState.PLANNED and rail.look_up(key).outcome is not Outcome.ABSENT:
             _show_again(ledger, rail, payout, line, destinations, unit)
     rail.prepare([line.planned.amount_micro for line in new])
-    return [_run_line(ledger, rail, batch_id, n, destinations, unit, at_us) for n in sorted(payout.lines)]
+    ran = (_run_line(ledger, rail, batch_id, n, destinations, unit, at_us) for n in sorted(payout.lines))
+    return [replace(r, was=payout.lines[r.line].state.value) for r in ran]
 
 
 def _refuse_lost(ledger: Ledger, payout: Payout, given: Given) -> None:
@@ -398,9 +419,20 @@ def _prepare(
 
 
 def _record(
-    ledger: Ledger, batch_id: UUID, number: int, answer: Answer, action: str, at_us: int
+    ledger: Ledger,
+    batch_id: UUID,
+    number: int,
+    answer: Answer,
+    action: str,
+    at_us: int,
+    *,
+    dry_run: bool = False,
 ) -> LineResult:
     """The answer and the movement that follows from it, in one save. What says nothing new changes nothing."""
+
+    def save(*changed: Payout | Book) -> None:
+        if not dry_run:
+            ledger.save(*changed)
 
     def attempt() -> LineResult:
         payout, book = _load_both(ledger, batch_id, number)
@@ -412,18 +444,19 @@ def _record(
             return _result(number, line, action)
         if answer.outcome is Outcome.UNKNOWN:
             payout.resolve(number, answer, at_us=at_us)
-            ledger.save(payout)
-            return _result(number, payout.lines[number], action)
+            save(payout)
+            return _result(number, payout.lines[number], action, was=line)
         if taken_back and not _reserve_again(book, batch_id, number, line, at_us):
-            log.error("paid twice by the rail", batch=str(batch_id), line=number, rail=payout.rail)
+            if not dry_run:
+                log.error("paid twice by the rail", batch=str(batch_id), line=number, rail=payout.rail)
             return _result(number, line, action, OVERPAID)
         payout.resolve(number, answer, at_us=at_us)
         if answer.outcome is Outcome.CONFIRMED:
             book.confirm_payout_line(batch_id, number, at_us=at_us)
         else:
             book.fail_payout_line(batch_id, number, at_us=at_us)
-        ledger.save(payout, book)
-        return _result(number, payout.lines[number], action)
+        save(payout, book)
+        return _result(number, payout.lines[number], action, was=line)
 
     return until_saved(attempt)
 
@@ -440,12 +473,19 @@ def _reserve_again(book: Book, batch_id: UUID, number: int, line: Line, at_us: i
 
 
 def reconcile(
-    ledger: Ledger, rail: Rail, batch_id: UUID, *, at_us: int, dry_run: bool = False
+    ledger: Ledger,
+    rail: Rail,
+    batch_id: UUID,
+    *,
+    at_us: int,
+    told: Mapping[str, Answer] = MappingProxyType({}),
+    dry_run: bool = False,
 ) -> list[LineResult]:
     """Ask the rail about every line that was attempted and is not confirmed. Pays nothing.
 
     A key the rail has never seen is released for `run` to submit again, under the same key. A failed line that the
-    rail did pay becomes confirmed, or is reported as OVERPAID when its money has left again since.
+    rail did pay becomes confirmed, or is reported as OVERPAID when its money has left again since. `told`, for a dry
+    run: what the rail would answer by then, by key.
     """
     payout = _load_for(ledger, rail, batch_id)
     results = []
@@ -453,24 +493,23 @@ def reconcile(
         if not line.attempt or line.state is LineState.CONFIRMED:
             results.append(_result(number, line, "none"))
             continue
-        answer = rail.look_up(payout.key(number))
+        answer = told.get(payout.key(number)) or rail.look_up(payout.key(number))
         if line.state is LineState.UNKNOWN and answer.outcome is Outcome.ABSENT:
             results.append(_release(ledger, batch_id, number, at_us, dry_run=dry_run))
-        elif dry_run:
-            results.append(_result(number, line, "look_up", answer.outcome.value))
         else:
-            results.append(_record(ledger, batch_id, number, answer, "look_up", at_us))
+            results.append(_record(ledger, batch_id, number, answer, "look_up", at_us, dry_run=dry_run))
     return results
 
 
 def _release(ledger: Ledger, batch_id: UUID, number: int, at_us: int, *, dry_run: bool) -> LineResult:
     def attempt() -> LineResult:
         payout = load(ledger, batch_id)
-        if payout.lines[number].state is LineState.UNKNOWN:
+        before = payout.lines[number]
+        if before.state is LineState.UNKNOWN:
             payout.attempt(number, at_us=at_us)
             if not dry_run:
                 ledger.save(payout)
-        return _result(number, payout.lines[number], "retry")
+        return _result(number, payout.lines[number], "retry", was=before)
 
     return until_saved(attempt)
 
@@ -519,7 +558,9 @@ def _preview(line: Line, destinations: Mapping[UUID, Destination]) -> LineResult
     return _result(line.planned.line, line, action)
 
 
-def _result(number: int, line: Line, action: str, state: str | None = None) -> LineResult:
+def _result(
+    number: int, line: Line, action: str, state: str | None = None, *, was: Line | None = None
+) -> LineResult:
     return LineResult(
         number,
         line.planned.friend_id,
@@ -527,4 +568,5 @@ def _result(number: int, line: Line, action: str, state: str | None = None) -> L
         state if state is not None else line.state.value,
         line.reference,
         action,
+        (was or line).state.value,
     )

@@ -9,14 +9,13 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import psycopg
-import structlog
 from eventsourcing.postgres import ConnectionPool, PostgresDatastore
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow, dict_row, tuple_row
 from psycopg_pool import PoolTimeout
 from sqlalchemy import Engine, create_engine
 
-logger = structlog.get_logger()
+from ledger.store.outage import outage
 
 LOCK_TIMEOUT_MS: Final = 3_000
 STATEMENT_TIMEOUT_MS: Final = 15_000
@@ -168,11 +167,11 @@ class Pool(ConnectionPool[psycopg.Connection[Any]]):
         try:
             connection = super()._connect(timeout)
         except psycopg.Error as e:
-            if self.last_connect_error is None:  # once an outage
-                logger.warning("database connection failed", error=str(e).strip())
             self.last_connect_error = str(e).strip()
+            outage.failed(self.last_connect_error)
             raise
         self.last_connect_error = None
+        outage.connected()
         return connection
 
 
@@ -215,7 +214,13 @@ def create_sql_engine(
     conninfo(url, schema)
 
     def creator() -> psycopg.Connection[TupleRow]:
-        return connect(url, schema, statement_timeout_ms=statement_timeout_ms)
+        try:
+            connection = connect(url, schema, statement_timeout_ms=statement_timeout_ms)
+        except psycopg.OperationalError as e:
+            outage.failed(str(e).strip())
+            raise
+        outage.connected()
+        return connection
 
     return create_engine(
         "postgresql+psycopg://",

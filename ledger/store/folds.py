@@ -27,6 +27,7 @@ from psycopg.sql import SQL, Identifier
 import ledger
 from ledger.aggregates.base import Aggregate
 from ledger.store.database import Datastore
+from ledger.store.outage import outage
 
 MAX_STATE_BYTES: Final = 256 * 2**20
 _CONTAINERS: Final = {
@@ -78,7 +79,7 @@ class Folds:
             ):
                 row = cursor.execute(self._get, (name,), binary=True).fetchone()
         except PersistenceError as e:
-            log.warning("fold.not_read", name=name, error=str(e))
+            outage.symptom(log, "fold.not_read", name=name, error=str(e))
             return None
         if row is None or row[0] != shape():
             return None
@@ -108,7 +109,7 @@ class Folds:
             with self._datastore.get_connection() as connection:
                 connection.execute(self._put, (name, shape(), position, anchor, digest, data))
         except PersistenceError as e:
-            log.warning("fold.not_kept", name=name, error=str(e))
+            outage.symptom(log, "fold.not_kept", name=name, error=str(e))
 
 
 class _Reader(pickle.Unpickler):

@@ -14,6 +14,8 @@ import psycopg
 import structlog
 from psycopg.sql import SQL, Identifier
 
+from ledger.store.outage import outage
+
 logger = structlog.get_logger()
 
 _RECONNECT_PAUSE_S: Final = 0.5
@@ -41,19 +43,20 @@ class Listener:
             self._woken.close()
 
     def _run(self) -> None:
-        interrupted = False
+        interrupted = told = False
         while not self._closing.is_set():
             try:
                 with self._connect() as connection:
                     connection.execute(self._listen)
                     if interrupted:
-                        logger.info("listening for new events again")
+                        (logger.info if told else logger.debug)("listening for new events again")
                         interrupted = False
                     self._on_notify()
                     self._forward(connection)
             except psycopg.Error as e:
                 if not interrupted and not self._closing.is_set():
-                    logger.warning("listening for new events was interrupted", error=str(e).strip())
+                    what = "listening for new events was interrupted"
+                    told = outage.symptom(logger, what, error=str(e).strip())
                     interrupted = True
                 self._closing.wait(_RECONNECT_PAUSE_S)
 

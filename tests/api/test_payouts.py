@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -8,12 +9,15 @@ from api_world import World
 from fastapi.testclient import TestClient
 from test_streams import register
 
+from api.directory import Role
 from ledger.aggregates.book import Book
 from ledger.events import Posting, SettlementLine, Transfer
 from ledger.ids import BOOK_ID, CREW_ID
 from ledger.money import budget_account, friend_account
-from ledger.services import budgets
-from ledger.services.destinations import set_destination
+from ledger.rails.csv_file import CsvRail
+from ledger.rails.returned import Return
+from ledger.services import budgets, payouts, returns
+from ledger.services.destinations import Destination, set_destination
 from ledger.settlement import Page
 
 AMOUNT_MICRO = 3_000_000
@@ -94,6 +98,53 @@ def test_a_payout_that_a_rail_was_given_is_not_cancelled(
     client.app.state.services = lost  # type: ignore[attr-defined]
     refused = post(client, world, f"/{batch_id}/cancel", {"reason": "x"})
     assert (refused.status_code, "older than what was paid" in refused.text) == (409, True)
+
+
+def test_what_came_back_is_shown_to_the_operator_and_the_friend(
+    client: TestClient, world: World, friend_id: UUID, tmp_path: Path
+) -> None:
+    batch_id = UUID(post(client, world, "", {}).json()["batch_id"])
+    post(client, world, f"/{batch_id}/approve")
+    where = {friend_id: Destination("DE02120300000000202051", b"s" * 16)}
+    payouts.run(world.ledger, CsvRail(tmp_path / "out.csv"), batch_id, destinations=where, at_us=world.now_us)
+    returns.return_line(
+        world.ledger,
+        batch_id,
+        1,
+        amount_micro=AMOUNT_MICRO - 5,
+        reference="bank 7",
+        reason="account closed",
+        at_us=world.now_us,
+    )
+    world.project()
+    shown = client.get(f"/api/payouts/{batch_id}", headers=world.operator).json()
+    assert (shown["state"], shown["next"]) == ("finished", "")
+    assert (shown["confirmed_micro"], shown["returned_micro"]) == (AMOUNT_MICRO, AMOUNT_MICRO - 5)
+    assert shown["lines"][0]["returned_micro"] == AMOUNT_MICRO - 5
+    friend = world.token(Role.FRIEND, friend_id)
+    statement = client.get("/api/friends/me/statement", headers=friend).json()
+    assert (statement["available_micro"], statement["paid_micro"]) == (AMOUNT_MICRO - 5, 5)
+    line = statement["lines"][0]
+    assert (line["kind"], line["reason"]) == ("payout_returned", "account closed")
+    path = f"/api/friends/me/explain/{line['position']}/{line['line']}"
+    why = client.get(path, headers=friend).json()
+    assert (why["note"], why["amount_micro"]) == ("account closed", AMOUNT_MICRO - 5)
+    assert [(p["reason"], p["amount_micro"]) for p in why["parts"]] == [("payout_confirmed", AMOUNT_MICRO)]
+    waiting = post(client, world, "", {}).json()["waiting"]
+    assert [(w["amount_micro"], w["reason"]) for w in waiting] == [(AMOUNT_MICRO - 5, "came_back")]
+
+
+def test_nothing_is_planned_while_the_files_know_of_a_return_that_the_ledger_forgot(
+    client: TestClient, world: World, friend_id: UUID, tmp_path: Path
+) -> None:
+    batch_id = UUID(post(client, world, "", {}).json()["batch_id"])
+    post(client, world, f"/{batch_id}/approve")
+    where = {friend_id: Destination("DE02120300000000202051", b"s" * 16)}
+    payouts.run(world.ledger, CsvRail(tmp_path / "out.csv"), batch_id, destinations=where, at_us=world.now_us)
+    lost = Return(batch_id, 1, 5, "bank 7", "account closed")
+    client.app.state.services = replace(world.services, returned=lambda: [lost])  # type: ignore[attr-defined]
+    refused = post(client, world, "", {})
+    assert (refused.status_code, "bank 7" in refused.text) == (409, True)
 
 
 def test_what_is_no_payout_and_what_is_no_answer(client: TestClient, world: World, friend_id: UUID) -> None:

@@ -99,6 +99,12 @@ def test_a_friend_sees_what_is_on_its_way_in_dispute_and_corrected(page: Page, h
     book.adjust(
         source=available, target=FEES, amount_micro=400_000, reference="a", reason="gift", at_us=at_us
     )
+    batch_id = uuid4()
+    book.reserve_payout_line(batch_id, 1, friend_id=friend_id, amount_micro=500_000, at_us=at_us)
+    book.confirm_payout_line(batch_id, 1, at_us=at_us)
+    book.return_payout_line(
+        batch_id, 1, amount_micro=450_000, reference="b", reason="account closed (AC04)", at_us=at_us
+    )
     ledger.save(book)
     hub.world.earn(friend_id, node_id(hub.node.key.public_key), 1_000_000, epoch=1)
     settled = ledger.size() - 1
@@ -108,16 +114,19 @@ def test_a_friend_sees_what_is_on_its_way_in_dispute_and_corrected(page: Page, h
     page.goto(f"{hub.url}/friend#{token}")
     page.wait_for_selector("#statement:visible")
     shown = [page.inner_text(f"#{pot}") for pot in ("pending", "available", "in-flight", "paid")]
-    assert shown == ["0.00", "0.60", "2.00", "0.00"]
+    assert shown == ["0.00", "0.55", "2.00", "0.05"]
     rows = page.locator("#lines tr").all_inner_texts()
-    assert len(rows) == 7
+    assert len(rows) == 10
     for row, words in zip(
         rows,
         [
             ("upheld", "it was so", "−1.00"),
             ("in dispute", "fewer bytes", "1.00"),
             ("delivered", "1.00"),
-            ("correction", "−0.40"),
+            ("came back", "account closed (AC04)", "0.45"),
+            ("paid out", "0.50"),
+            ("on its way", "0.50"),
+            ("correction: gift", "−0.40"),
             ("on its way", "2.00"),
             ("now available", "3.00"),
             ("delivered", "3.00"),

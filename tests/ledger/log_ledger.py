@@ -1,12 +1,16 @@
 """A ledger that is its log and nothing else: each load folds the stored bytes, no state outlives what was saved."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 from ledger.aggregates.base import Aggregate
 from ledger.application import Conflict, NotFound, StaleAggregateError
 from ledger.events import Event, decode, encode
+
+# Each load folds anew, but what the bytes of an event are, and an event cannot change.
+_decoded = lru_cache(100_000)(decode)
 
 
 class Died(BaseException):
@@ -23,7 +27,7 @@ class LogLedger:
         self.dies_after = False  # that save is recorded
 
     def events(self) -> Iterator[tuple[int, Event]]:
-        return ((position, decode(data)) for position, data in enumerate(self.log))
+        return ((position, _decoded(data)) for position, data in enumerate(self.log))
 
     def load_or_new(self, cls: Any, aggregate_id: UUID) -> Any:
         found = cls(aggregate_id)

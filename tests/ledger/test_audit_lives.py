@@ -20,7 +20,7 @@ from ledger.events import EpochSettled
 from ledger.ids import BOOK_ID
 from ledger.rails import Answer, Outcome, Payment
 from ledger.receipt import to_bitmap
-from ledger.services import broadcasts, budgets, crew, disputes, nodes, payouts, settle
+from ledger.services import broadcasts, budgets, crew, disputes, nodes, payouts, returns, settle
 from ledger.services.destinations import Destination
 from ledger.ticket import SignedTicket
 from ledger.tlog.publisher import Publisher
@@ -62,6 +62,7 @@ class RandomLife:
         self.tickets: list[tuple[SignedTicket, str, str]] = []  # ticket, node, who signs
         self.batches: list[tuple[str, bytes]] = []
         self.payouts: list[UUID] = []
+        self.moves: dict[UUID, int] = {}  # friend -> how often they said anew where to pay
         self.life.found()
         crew.change_settings(ledger, {"hold_s": 3600, "payout_threshold_micro": 1}, at_us=self.life.tick())
         for name in ("anna", "ben", "cleo"):
@@ -80,6 +81,7 @@ class RandomLife:
             self.an_hour,
             self.pay,
             self.reconcile,
+            self.give_back,
             self.dispute,
             self.dispute,
             self.decide,
@@ -195,7 +197,8 @@ class RandomLife:
         settle.release_due_holds(self.ledger, hold_s=hold_s, at_us=self.life.now_us)
 
     def pay(self) -> None:
-        where = {n.friend_id: Destination("someone", b"s" * 16) for _, n in self.life.nodes.values()}
+        friends = [n.friend_id for _, n in self.life.nodes.values()]
+        where = {f: Destination("someone", bytes([self.moves.get(f, 0)]) * 16) for f in friends}
         plan = payouts.plan(
             self.ledger,
             rail=self.rail.name,
@@ -257,6 +260,24 @@ class RandomLife:
             rests_on=(self.dice.randrange(self.ledger.size()),),
             at_us=self.life.tick(),
         )
+
+    def give_back(self) -> None:
+        """What was paid comes back, whole or in part."""
+        book = self.ledger.load_or_new(Book, BOOK_ID)
+        left = [(key, line.left_micro) for key, line in sorted(book.paid.items()) if line.left_micro]
+        if left:
+            (batch_id, line), whole = self.dice.choice(left)
+            made = returns.return_line(
+                self.ledger,
+                batch_id,
+                line,
+                amount_micro=self.dice.choice([None, 1, whole]),
+                reference=f"back {self.life.now_us}",
+                reason="account closed",
+                at_us=self.life.tick(),
+            )
+            if self.dice.random() < 0.7:
+                self.moves[made.friend_id] = self.moves.get(made.friend_id, 0) + 1
 
     def reconcile(self) -> None:
         for batch_id in self.payouts:

@@ -20,7 +20,9 @@ from ledger.events import (
     EpochSettled,
     Event,
     HoldsReleased,
+    PayoutLineConfirmed,
     PayoutLineReserved,
+    PayoutLineReturned,
     PayoutPlanned,
     Posting,
     StateRecorded,
@@ -28,7 +30,7 @@ from ledger.events import (
     decode,
     encode,
 )
-from ledger.services import crew, disputes, settle
+from ledger.services import crew, disputes, payouts, returns, settle
 from ledger.tlog.publisher import Publisher
 
 Entries = list[bytes]
@@ -71,6 +73,17 @@ def lived(ledger: Ledger, folder: Path) -> list[Event]:
             at_us=life.tick(),
         )
     life.pay(folder)
+    batch_id = payouts.batches(ledger)[0].id
+    for n, amount in enumerate((7, None)):
+        returns.return_line(
+            ledger,
+            batch_id,
+            1,
+            amount_micro=amount,
+            reference=f"back {n}",
+            reason="account closed",
+            at_us=life.tick(),
+        )
     Publisher(ledger, folder / "log", LOG, ORIGIN).publish(at_us=life.tick())  # writes a state leaf
     return [r.event for r in ledger.read(0, 10_000)]
 
@@ -204,6 +217,34 @@ FORGERIES: dict[str, tuple[Any, str]] = {
         ),
         "must move from",
     ),
+    "more that comes back than was paid": (
+        of(PayoutLineReturned, lambda e: {"transfer": raised(e.transfer)}, 1),
+        "",  # of the line, or of all that the friend was ever paid
+    ),
+    "a return booked twice": (first(PayoutLineReturned, 1, reference="back 0"), "used before"),
+    "a return under a deposit's name": (first(PayoutLineReturned, 0, reference="a1"), "used before"),
+    "a return of no line": (first(PayoutLineReturned, line=99), "has no line"),
+    "a return of another friend's line": (first(PayoutLineReturned, line=2), "must move from"),
+    "a return of no payout": (first(PayoutLineReturned, batch_id=make_id("none")), "never planned"),
+    "a return into the budget": (
+        of(PayoutLineReturned, lambda e: {"transfer": moved(e.transfer, target="fees")}),
+        "must move from",
+    ),
+    "a return out of what is available": (
+        of(
+            PayoutLineReturned,
+            lambda e: {
+                "transfer": moved(
+                    e.transfer, source=e.transfer.postings[0].account.replace("paid", "available")
+                )
+            },
+        ),
+        "must move from",
+    ),
+    "a return by another name": (
+        of(PayoutLineReturned, lambda e: {"transfer": Transfer("payout_failed", e.transfer.postings)}),
+        "should say",
+    ),
     "a payout that is not the next": (
         of(PayoutPlanned, lambda e: {"lines": (*e.lines, e.lines[0])}),
         "numbered from 1",
@@ -240,6 +281,7 @@ def test_each_forgery_is_found_where_it_stands(events: list[Event], tmp_path: Pa
         (DisputeRejected, 0, HoldsReleased, ""),
         (HoldsReleased, 0, DisputeRejected, ""),
         (AdjustmentBooked, 0, PayoutLineReserved, "negative"),
+        (PayoutLineConfirmed, 0, PayoutLineReturned, "money is in_flight"),
     ],
 )
 def test_what_is_dropped_is_missed_by_what_rests_on_it(

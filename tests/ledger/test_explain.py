@@ -17,7 +17,7 @@ from test_settlement import STREAMS, Case, cases
 from hub.cli import main
 from ledger.aggregates.book import Book
 from ledger.application import Ledger
-from ledger.events import EpochSettled, Event, HoldsReleased
+from ledger.events import EpochSettled, Event, HoldsReleased, PayoutLineReturned, Posting, Transfer
 from ledger.ids import BOOK_ID
 from ledger.money import BP
 from ledger.services.explain import (
@@ -80,7 +80,7 @@ def test_every_line_of_any_life_is_explained_and_comes_to_what_was_recorded(
 ) -> None:
     RandomLife(ledger, seed).run(200)
     log = Kept(whole_log(ledger))
-    earned = released = 0
+    earned = released = returned = 0
     for position, event in log.events(0, None):
         for n, line in enumerate(event.lines if isinstance(event, EpochSettled) else ()):
             made = explain(log, position, n)
@@ -100,6 +100,15 @@ def test_every_line_of_any_life_is_explained_and_comes_to_what_was_recorded(
             assert isinstance(why, Moved)
             assert [p.amount_micro for p in why.parts] == [why.amount_micro] == [event.amount_micro]
             assert explain_recorded(ledger, position, 0) == why
+        if isinstance(event, PayoutLineReturned):
+            back = explain(log, position)
+            assert isinstance(back, Moved)
+            assert (back.note, back.payout_line) == ("account closed", event.line)
+            paid, *earlier = back.parts
+            assert paid.reason == "payout_confirmed"
+            assert sum(p.amount_micro for p in (*earlier, back)) <= paid.amount_micro
+            assert explain_recorded(ledger, position, 0) == back
+            returned += 1
         for n, _ in enumerate(event.transfers if isinstance(event, HoldsReleased) else ()):
             moved = explain(log, position, n)
             assert isinstance(moved, Moved)
@@ -108,6 +117,7 @@ def test_every_line_of_any_life_is_explained_and_comes_to_what_was_recorded(
             released += 1
     assert earned > 1
     assert released > 0
+    assert returned > 0
 
 
 @given(cases, st.sampled_from(STREAMS))
@@ -169,6 +179,18 @@ def test_an_amount_that_the_log_does_not_give_is_not_explained(lived: Life) -> N
     more = msgspec.structs.replace(settled.lines[0], amount_micro=settled.lines[0].amount_micro + 1)
     events[at] = msgspec.structs.replace(settled, lines=(more, *settled.lines[1:]))
     with pytest.raises(ExplanationFailed, match=f"at {at}:0"):
+        explain(Kept(events), at, 0)
+
+
+def test_more_than_was_paid_is_not_explained(ledger: Ledger) -> None:
+    RandomLife(ledger, 11).run(200)
+    events = whole_log(ledger)
+    at, returned = next((n, x) for n, x in enumerate(events) if isinstance(x, PayoutLineReturned))
+    source, target = returned.transfer.postings
+    postings = (Posting(source.account, -(10**12)), Posting(target.account, 10**12))
+    transfer = Transfer(returned.transfer.reason, postings)
+    events[at] = msgspec.structs.replace(returned, transfer=transfer)
+    with pytest.raises(ExplanationFailed, match=f"came back at {at}:0"):
         explain(Kept(events), at, 0)
 
 

@@ -20,7 +20,15 @@ from ledger.aggregates.payout import Payout
 from ledger.application import Ledger
 from ledger.rails import Answer, OtherPayment, Outcome, Payment
 from ledger.rails.bank_account import BankAccount, BankAccountError, check_bic, check_iban, sepa_text
-from ledger.rails.pain001 import NAMESPACE, BankAnswerError, NoDebtorError, Pain001Rail, end_to_end_id
+from ledger.rails.pain001 import (
+    NAMESPACE,
+    BankAnswerError,
+    News,
+    NoDebtorError,
+    Pain001Rail,
+    Said,
+    end_to_end_id,
+)
 from ledger.rails.pain002 import StatusReportError, read_report
 from ledger.services import crew, payouts
 from ledger.services.destinations import Destination
@@ -336,13 +344,13 @@ def test_what_is_said_of_a_file_holds_for_its_payments_that_nothing_else_is_said
     first = f"{str(UUID(int=7)).replace('-', '')[:28]}-1"
     keys = [payment(n).key for n in (1, 2, 3)]
     assert rail.told(read_report(whole(tag, first, "RJCT"))) == dict.fromkeys(
-        keys[:2], (Outcome.FAILED, "RJCT")
+        keys[:2], Said(Outcome.FAILED, "RJCT")
     )
     assert rail.told(read_report(whole(tag, first, "PART"))) == {}
     assert rail.told(read_report(whole(tag, first[:-1] + "9", "RJCT"))) == {}
     one = f"<TxInfAndSts><OrgnlEndToEndId>{end_to_end_id(keys[1])}</OrgnlEndToEndId><TxSts>PDNG</TxSts></TxInfAndSts>"
     told = rail.told(read_report(whole(tag, first, "ACSC", one.encode())))
-    assert told == {keys[0]: (Outcome.CONFIRMED, "ACSC")}
+    assert told == {keys[0]: Said(Outcome.CONFIRMED, "ACSC")}
 
 
 @pytest.mark.parametrize(
@@ -370,7 +378,7 @@ def test_a_report_of_another_amount_is_no_answer(tmp_path: Path, amount: str, un
         f'<Amt><InstdAmt Ccy="{unit}">{amount}</InstdAmt></Amt></OrgnlTxRef></TxInfAndSts></Document>'
     ).encode()
     if same:
-        assert rail.told(read_report(data)) == {key: (Outcome.CONFIRMED, "ACSC")}
+        assert rail.told(read_report(data)) == {key: Said(Outcome.CONFIRMED, "ACSC", alone=True)}
     else:
         with pytest.raises(BankAnswerError, match=r"was 1\.23 EUR"):
             rail.told(read_report(data))
@@ -405,12 +413,12 @@ def test_an_answer_is_taken_once_and_only_for_what_is_in_a_file(tmp_path: Path) 
     rail = make(tmp_path)
     rail.submit(payment(1))
     with pytest.raises(BankAnswerError, match="no file"):
-        rail.record(payment(1).key, Outcome.CONFIRMED, "x")
+        rail.record(payment(1).key, Said(Outcome.CONFIRMED, "x"))
     rail.seal()
-    assert rail.record(payment(1).key, Outcome.CONFIRMED, "x")
-    assert not rail.record(payment(1).key, Outcome.CONFIRMED, "x")
+    assert rail.record(payment(1).key, Said(Outcome.CONFIRMED, "x")) is News.ANSWER
+    assert rail.record(payment(1).key, Said(Outcome.CONFIRMED, "x")) is News.NOTHING
     with pytest.raises(BankAnswerError, match="already"):
-        rail.record(payment(1).key, Outcome.FAILED, "x")
+        rail.record(payment(1).key, Said(Outcome.FAILED, "x"))
     assert rail.look_up(payment(1).key) == Answer(Outcome.CONFIRMED, "x")
 
 
@@ -418,12 +426,12 @@ def test_a_bank_may_take_back_that_it_failed_and_nothing_else(tmp_path: Path) ->
     rail, key = make(tmp_path), payment(1).key
     rail.submit(payment(1))
     rail.seal()
-    assert rail.record(key, Outcome.FAILED, "no")
-    assert rail.record(key, Outcome.CONFIRMED, "yes")
-    assert not rail.record(key, Outcome.CONFIRMED, "yes")
+    assert rail.record(key, Said(Outcome.FAILED, "no")) is News.ANSWER
+    assert rail.record(key, Said(Outcome.CONFIRMED, "yes")) is News.TAKEN_BACK
+    assert rail.record(key, Said(Outcome.CONFIRMED, "yes")) is News.NOTHING
     assert make(tmp_path).look_up(key) == Answer(Outcome.CONFIRMED, "yes")
     with pytest.raises(BankAnswerError, match="already"):
-        rail.record(key, Outcome.FAILED, "no")
+        rail.record(key, Said(Outcome.FAILED, "no"))
 
 
 def test_what_the_bank_paid_after_it_had_said_no_is_booked_or_reported(
@@ -434,14 +442,14 @@ def test_what_the_bank_paid_after_it_had_said_no_is_booked_or_reported(
     payouts.run(funded, rail, payout.id, destinations=DESTINATIONS, at_us=AT)
     rail.seal()
     for line in (1, 2):
-        rail.record(payout.key(line), Outcome.FAILED, "RJCT")
+        rail.record(payout.key(line), Said(Outcome.FAILED, "RJCT"))
     payouts.reconcile(funded, rail, payout.id, at_us=AT)
-    rail.record(payout.key(1), Outcome.CONFIRMED, "ACSC")
+    rail.record(payout.key(1), Said(Outcome.CONFIRMED, "ACSC"))
     assert payouts.reconcile(funded, rail, payout.id, at_us=AT)[0].state == "confirmed"
     second = planned(funded)  # of the other friend
     other = Pain001Rail(tmp_path, str(second.id), debtor=DEBTOR, created_us=AT)
     payouts.run(funded, other, second.id, destinations=DESTINATIONS, at_us=AT)
-    rail.record(payout.key(2), Outcome.CONFIRMED, "ACSC")
+    rail.record(payout.key(2), Said(Outcome.CONFIRMED, "ACSC"))
     states = [r.state for r in payouts.reconcile(funded, rail, payout.id, at_us=AT)]
     assert states == ["confirmed", payouts.OVERPAID, "unknown"]
 
@@ -490,8 +498,8 @@ def test_killed_at_any_instruction_each_is_in_one_file_once(funded: Ledger, tmp_
     for _ in range(2):
         states = payouts.reconcile(funded, rail, payout.id, at_us=AT)
         assert {r.state for r in states} == {"unknown"}
-    rail.record(payout.key(1), Outcome.CONFIRMED, "ACSC")
-    rail.record(payout.key(2), Outcome.FAILED, "RJCT AC04")
+    rail.record(payout.key(1), Said(Outcome.CONFIRMED, "ACSC"))
+    rail.record(payout.key(2), Said(Outcome.FAILED, "RJCT AC04"))
     states = payouts.reconcile(funded, rail, payout.id, at_us=AT)
     assert [r.state for r in states] == ["confirmed", "failed", "unknown"]
     assert balances(funded, "paid") == [paid[IBANS[0]], 0, 0]

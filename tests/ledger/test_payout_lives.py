@@ -1,7 +1,8 @@
 """Payouts as people and rails make them, in any order: plans, second operators, limits, new destinations, deaths, rails
-that know nothing or lie, corrections and disputes between, and a database that forgets what the files remember.
+that know nothing or lie, banks that give back, corrections and disputes between, and a database that forgets what the
+files remember.
 
-The model is what really left: a list of (friend, amount) that only grows.
+The model is what really left, and what really came back: lists of (friend, amount) that only grow.
 """
 
 import tempfile
@@ -18,15 +19,17 @@ from log_ledger import Died, LogLedger
 
 from ledger.aggregates.base import DomainError
 from ledger.aggregates.book import DAY_US, Book
-from ledger.aggregates.payout import Payout
-from ledger.events import EpochSettled
+from ledger.aggregates.payout import LineState, Payout
+from ledger.application import NotFound
+from ledger.events import EpochSettled, PayoutLineFailed, PayoutLineReserved
 from ledger.ids import BOOK_ID
 from ledger.journal import FORMATS, journal
 from ledger.money import FEES, budget_account, friend_account
 from ledger.rails import Answer, OtherPayment, Outcome, Payment
 from ledger.rails.csv_file import CsvRail
 from ledger.rails.given import given
-from ledger.services import crew, payouts
+from ledger.rails.returned import Returns
+from ledger.services import crew, payouts, returns
 from ledger.services.destinations import Destination
 from ledger.settlement import Credit, Tariff, pages, settle
 
@@ -53,6 +56,7 @@ class Rail:
 
     def submit(self, payment: Payment) -> Answer:
         known = payment.key in self.file.keys()  # noqa: SIM118 - no mapping
+        assert not known or self.life.restored  # a ledger that forgot nothing asks about it
         whim, pays = self.whims.pop() if self.whims and not known else ("confirmed", True)
         if whim == "dies" and not pays:
             raise Died
@@ -60,7 +64,8 @@ class Rail:
             self.file.submit(payment)
         if pays and not known:
             self.life.left.append((payment.friend_id, payment.amount_micro))
-            self.life.lied[payment.friend_id] += payment.amount_micro if whim == "failed" else 0
+            if whim == "failed":
+                self.life.lies[payment.key] = (payment.friend_id, payment.amount_micro)
         if whim == "dies":
             raise Died
         if whim == "confirmed":
@@ -74,19 +79,30 @@ class Rail:
 class PayoutLives(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory(prefix="streamrp2p-payouts-")
+        # In memory where there is such a place: here nothing is lost with the power.
+        memory = Path("/dev/shm")
+        self.folder = tempfile.TemporaryDirectory(
+            prefix="streamrp2p-payouts-", dir=memory if memory.is_dir() else None
+        )
+        self.memory = Returns(Path(self.folder.name))
         self.ledger: Any = LogLedger()
         self.now = T0
         crew.found_crew(self.ledger, name="crew", unit="EUR", epoch_length_s=3_600, at_us=T0)
         self.where = {f: Destination(f"place of {f.int}", bytes(16)) for f in FRIENDS}
         self.left: list[tuple[UUID, int]] = []
-        self.lied: dict[UUID, int] = defaultdict(int)
+        self.back: list[tuple[UUID, int]] = []
+        self.back_of: dict[tuple[UUID, int], int] = defaultdict(int)  # payout, line -> what came back of it
+        self.lies: dict[str, tuple[UUID, int]] = {}  # keys that a rail paid and called failed
         self.taken: dict[UUID, int] = defaultdict(int)
+        self.unreachable: set[bytes] = set()  # destinations that something came back from
         self.serial = 0
         self.kept = 0  # no backup is older than this
+        self.restored = False
 
     def teardown(self) -> None:
         self.folder.cleanup()
+        for name in FORMATS:
+            assert sum(1 for _ in journal(self.ledger.events(), name)) >= 1
 
     @property
     def book(self) -> Book:
@@ -149,7 +165,24 @@ class PayoutLives(RuleBasedStateMachine):
     def forgotten(self, friend: UUID) -> int:
         """What left for a friend and is not in the books, since the database is an older one."""
         known = sum(self.book.balance(friend_account(friend, pot)) for pot in ("in_flight", "paid"))
-        return max(0, sum(amount for who, amount in self.left if who == friend) - self.lied[friend] - known)
+        return max(0, self.net(friend) - self.lied(friend) - known)
+
+    def net(self, friend: UUID) -> int:
+        """What a friend really got and kept."""
+        got = sum(amount for who, amount in self.left if who == friend)
+        return got - sum(amount for who, amount in self.back if who == friend)
+
+    def lied(self, friend: UUID) -> int:
+        """What a rail paid, and the books do not have, since it said that it had not."""
+        total = 0
+        for key, (who, amount) in self.lies.items():
+            payout_, _, number = key.partition(":")
+            with suppress(NotFound):
+                line = payouts.load(self.ledger, UUID(payout_)).lines.get(int(number))
+                if line is not None and line.state is LineState.CONFIRMED:
+                    continue
+            total += amount if who == friend else 0
+        return total
 
     def release(self, _: st.DataObject) -> None:
         book = self.book
@@ -211,7 +244,10 @@ class PayoutLives(RuleBasedStateMachine):
 
     def limits(self, data: st.DataObject) -> None:
         batch = data.draw(st.sampled_from([500_000, 10**6, 10**11]))
-        day = data.draw(st.sampled_from([0, 10**6, 2 * 10**6, 10**11]))
+        # Also one micro-unit less than, or just, what somebody would get today.
+        given = self.book.paid_out_on(self.now)
+        edges = [given + amount - less for amount in self.book.available().values() for less in (0, 1)]
+        day = data.draw(st.sampled_from([0, 10**6, 2 * 10**6, 10**11, *edges, *edges]))
         second = data.draw(st.sampled_from([0, 10**6]))
         changes = {
             "payout_batch_max_micro": batch,
@@ -247,11 +283,15 @@ class PayoutLives(RuleBasedStateMachine):
             "quantum_micro": quantum,
             "operator": operator,
             "at_us": self.now,
+            "remembered": self.memory.all(),
         }
         size, available = self.ledger.size(), self.book.available()
         try:
             dry = payouts.plan(self.ledger, dry_run=True, **options)
         except DomainError:
+            return
+        except returns.LostReturns:
+            self.recover()
             return
         assert self.ledger.size() == size
         made = payouts.plan(self.ledger, **options)
@@ -263,6 +303,12 @@ class PayoutLives(RuleBasedStateMachine):
         assert planned.keys().isdisjoint(w.friend_id for w in made.waiting)
         assert {*planned, *(w.friend_id for w in made.waiting)} == available.keys()  # nobody vanishes
         assert all(0 < a <= available[f] and available[f] - a < quantum for f, a in planned.items())
+        assert all(threshold <= available[f] for f in planned)
+        for w in made.waiting:
+            assert (w.reason == "below_threshold") == (available[w.friend_id] < threshold)
+        for lines in parts:
+            for x in lines:
+                assert self.restored or x.destination_commitment not in self.unreachable
 
         second = crew.settings(self.ledger).payout_second_above_micro
         for payout in payouts.batches(self.ledger):
@@ -287,7 +333,8 @@ class PayoutLives(RuleBasedStateMachine):
     @rule(
         data=st.data(),
         whims=st.lists(
-            st.tuples(st.sampled_from(["confirmed", "unknown", "failed", "dies"]), st.booleans()), max_size=3
+            st.tuples(st.sampled_from(["confirmed", "unknown", "failed", "failed", "dies"]), st.booleans()),
+            max_size=3,
         ),
         dies_at=st.sampled_from([-1, -1, -1, 1, 2, 3, 4, 5]),
         dies_after=st.booleans(),
@@ -313,10 +360,83 @@ class PayoutLives(RuleBasedStateMachine):
             before = len(self.left)
             rail = self.rail(payout, [])
             size = self.ledger.size()
-            payouts.reconcile(self.ledger, rail, payout.id, at_us=self.now, dry_run=True)
+            dry = payouts.reconcile(self.ledger, rail, payout.id, at_us=self.now, dry_run=True)
             assert self.ledger.size() == size
-            payouts.reconcile(self.ledger, rail, payout.id, at_us=self.now)
+            done = payouts.reconcile(self.ledger, rail, payout.id, at_us=self.now)
+            assert done == dry
             assert len(self.left) == before
+            self.nothing_is_overlooked(payout.id)
+
+    @precondition(lambda self: len(self.lies) > 0)
+    @rule()
+    def the_truth_comes_out(self) -> None:
+        """A rail that paid what it had called failed says so at last: booked, or reported as paid twice."""
+        for payout in payouts.batches(self.ledger):
+            before = {n: line.state for n, line in payout.lines.items()}
+            lied = [n for n in before if payout.key(n) in self.lies and before[n] is LineState.FAILED]
+            for result in payouts.reconcile(self.ledger, self.rail(payout, []), payout.id, at_us=self.now):
+                if result.line in lied and payout.lines[result.line].attempt:
+                    assert result.state in ("confirmed", payouts.OVERPAID)
+
+    def nothing_is_overlooked(self, batch_id: UUID) -> None:
+        """After the rail was asked: what it paid is booked, or it is one of its lies, or there is no attempt of it."""
+        payout = payouts.load(self.ledger, batch_id)
+        for number, line in payout.lines.items():
+            known = self.rail(payout, []).look_up(payout.key(number)).outcome is Outcome.CONFIRMED
+            if known and line.attempt and payout.key(number) not in self.lies:
+                assert line.state is LineState.CONFIRMED
+
+    @rule(data=st.data(), dies_at=st.sampled_from([-1, 1]), dies_after=st.booleans())
+    def give_back(self, data: st.DataObject, dies_at: int, dies_after: bool) -> None:
+        """A bank gives back all of a payment, or keeps a fee; who is told of it may die, and says it again."""
+        left = {
+            key: min(line.left_micro, line.amount_micro - self.back_of[key])
+            for key, line in self.book.paid.items()
+        }
+        some = sorted(key for key, amount in left.items() if amount > 0)
+        if not some:
+            return
+        key = data.draw(st.sampled_from(some))
+        amount = data.draw(st.sampled_from([left[key], left[key], 1, max(1, left[key] - 250_000)]))
+        self.serial += 1
+        friend = self.book.paid[key].friend_id
+        self.back.append((friend, amount))
+        self.back_of[key] += amount
+        options: dict[str, Any] = {
+            "amount_micro": amount,
+            "reference": f"r{self.serial}",
+            "reason": "account closed",
+            "at_us": self.now,
+            "memory": self.memory,
+        }
+        with suppress(returns.LostReturns):
+            size, dry = self.ledger.size(), returns.return_line(self.ledger, *key, dry_run=True, **options)
+            assert self.ledger.size() == size
+            assert dry.booked
+        self.recover()  # of this line, what is forgotten comes first
+        self.ledger.saves_left, self.ledger.dies_after = dies_at, dies_after
+        with suppress(Died):
+            returns.return_line(self.ledger, *key, **options)
+        self.ledger.saves_left = -1
+        before = self.book.paid[key].left_micro
+        again = returns.return_line(self.ledger, *key, **options)
+        assert again.booked == (dies_at == 1 and not dies_after)
+        assert self.book.paid[key].left_micro == before - (amount if again.booked else 0)
+        size, most = self.ledger.size(), self.book.paid[key].left_micro
+        for options["reference"], options["amount_micro"] in ((f"r{self.serial}+", most + 1), ("r0", 0)):
+            try:
+                returns.return_line(self.ledger, *key, **options)
+            except DomainError:
+                assert self.ledger.size() == size
+            else:
+                raise AssertionError("more came back than was paid")
+        planned = payouts.load(self.ledger, key[0]).lines[key[1]].planned
+        self.unreachable.add(planned.destination_commitment)
+
+    def recover(self) -> None:
+        for payout in payouts.batches(self.ledger):
+            returns.book_forgotten(self.ledger, payout.id, self.memory.all(), at_us=self.now)
+        assert returns.forgotten(self.book, self.memory.all()) == []
 
     @rule(without=some_friend, moved=some_friend)
     def pay_everybody(self, without: UUID | None, moved: UUID | None) -> None:
@@ -324,11 +444,13 @@ class PayoutLives(RuleBasedStateMachine):
         if moved in self.where:
             self.serial += 1
             self.where[moved] = Destination("elsewhere", self.serial.to_bytes(16))
+        self.recover()
         with suppress(DomainError):
             payouts.plan(
                 self.ledger,
                 rail="csv",
                 threshold_micro=1,
+                remembered=self.memory.all(),
                 destinations={f: c for f, c in self.commitments().items() if f != without},
                 operator="ada",
                 at_us=self.now,
@@ -347,7 +469,9 @@ class PayoutLives(RuleBasedStateMachine):
 
     def run_it(self, payout: Payout, whims: list[tuple[str, bool]]) -> None:
         before = self.book.paid_out_on(self.now)
-        with suppress(DomainError, Died, OtherPayment, payouts.LostPayments):
+        payout = payouts.load(self.ledger, payout.id)
+        allowed = bool(payout.approved_by) and not payout.cancelled
+        try:
             payouts.run(
                 self.ledger,
                 self.rail(payout, whims),
@@ -356,6 +480,11 @@ class PayoutLives(RuleBasedStateMachine):
                 at_us=self.now,
                 given=self.given(),
             )
+            assert allowed
+        except DomainError:
+            assert not allowed  # of those that may be run, each line comes to something
+        except (Died, OtherPayment, payouts.LostPayments):
+            pass
         self.ledger.saves_left = -1
         limit = crew.settings(self.ledger).payout_day_max_micro
         assert self.book.paid_out_on(self.now) <= max(limit, before)
@@ -368,6 +497,7 @@ class PayoutLives(RuleBasedStateMachine):
         """A backup from after the last earnings: what was earned since would be lost with it, of no interest here."""
         old = [n for n in self.ledger.saved if n >= self.kept]
         if old:
+            self.restored = True
             self.ledger.cut(data.draw(st.sampled_from(old[:4])))  # what was planned, mostly
 
     # --- after each step
@@ -381,21 +511,33 @@ class PayoutLives(RuleBasedStateMachine):
             pots = {pot: book.balance(friend_account(friend, pot)) for pot in POTS}
             earned, voided = book.earned.get(str(friend), 0), book.voided.get(str(friend), 0)
             assert sum(pots.values()) + voided == earned
-            got = sum(amount for who, amount in self.left if who == friend)
+            got = self.net(friend)
             # A rail that pays what it says it never will can make it leave twice, once. And people may take back, by an
             # adjustment or a dispute, what the database has forgotten that it left.
-            assert got - self.lied[friend] - self.taken[friend] <= earned - voided
-            assert pots["paid"] <= got
+            assert got - self.lied(friend) - self.taken[friend] <= earned - voided
+            # A database that forgot a return has more as paid, until it is told.
+            forgotten = sum(
+                one.amount_micro
+                for one in returns.forgotten(book, self.memory.all())
+                if book.paid[one.batch_id, one.line].friend_id == friend
+            )
+            assert pots["paid"] <= got + forgotten
+            if not self.restored:
+                assert got - self.lied(friend) <= pots["paid"] + pots["in_flight"]
 
     @invariant()
-    def no_day_has_more_than_its_reservations(self) -> None:
-        for day, given_micro in self.book.reserved_on.items():
-            assert given_micro >= 0, day
-
-    @invariant()
-    def the_books_can_be_exported(self) -> None:
-        for name in FORMATS:
-            assert sum(1 for _ in journal(self.ledger.events(), name)) >= 1
+    def what_was_given_to_rails_on_a_day_was_reserved_on_it_and_has_not_failed(self) -> None:
+        days: dict[int, int] = defaultdict(int)
+        reserved: dict[tuple[UUID, int], tuple[int, int]] = {}
+        for _, event in self.ledger.events():
+            if isinstance(event, PayoutLineReserved):
+                day, amount = event.at_us // DAY_US, event.transfer.postings[-1].amount_micro
+                reserved[event.batch_id, event.line] = (day, amount)
+                days[day] += amount
+            elif isinstance(event, PayoutLineFailed):
+                day, amount = reserved[event.batch_id, event.line]
+                days[day] -= amount
+        assert {d: m for d, m in self.book.reserved_on.items() if m} == {d: m for d, m in days.items() if m}
 
 
 TestPayoutLives = PayoutLives.TestCase

@@ -22,7 +22,8 @@ from ledger.events import EpochSettled
 from ledger.ids import BOOK_ID
 from ledger.money import FEES, budget_account
 from ledger.rails.csv_file import CsvRail
-from ledger.services import budgets, crew, destinations, disputes, payouts, settle
+from ledger.rails.returned import Returns
+from ledger.services import budgets, crew, destinations, disputes, payouts, returns, settle
 from ledger.tlog.publisher import Publisher
 
 Action = Callable[[Ledger], object]
@@ -199,6 +200,39 @@ def test_payouts(founded: Ledger, everywhere: Everywhere, tmp_path: Path) -> Non
         assert len(payouts.batches(founded)) == n
 
     assert everywhere(work, check) == 17  # a plan, its approval, and two saves for each of three lines
+
+
+def test_returns(founded: Ledger, everywhere: Everywhere, tmp_path: Path) -> None:
+    """What is killed between the book and the file is in both when it is said again."""
+    earn(founded)
+    payouts.plan(founded, rail="csv", threshold_micro=1, destinations=COMMITMENTS, at_us=AT)
+    batch_id = payouts.batches(founded)[0].id
+    payouts.approve(founded, batch_id, operator="op", at_us=AT)
+    rail, memory = CsvRail(tmp_path / f"{batch_id}.csv"), Returns(tmp_path)
+    payouts.run(founded, rail, batch_id, destinations=DESTINATIONS, at_us=AT)
+
+    def work(n: int) -> Action:
+        def action(ledger: Ledger) -> None:
+            returns.return_line(
+                ledger,
+                batch_id,
+                1,
+                amount_micro=7,
+                reference=f"back {n}",
+                reason="test",
+                at_us=AT,
+                memory=memory,
+            )
+
+        return action
+
+    def check(n: int) -> None:
+        assert balance(founded, f"friend:{FRIENDS[0]}:available") == 7 * n
+        assert [(r.reference, r.amount_micro) for r in memory.all()] == [
+            (f"back {i}", 7) for i in range(1, n + 1)
+        ]
+
+    assert everywhere(work, check) == 3
 
 
 def test_cancelling(founded: Ledger, everywhere: Everywhere) -> None:

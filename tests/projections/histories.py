@@ -453,6 +453,18 @@ class History:
                     self.book.fail_payout_line(batch_id, line.line, at_us=self.now_us)
                 self.keep(self.book)
 
+    def give_back(self, number: int) -> None:
+        for key in pick([key for key, line in self.book.paid.items() if line.left_micro], number):
+            left = self.book.paid[key].left_micro
+            self.book.return_payout_line(
+                *key,
+                amount_micro=left if number % 2 else 1 + number % left,
+                reference=f"return {len(self.events)}",
+                reason="account closed",
+                at_us=self.now_us,
+            )
+            self.keep(self.book)
+
 
 MOVES: dict[str, Callable[[History, int], None]] = {
     "register": History.register,
@@ -475,6 +487,7 @@ MOVES: dict[str, Callable[[History, int], None]] = {
     "adjust": History.adjust,
     "plan_payout": History.plan_payout,
     "pay": History.pay,
+    "give_back": History.give_back,
 }
 
 # Enough of everything that any further moves have something to act on.

@@ -79,6 +79,7 @@ def test_a_statement_adds_up_to_the_friends_accounts_and_pages_through(engine: E
         ("release", 0),
         ("plan_payout", 1),
         ("pay", 3),
+        ("give_back", 0),
     ]
     history, queries = queries_after([("deposit", 199), *moves], engine)
     for friend in {n.friend_id for n in history.nodes}:
@@ -93,7 +94,7 @@ def test_a_statement_adds_up_to_the_friends_accounts_and_pages_through(engine: E
         adjusted = total["adjusted_up"] - total["adjusted_down"]
         assert total["earned"] + adjusted - total["dispute_upheld"] == sum(held.values())
         assert total["released"] == total["earned"] - held["pending"]
-        assert total["payout_confirmed"] == held["paid"]
+        assert total["payout_confirmed"] - total["payout_returned"] == held["paid"]
         assert [(x.position, x.line) for x in lines] == sorted(
             ((x.position, x.line) for x in lines), reverse=True
         )
@@ -199,6 +200,40 @@ def test_a_payout_is_finished_when_every_line_is_confirmed_or_failed(engine: Eng
     _, queries = queries_after([("pay", 0), ("pay", 1)], engine)
     (payout,) = queries.payouts()
     assert payout.state == "finished"
+
+
+def test_what_came_back_of_a_payout_stands_beside_what_was_confirmed(engine: Engine) -> None:
+    history, queries = queries_after([("pay", 0), ("pay", 1), ("give_back", 2), ("give_back", 1)], engine)
+    (newest,) = queries.payouts()
+    payout = queries.payout(newest.batch_id)
+    assert payout is not None
+    first, second = payout.lines
+    assert newest.returned_micro == payout.returned_micro == first.returned_micro == first.amount_micro
+    assert (first.state, second.returned_micro) == ("confirmed", 0)
+    assert (payout.state, payout.confirmed_micro) == ("finished", first.amount_micro)
+    two, one = [x for x in queries.statement(first.friend_id) if x.kind == "payout_returned"]
+    assert (one.reason, one.batch_id, one.payout_line) == ("account closed", payout.batch_id, first.line)
+    assert (one.amount_micro, one.amount_micro + two.amount_micro) == (3, first.amount_micro)
+    assert history.book.balance(f"friend:{first.friend_id}:paid") == 0
+
+
+def test_a_correction_says_why(engine: Engine) -> None:
+    history, queries = queries_after([], engine)  # the opening has one
+    reasons = {
+        line.reason
+        for node in history.nodes
+        for line in queries.statement(node.friend_id)
+        if line.kind.startswith("adjusted")
+    }
+    assert reasons <= {"corrected"}
+    history, queries = queries_after([("adjust", n) for n in range(6)], engine)
+    reasons = {
+        line.reason
+        for node in history.nodes
+        for line in queries.statement(node.friend_id)
+        if line.kind.startswith("adjusted")
+    }
+    assert reasons == {"corrected"}
 
 
 def test_refusals_say_what_was_refused_and_why(engine: Engine) -> None:

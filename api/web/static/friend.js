@@ -23,6 +23,7 @@ const DECIDED = {
   disputed: "in dispute, waits for the decision",
   dispute_upheld: "taken back, the dispute was upheld",
   dispute_rejected: "the dispute was rejected, the line holds",
+  payout_returned: "the payout came back, available again",
   adjusted_up: "correction",
   adjusted_down: "correction",
 };

@@ -41,7 +41,8 @@ async function load(token) {
     row([node.name, node.state_reason ? `${node.state}: ${node.state_reason}` : node.state], `${Math.floor(node.health / 10)} %`, node.viewers, bytes(node.credited_bytes) || "–"));
   table("payout", payouts, (payout) => {
     const by = [payout.planned_by && `planned by ${payout.planned_by}`, payout.decided_by && `approved by ${payout.decided_by}`];
-    const what = [`${payout.state}, ${payout.rail}, ${payout.line_count} ${payout.line_count === 1 ? "line" : "lines"}`, ...by];
+    const back = payout.returned_micro && `${money(payout.returned_micro)} came back`;
+    const what = [`${payout.state}, ${payout.rail}, ${payout.line_count} ${payout.line_count === 1 ? "line" : "lines"}`, ...by, back];
     const when = WHEN.format(payout.planned_us / 1000);
     const named = [`${payout.number}, of ${when}`, what.filter(Boolean).join(", ")];
     const tr = row(named, money(payout.total_micro), money(payout.confirmed_micro));

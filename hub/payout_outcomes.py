@@ -1,0 +1,199 @@
+"""`streamrp2p payout reconcile` and `return`: what became of payments, as banks, chains and people say.
+
+Invariant: nothing here pays anybody. A dry run shows, line by line, what the same command would change, and changes
+nothing, in the books or in the payment files.
+"""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import typer
+
+from hub.bootstrap import now_us
+from hub.operator import Console, console, micro_from_text, micro_to_text
+from hub.payout_shown import (
+    BATCH,
+    DRY_RUN,
+    JSON,
+    print_json,
+    print_results,
+    the_payout,
+)
+from hub.rails import open_rail, payouts_folder
+from ledger.aggregates.payout import Payout
+from ledger.rails import Answer, Outcome, Rail
+from ledger.rails.pain001 import BankAnswerError, News, Pain001Rail, Said, end_to_end_id
+from ledger.rails.pain002 import MAX_REPORT_BYTES, StatusReportError, read_report, why_returned
+from ledger.rails.returned import Returns
+from ledger.services import crew, payouts, returns
+
+
+def reconcile(
+    batch: str = BATCH,
+    status: Path | None = typer.Option(None, help="The bank's status report, pain.002 (for pain.001)."),
+    paid: list[int] = typer.Option([], help="A line that the bank has paid, as you saw in the account."),
+    refused: list[int] = typer.Option([], help="A line that the bank will never pay."),
+    dry_run: bool = DRY_RUN,
+    as_json: bool = JSON,
+) -> None:
+    """Ask the rail what became of each line that is not confirmed. Pays nothing."""
+    refuted = False
+    with console() as at:
+        payout = the_payout(at, batch)
+        with open_rail(at.settings, payout) as rail:
+            said = _said(rail, payout, status, paid, refused)
+            told: dict[str, Answer] = {}  # in a dry run: what the rail would answer
+            came_back: dict[int, Said] = {}
+            for line in payout.lines:
+                key = payout.key(line)
+                if key not in said or not isinstance(rail, Pain001Rail):
+                    continue
+                try:
+                    news = (rail.judge if dry_run else rail.record)(key, said[key])
+                except BankAnswerError as error:  # the others are taken all the same
+                    refuted = True
+                    typer.echo(f"streamrp2p: {error}", err=True)
+                    continue
+                if news is News.RETURNED:
+                    came_back[line] = said[key]
+                elif news is not News.NOTHING and dry_run:
+                    told[key] = Answer(said[key].outcome, said[key].reference)
+            if isinstance(rail, Pain001Rail) and (lines := rail.unsealed()):
+                more = f"{lines} of its payments are in no file for the bank yet: run the payout again"
+                typer.echo(f"streamrp2p: {more}", err=True)
+            results = payouts.reconcile(
+                at.ledger, rail, payout.id, at_us=now_us(), told=told, dry_run=dry_run
+            )
+            booked = _book_returns(at, payout, results, came_back, dry_run=dry_run)
+            results = [
+                replace(r, state=payouts.RETURNED, action="return") if r.line in booked else r
+                for r in results
+            ]
+            print_results(
+                at,
+                payout,
+                rail,
+                results,
+                dry_run=dry_run,
+                as_json=as_json,
+                more={"returned": [_out(one) for ones in booked.values() for one in ones]},
+                notes=[_text(at, one, dry_run=dry_run) for ones in booked.values() for one in ones],
+            )
+    if refuted:
+        raise typer.Exit(1)
+
+
+def return_(
+    batch: str = BATCH,
+    line: int = typer.Argument(help="The payout's line, as `payout show` has it."),
+    amount: str = typer.Argument(
+        None, help="What came back, such as 9.50; all that is left of the line when left out."
+    ),
+    reference: str = typer.Option(
+        ..., help="The bank's, or any name for it. The same is booked once; stays in the public log."
+    ),
+    reason: str = typer.Option(
+        ..., help="Such as 'account closed'. The friend reads it; stays in the public log: no names."
+    ),
+    dry_run: bool = DRY_RUN,
+    as_json: bool = JSON,
+) -> None:
+    """Money that was paid came back: it is available to the friend again."""
+    with console() as at:
+        payout = the_payout(at, batch)
+        if line not in payout.lines:
+            raise typer.BadParameter(f"this payout has no line {line}")
+        made = returns.return_line(
+            at.ledger,
+            payout.id,
+            line,
+            amount_micro=micro_from_text(amount) if amount is not None else None,
+            reference=reference,
+            reason=reason,
+            at_us=now_us(),
+            memory=Returns(payouts_folder(at.settings)),
+            dry_run=dry_run,
+        )
+        if as_json:
+            print_json({"batch_id": str(payout.id), "dry_run": dry_run} | _out(made))
+            return
+        typer.echo(_text(at, made, dry_run=dry_run))
+        if dry_run:
+            typer.echo("dry run: nothing was changed")
+        elif made.booked:
+            name = at.directory.person_name(made.friend_id) or made.friend_id
+            typer.echo(f"next: ask where to pay {name} now: streamrp2p payout destination {name} WHERE")
+
+
+def _book_returns(
+    at: Console,
+    payout: Payout,
+    results: list[payouts.LineResult],
+    came_back: dict[int, Said],
+    *,
+    dry_run: bool,
+) -> dict[int, list[returns.Returned]]:
+    """What the files remember and the ledger does not, then what the bank has said now. By line, if it is new."""
+    memory = Returns(payouts_folder(at.settings))
+    booked: dict[int, list[returns.Returned]] = {}
+    for one in returns.book_forgotten(at.ledger, payout.id, memory.all(), at_us=now_us(), dry_run=dry_run):
+        booked.setdefault(one.line, []).append(one)
+    for r in results:
+        if r.line not in came_back or r.state != "confirmed" or (dry_run and r.line in booked):
+            continue
+        reference = f"pain.002 {end_to_end_id(payout.key(r.line))}"
+        reason = why_returned(came_back[r.line].reference)
+        told: returns.Returned | None
+        if dry_run and r.was != r.state:  # it would be paid, and come back at once
+            told = returns.Returned(r.line, r.friend_id, r.amount_micro, 0, reference, reason, booked=True)
+        else:
+            told = returns.return_all_told(
+                at.ledger,
+                payout.id,
+                r.line,
+                reference=reference,
+                reason=reason,
+                at_us=now_us(),
+                memory=memory,
+                dry_run=dry_run,
+            )
+        if told is not None and told.booked:
+            booked.setdefault(r.line, []).append(told)
+    return booked
+
+
+def _said(
+    rail: Rail, payout: Payout, status: Path | None, paid: list[int], refused: list[int]
+) -> dict[str, Said]:
+    """What the bank's report and the operator say, by key. A report may speak of other payouts too."""
+    said: dict[str, Said] = {}
+    if status is None and not paid and not refused:
+        return said
+    if not isinstance(rail, Pain001Rail):
+        raise typer.BadParameter(f"{payout.rail} knows by itself what it paid")
+    if status is not None:
+        with status.open("rb") as file:
+            said |= rail.told(read_report(file.read(MAX_REPORT_BYTES + 1)))
+        if not said:
+            raise StatusReportError(f"{status} has no final status of a payment of this payout")
+    for numbers, outcome in ((paid, Outcome.CONFIRMED), (refused, Outcome.FAILED)):
+        for number in numbers:
+            if number not in payout.lines:
+                raise typer.BadParameter(f"this payout has no line {number}")
+            if said.setdefault(payout.key(number), Said(outcome, "operator")).outcome is not outcome:
+                raise typer.BadParameter(f"line {number} is given two outcomes")
+    return said
+
+
+def _out(made: returns.Returned) -> dict[str, object]:
+    return {**asdict(made), "friend_id": str(made.friend_id)}
+
+
+def _text(at: Console, made: returns.Returned, *, dry_run: bool) -> str:
+    unit, name = crew.crew(at.ledger).unit, at.directory.person_name(made.friend_id) or str(made.friend_id)
+    would = "would be " if dry_run else ""
+    said = f"line {made.line}: {micro_to_text(made.amount_micro)} {unit} came back ({made.reason})"
+    if not made.booked:
+        return f"{said}: was booked before"
+    kept = f"; {micro_to_text(made.left_micro)} stay paid" if made.left_micro else ""
+    return f"{said}: {would}available to {name} again{kept}"
