@@ -17,6 +17,7 @@ from ledger import money
 from ledger.aggregates.base import Aggregate, DomainError
 from ledger.aggregates.disputes import OPENERS, Dispute, adjustable_kind, check_reason, rejected, upheld
 from ledger.aggregates.movements import amount_of, earned, friend_move, friend_of, move
+from ledger.aggregates.paid import Paid, PaidLines
 from ledger.events import (
     AdjustmentBooked,
     BudgetDeposited,
@@ -57,19 +58,6 @@ class Reservation:
     day: int  # UTC, since the epoch of Unix
 
 
-@dataclass(frozen=True, slots=True)
-class Paid:
-    """A payout line that was paid, and what came back of it."""
-
-    friend_id: UUID
-    amount_micro: int
-    returned_micro: int = 0
-
-    @property
-    def left_micro(self) -> int:
-        return self.amount_micro - self.returned_micro
-
-
 class Book(Aggregate):
     def __init__(self, aggregate_id: UUID) -> None:
         super().__init__(aggregate_id)
@@ -78,8 +66,7 @@ class Book(Aggregate):
         self.settled_to = 0  # log positions below this are settled
         self.holds: dict[int, Hold] = {}
         self.reservations: dict[tuple[UUID, int], Reservation] = {}  # (batch, line)
-        self.paid: dict[tuple[UUID, int], Paid] = {}  # likewise
-        self.returned: set[tuple[UUID, int]] = set()  # of these, the lines of which something came back
+        self.paid = PaidLines()
         self.reserved_on: dict[int, int] = {}  # UTC day -> given to rails on it, without what failed
         self.disputes: dict[int, Dispute] = {}
         # By friend (the id's text): all that was ever credited, and what of it was taken back.
@@ -156,8 +143,8 @@ class Book(Aggregate):
                 waiting[money.friend_account(dispute.friend_id, "pending")] -= dispute.amount_micro
         for reservation in self.reservations.values():
             waiting[money.friend_account(reservation.friend_id, "in_flight")] -= reservation.amount_micro
-        for line in self.paid.values():
-            waiting[money.friend_account(line.friend_id, "paid")] -= line.left_micro
+        for friend_id, left_micro in self.paid.left().items():
+            waiting[money.friend_account(friend_id, "paid")] -= left_micro
         known = {*pots, *self.earned, *self.voided}
         return not any(waiting.values()) and all(
             pots.get(f, 0) + self.voided.get(f, 0) == self.earned.get(f, 0) for f in known
@@ -479,7 +466,7 @@ class Book(Aggregate):
         if target == "available":
             self.reserved_on[r.day] -= r.amount_micro
         else:
-            self.paid[event.batch_id, event.line] = Paid(r.friend_id, r.amount_micro)
+            self.paid.add(event.batch_id, event.line, r.friend_id, r.amount_micro)
 
     def _apply_returned(self, event: PayoutLineReturned) -> None:
         """What was given to rails on a day is not less for it: it did leave."""
@@ -488,15 +475,9 @@ class Book(Aggregate):
         paid = self._paid(event.batch_id, event.line)
         source, target = (money.friend_account(paid.friend_id, s) for s in ("paid", "available"))
         amount = amount_of(event.transfer, "payout_returned", source, target)
-        if amount > paid.left_micro:
-            raise DomainError(
-                f"more came back of this payout line than was paid: {money.decimal_text(paid.left_micro)} is left"
-            )
+        self.paid.came_back(event.batch_id, event.line, amount)
         self._post([event.transfer])
-        key = (event.batch_id, event.line)
-        self.paid[key] = replace(paid, returned_micro=paid.returned_micro + amount)
-        self.returned.add(key)
-        self._references[event.reference] = ("return", *key, amount)
+        self._references[event.reference] = ("return", event.batch_id, event.line, amount)
 
     def _apply_opened(self, event: DisputeOpened) -> None:
         key, friend = (event.settled_version, event.line), str(event.friend_id)

@@ -49,10 +49,12 @@ class LostPayments(Exception):
 
     exit_code = 5
 
-    def __init__(self, batch_id: UUID, kind: str, what: str) -> None:
+    def __init__(self, batch_id: UUID, kind: str, lines: Iterable[int], *, planned: bool = False) -> None:
+        first = ", or run that payout first, which takes up what is planned as it was" if planned else ""
         super().__init__(
-            f"the payment files hold {what} of payout {batch_id} ({kind}), and the ledger knows nothing of that: the "
-            f"database is older than what was paid. Restore a newer one; docs/operators.md, Backup, if there is none"
+            f"the payment files hold {_lines_text(lines)} of payout {batch_id} ({kind}), and the ledger knows nothing "
+            f"of that: the database is older than what was paid. Restore a newer one{first}; docs/operators.md, "
+            f"Backup, if there is none"
         )
 
 
@@ -137,7 +139,7 @@ def plan(
         known = {payout.id: payout for payout in earlier}
         came_back = {
             known[batch_id].lines[line].planned.destination_commitment
-            for batch_id, line in book.returned
+            for batch_id, line in book.paid.returned
             if batch_id in known
         }
         chosen, waiting = _choose(book, threshold_micro, destinations, came_back, _still_to_pay(earlier))
@@ -205,7 +207,7 @@ def cancel(
         payout = load(ledger, batch_id)
         if not any(line.attempt for line in payout.lines.values()):
             for kind, lines in given.get(batch_id, {}).items():
-                raise LostPayments(batch_id, kind, _lines_text(lines))
+                raise LostPayments(batch_id, kind, lines)
         payout.cancel(reason=reason, at_us=at_us)
         if not dry_run:
             ledger.save(payout)
@@ -286,41 +288,61 @@ def run(
     database from an older backup gives the numbers of lost ones again: what the rail knows already, and the ledger does
     not, is shown to it before anything is recorded. `given` is what all rails were given, read before the call.
     Raises DomainError, LostPayments for what was given and is in no payout, and what the rail raises: OtherPayment, and
-    in `prepare`, before anything new is reserved; later the line stays as recorded.
+    in `prepare`, before anything new is reserved; later the line stays as recorded. Where another payout has lines that
+    were given and are not taken up yet, only what this rail knows is run before LostPayments: anything new may be of
+    somebody whom the other has paid.
     """
     payout = _load_for(ledger, rail, batch_id)
-    _refuse_lost(ledger, payout, given)
+    elsewhere = _refuse_lost(ledger, payout, given)
     if not payout.approved_by or payout.cancelled:
         raise DomainError(f"the payout is {payout.state}: only an approved one is run")
+    fresh = {
+        number
+        for number, line in payout.lines.items()
+        if line.state is LineState.PLANNED and rail.look_up(payout.key(number)).outcome is Outcome.ABSENT
+    }
     if dry_run:
+        if elsewhere and fresh:
+            raise elsewhere
         return [_preview(line, destinations) for line in payout.lines.values()]
-    unit, new = crew.crew(ledger).unit, to_submit(payout, destinations)
-    for line in payout.lines.values():
-        key = payout.key(line.planned.line)
-        if line.state is LineState.PLANNED and rail.look_up(key).outcome is not Outcome.ABSENT:
+    unit = crew.crew(ledger).unit
+    for number, line in payout.lines.items():
+        if line.state is LineState.PLANNED and number not in fresh:
             _show_again(ledger, rail, payout, line, destinations, unit)
+    numbers = sorted(payout.lines.keys() - fresh if elsewhere else payout.lines)
+    new = (line for line in to_submit(payout, destinations) if line.planned.line in numbers)
     rail.prepare([line.planned.amount_micro for line in new])
-    ran = (_run_line(ledger, rail, batch_id, n, destinations, unit, at_us) for n in sorted(payout.lines))
+    ran = [_run_line(ledger, rail, batch_id, n, destinations, unit, at_us) for n in numbers]
+    if elsewhere and fresh:
+        raise elsewhere
     return [replace(r, was=payout.lines[r.line].state.value) for r in ran]
 
 
-def _refuse_lost(ledger: Ledger, payout: Payout, given: Given) -> None:
+def _refuse_lost(ledger: Ledger, payout: Payout, given: Given) -> LostPayments | None:
+    """Raises LostPayments for what no run takes up. Returns it for what a run of another payout may."""
+    waits = None
     for batch_id, kinds in given.items():
+        other = payout if batch_id == payout.id else _known(ledger, batch_id)
         for kind, lines in kinds.items():
-            if batch_id == payout.id:
-                strange = lines if kind != kind_of(payout.rail) else lines - payout.lines.keys()
+            if other is None:
+                raise LostPayments(batch_id, kind, lines)
+            its_own = kind == kind_of(other.rail)
+            if other is payout:
+                strange = lines - payout.lines.keys() if its_own else lines
+                if strange:
+                    raise LostPayments(batch_id, kind, strange)
             else:
-                strange = lines if _unknown(ledger, batch_id) else frozenset()
-            if strange:
-                raise LostPayments(batch_id, kind, _lines_text(strange))
+                begun = {n for n, line in other.lines.items() if line.attempt} if its_own else set()
+                if lines - begun:
+                    waits = LostPayments(batch_id, kind, lines - begun, planned=True)
+    return waits
 
 
-def _unknown(ledger: Ledger, batch_id: UUID) -> bool:
+def _known(ledger: Ledger, batch_id: UUID) -> Payout | None:
     try:
-        load(ledger, batch_id)
+        return load(ledger, batch_id)
     except NotFound:
-        return True
-    return False
+        return None
 
 
 def _lines_text(lines: Iterable[int]) -> str:

@@ -100,6 +100,62 @@ def test_nothing_is_run_while_the_files_know_of_more_lines(funded: Ledger, tmp_p
     assert balances(funded, "available") == amounts
 
 
+def plan_above(ledger: Ledger, threshold_micro: int) -> UUID:
+    plan = payouts.plan(
+        ledger, rail="csv", threshold_micro=threshold_micro, destinations=COMMITMENTS, at_us=AT
+    )
+    assert plan.batch_id is not None
+    payouts.approve(ledger, plan.batch_id, operator="op", at_us=AT)
+    return plan.batch_id
+
+
+def test_nothing_new_is_run_while_another_payout_has_not_taken_up_what_was_paid(
+    funded: Ledger, tmp_path: Path
+) -> None:
+    """All three were paid by the first payout. It is planned anew with a higher threshold, and leaves somebody to the
+    second one, which would pay them again."""
+    amounts = balances(funded, "available")
+    for n, amount in enumerate(amounts):
+        pay_lost(tmp_path, 1, n + 1, n, amount)
+    first = plan_above(funded, min(amounts) + 1)
+    second = plan_above(funded, 1)
+    for dry_run in (True, False):
+        with pytest.raises(payouts.LostPayments, match="run that payout first"):
+            payouts.run(
+                funded,
+                file_of(tmp_path, 2),
+                second,
+                destinations=DESTINATIONS,
+                at_us=AT,
+                given=given(tmp_path),
+                dry_run=dry_run,
+            )
+    with pytest.raises((payouts.LostPayments, OtherPayment)):
+        run(funded, file_of(tmp_path, 1), first, tmp_path)
+    assert balances(funded, "available") == amounts == paid_in_files(tmp_path)
+
+
+def test_lost_payouts_are_taken_up_one_after_another_and_then_what_is_new_is_paid(
+    funded: Ledger, tmp_path: Path
+) -> None:
+    """Two runs had paid a part each. Neither begins anything new before both are taken up."""
+    amounts = sorted(balances(funded, "available"))
+    one = {FRIENDS[n]: COMMITMENTS[FRIENDS[n]] for n in (0, 1)}
+    plan = payouts.plan(funded, rail="csv", threshold_micro=1, destinations=one, at_us=AT)
+    assert plan.batch_id is not None
+    payouts.approve(funded, plan.batch_id, operator="op", at_us=AT)
+    second = plan_above(funded, 1)
+    have = balances(funded, "available")
+    pay_lost(tmp_path, 1, 1, 0, have[0])
+    pay_lost(tmp_path, 2, 1, 2, have[2])
+    with pytest.raises(payouts.LostPayments, match=str(second)):
+        run(funded, file_of(tmp_path, 1), plan.batch_id, tmp_path)
+    assert balances(funded, "paid") == [have[0], 0, 0]  # what it knows it took up
+    assert run(funded, file_of(tmp_path, 2), second, tmp_path) == ["confirmed"]
+    assert run(funded, file_of(tmp_path, 1), plan.batch_id, tmp_path) == ["confirmed"] * 2
+    assert sorted(balances(funded, "paid")) == sorted(paid_in_files(tmp_path)) == amounts
+
+
 @pytest.mark.parametrize("first", ["csv", "pain.001"])
 def test_what_one_rail_paid_is_not_paid_by_another(funded: Ledger, tmp_path: Path, first: str) -> None:
     amounts = balances(funded, "available")
