@@ -147,6 +147,7 @@ class OriginProcess:
                 commit_network=self._commit_network,
                 ingest_ready=lambda: self._rtmp_ready,
                 refusal=self._refusal,
+                node_left=self._steering.node_left,
                 given=lambda: given(payouts_folder(settings)),
                 troubles=Troubles(settings.data_dir / TROUBLES_FOLDER).now,
                 overdue=Heartbeats(settings.data_dir / HEARTBEATS_FOLDER).overdue,

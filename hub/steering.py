@@ -237,6 +237,10 @@ class LedgerSteering:
         """The nodes whose heartbeat is fresh, told about once a second."""
         self._live = {n.node_id: n for n in nodes}
 
+    def node_left(self, nid: UUID) -> None:
+        """A node said goodbye: nothing more is listed there. Thread-safe."""
+        self._live.pop(nid, None)
+
     def _is_suspect(self, nid: UUID, now: float) -> bool:
         recent = [net for net, at in self._complaints.get(nid, {}).values() if now - at < SUSPECT_S]
         if len(set(recent)) < SUSPECT_NETWORKS:

@@ -133,6 +133,18 @@ def heartbeat(body: Heartbeat, at: ServicesDep, key: NodeKey, ip: PeerIp) -> Hea
     )
 
 
+@router.delete(
+    "/nodes/me/heartbeat",
+    status_code=204,
+    responses=responses(ProblemType.UNAUTHENTICATED, ProblemType.RATE_LIMITED),
+)
+def goodbye(at: ServicesDep, key: NodeKey) -> None:
+    """The node goes away, or to sleep: no more viewers from this moment, until its next heartbeat."""
+    nid = node_id(key)
+    at.liveness.forget(nid)
+    at.node_left(nid)
+
+
 @router.get("/nodes", responses=responses())
 def list_nodes(at: ServicesDep) -> Nodes:
     views = at.reads.nodes()
