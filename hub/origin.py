@@ -90,6 +90,7 @@ class OriginProcess:
         digests = SegmentDigests(self._tables, keys)
         self._verifiers = Verifiers(os.cpu_count() or 1)
         desk = DeliveryDesk(self._ledger, digest_of=digests.get, verifiers=self._verifiers)
+        self._pings = Pings()
         self._steering = LedgerSteering(
             self._ledger,
             desk,
@@ -100,6 +101,7 @@ class OriginProcess:
             rng=random.SystemRandom(),
             # An epoch's plain credits are settled with it, and not all in the next.
             observe_after_s=min(OBSERVE_AFTER_S, settings.epoch_length_s / 10),
+            doors=self._pings,
         )
         authority = LedgerAuthority(
             self._ledger,
@@ -123,7 +125,6 @@ class OriginProcess:
         self._network_salt = keys.network_salt
         valkey = connect(settings.resolved_redis_url())
         self._liveness = Liveness(valkey)
-        self._pings = Pings()
         self._health: dict[UUID, int] = {}
         self._health_s = -HEALTH_EVERY_S
         self._rtmp_ready = False
@@ -219,6 +220,7 @@ class OriginProcess:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._pings.close()
         self._close()
         for task in done - {waiting}:
             task.result()  # whatever ended the process comes to light
