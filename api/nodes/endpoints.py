@@ -198,7 +198,7 @@ def _ticket_keys(at: Services) -> list[str]:
 
 def _earned(at: Services, friend_id: UUID) -> Earned:
     amounts = {}
-    for state in ("pending", "available", "paid"):
+    for state in ("pending", "available", "in_flight", "paid"):
         balance = at.reads.balance(friend_account(friend_id, state))
         amounts[f"{state}_micro"] = balance.amount_micro if balance else 0
     return Earned(unit=crew.crew(at.ledger).unit, **amounts)

@@ -349,6 +349,7 @@ def _describe(health: dict[str, Any]) -> str:
         parts = (
             (earned["pending_micro"], "pending"),
             (earned["available_micro"], "available"),
+            (earned["in_flight_micro"], "on its way"),
             (earned["paid_micro"], "paid"),
         )
         unit = f" ({earned['unit']})" if earned["unit"] else ""

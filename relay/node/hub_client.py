@@ -61,6 +61,7 @@ class Earned(msgspec.Struct, frozen=True):
     unit: str = ""  # of account; hubs of before that was told leave it out
     pending_micro: int = 0
     available_micro: int = 0
+    in_flight_micro: int = 0  # a bank or a chain has it and has not confirmed it yet
     paid_micro: int = 0
 
 

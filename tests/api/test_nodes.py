@@ -69,6 +69,7 @@ def test_a_heartbeat_makes_the_node_alive_at_the_address_it_came_from(
         "unit": "EUR",
         "pending_micro": 0,
         "available_micro": 0,
+        "in_flight_micro": 0,
         "paid_micro": 0,
     }
     nid = node_id(key.public_key)
