@@ -31,6 +31,7 @@ from api.ratelimit import RateLimiter
 from api.valkey import connect
 from hub.authority import InPool, LedgerAuthority
 from hub.bootstrap import now_us
+from hub.clock import ClockWatch
 from hub.digests import SegmentDigests
 from hub.embedded.account import among_strangers
 from hub.heartbeats import HEARTBEATS_FOLDER, Heartbeats
@@ -128,6 +129,7 @@ class OriginProcess:
         self._health: dict[UUID, int] = {}
         self._health_s = -HEALTH_EVERY_S
         self._rtmp_ready = False
+        self._clock = ClockWatch(now_us)
         self._api = create_app(
             Services(
                 settings=ApiSettings(
@@ -234,6 +236,11 @@ class OriginProcess:
         self._engine.dispose()
 
     async def _refresh_nodes(self) -> None:
+        if by_s := self._clock.set_by_s():
+            log.warning(
+                "this computer's clock was set; nodes more than 300 s off it are refused, and viewers served here",
+                by_s=by_s,
+            )
         try:
             alive = await self._in_pool(lambda: self._liveness.alive(now_us=now_us()))
         except LivenessUnknown:

@@ -1,10 +1,15 @@
 """How the hub knows who is there, against doors of every kind."""
 
 import asyncio
+import socket
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
+
+import uvloop
 
 from hub.lines import LATE_S_MAX
 from hub.pings import TIMEOUTS, Pings
@@ -110,6 +115,33 @@ def test_whoever_is_about_to_be_sent_to_a_silent_node_hears_of_it_long_before_it
         assert pings.reachable([node]) == [node], "it may only be slow"
 
     scenario(play)
+
+
+def test_a_hub_that_is_late_itself_blames_no_node() -> None:
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            while connection.recv(4_096):
+                connection.sendall(OK)
+
+    async def main(url: str) -> None:
+        pings, node = Pings(), LiveNode(uuid4(), url, 0)
+        await pings.ping([node])
+        while pings.answered(node.node_id):
+            await asyncio.sleep(0.01)
+        asking = asyncio.create_task(pings.answers(node.node_id))
+        await asyncio.sleep(0)  # it waits for the question,
+        await asyncio.sleep(0)  # which is on its way
+        time.sleep(LATE_S_MAX + 0.3)
+        assert await asking
+        pings.close()
+        await asyncio.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        node = threading.Thread(target=serve, args=[listener])
+        node.start()
+        uvloop.run(main(f"http://127.0.0.1:{listener.getsockname()[1]}"))
+        node.join()
 
 
 def test_a_node_that_says_that_it_leaves_is_gone_at_once() -> None:
