@@ -83,7 +83,13 @@ def create_app(services: Services) -> FastAPI:
         max_age=_PREFLIGHT_S,
     )
     larger = {UPLOAD_PATH: UPLOAD_BYTES_MAX}
-    app.add_middleware(Edge, body_bytes_max=BODY_BYTES_MAX, exceptions=larger, metrics=app.state.metrics)
+    app.add_middleware(
+        Edge,
+        body_bytes_max=BODY_BYTES_MAX,
+        exceptions=larger,
+        metrics=app.state.metrics,
+        https=services.settings.public_url.startswith("https://"),
+    )
     for router in _ROUTERS:
         app.include_router(router)
     app.mount("/static", static_files(), name="static")

@@ -67,6 +67,7 @@ class Services:
         [str, bytes], bytes
     ]  # (peer address, what makes a loopback unique) -> commitment
     ingest_ready: Callable[[], bool] = field(default=lambda: True)
+    node_left: Callable[[UUID], None] = field(default=lambda _node_id: None)  # it said goodbye
     refusal: Callable[[str], tuple[str, int] | None] = field(
         default=lambda _slug: None
     )  # slug -> why what its encoder sent was refused, and when (Unix us); None: it is taken

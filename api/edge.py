@@ -3,6 +3,7 @@
 Invariant: no endpoint ever reads more than `limit` bytes of a request, and nothing below has to remember that.
 """
 
+import re
 import time
 from collections.abc import Mapping
 from typing import Final
@@ -16,17 +17,27 @@ from api.problems import Problem, ProblemType, render
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
 }
+# Browsers heed it where nobody can have changed the page on its way, and complain in their console everywhere else.
+_OPENER: Final = ("Cross-Origin-Opener-Policy", "same-origin")
+_THIS_COMPUTER: Final = re.compile(rb"(?:localhost|127\.\d+\.\d+\.\d+|\[::1\])(?::\d+)?", re.IGNORECASE)
 UNMATCHED: Final = "(none)"
 
 
 class Edge:
     def __init__(
-        self, app: ASGIApp, *, body_bytes_max: int, exceptions: Mapping[str, int], metrics: Metrics
+        self,
+        app: ASGIApp,
+        *,
+        body_bytes_max: int,
+        exceptions: Mapping[str, int],
+        metrics: Metrics,
+        https: bool,
     ) -> None:
-        """`exceptions`: paths whose bodies may be larger."""
+        """`exceptions`: paths whose bodies may be larger. `https`: so people reach the hub, whatever a request says
+        that came through a proxy."""
         self._app = app
+        self._https = https
         self._limit = body_bytes_max
         self._exceptions = exceptions
         self._metrics = metrics
@@ -46,6 +57,8 @@ class Edge:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
+                if self._https or _is_trustworthy(scope):
+                    headers.setdefault(*_OPENER)
             await send(message)
 
         try:
@@ -57,6 +70,12 @@ class Edge:
             # Routing leaves its route in the scope; its template keeps the number of label values small.
             route = getattr(scope.get("route"), "path", UNMATCHED)
             self._metrics.request(scope["method"], route, status, time.perf_counter() - started_s)
+
+
+def _is_trustworthy(scope: Scope) -> bool:
+    """Whether browsers take the origin for one (W3C Secure Contexts, 3.1)."""
+    host = next((value for name, value in scope["headers"] if name == b"host"), b"")
+    return scope["scheme"] == "https" or _THIS_COMPUTER.fullmatch(host) is not None
 
 
 def _bounded(receive: Receive, limit: int) -> Receive:

@@ -21,6 +21,7 @@ from ledger.tlog.files import write_atomic
 
 LEAP_S: Final = 86_400
 GRACE_S: Final = 600
+SET_S: Final = 5
 KEPT_EVERY_S: Final = 60
 # Counts on while the machine sleeps; where there is no such clock, a machine that slept for a day looks like a leap.
 _OWN_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -32,6 +33,23 @@ class ClockLeaptError(Exception):
 
 def _own_us() -> int:
     return time.clock_gettime_ns(_OWN_CLOCK) // 1_000
+
+
+class ClockWatch:
+    """Tells once that the wall clock was set, by how much. Asked often: what is told is what came in between."""
+
+    def __init__(self, wall_us: Callable[[], int], own_us: Callable[[], int] = _own_us) -> None:
+        self._wall_us, self._own_us = wall_us, own_us
+        self._ahead_us = wall_us() - own_us()
+
+    def set_by_s(self) -> int:
+        """0: it runs as the machine's own does, give or take `SET_S`."""
+        ahead_us = self._wall_us() - self._own_us()
+        by_s = round((ahead_us - self._ahead_us) / 1_000_000)
+        if abs(by_s) < SET_S:
+            return 0
+        self._ahead_us = ahead_us
+        return by_s
 
 
 class SteadyClock:

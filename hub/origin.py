@@ -32,6 +32,7 @@ from api.ratelimit import RateLimiter
 from api.valkey import connect
 from hub.authority import InPool, LedgerAuthority
 from hub.bootstrap import now_us
+from hub.clock import ClockWatch
 from hub.digests import SegmentDigests
 from hub.embedded.account import among_strangers
 from hub.heartbeats import HEARTBEATS_FOLDER, Heartbeats
@@ -93,6 +94,7 @@ class OriginProcess:
         digests = SegmentDigests(self._tables, keys)
         self._verifiers = Verifiers(os.cpu_count() or 1)
         desk = DeliveryDesk(self._ledger, digest_of=digests.get, verifiers=self._verifiers)
+        self._pings = Pings()
         self._steering = LedgerSteering(
             self._ledger,
             desk,
@@ -103,6 +105,7 @@ class OriginProcess:
             rng=random.SystemRandom(),
             # An epoch's plain credits are settled with it, and not all in the next.
             observe_after_s=min(OBSERVE_AFTER_S, settings.epoch_length_s / 10),
+            doors=self._pings,
         )
         authority = LedgerAuthority(
             self._ledger,
@@ -126,10 +129,10 @@ class OriginProcess:
         self._network_salt = keys.network_salt
         valkey = connect(settings.resolved_redis_url())
         self._liveness = Liveness(valkey)
-        self._pings = Pings()
         self._health: dict[UUID, int] = {}
         self._health_s = -HEALTH_EVERY_S
         self._rtmp_ready = False
+        self._clock = ClockWatch(now_us)
         self._api = create_app(
             Services(
                 settings=ApiSettings(
@@ -151,6 +154,7 @@ class OriginProcess:
                 commit_network=self._commit_network,
                 ingest_ready=lambda: self._rtmp_ready,
                 refusal=self._refusal,
+                node_left=self._steering.node_left,
                 given=lambda: given(payouts_folder(settings)),
                 returned=Returns(payouts_folder(settings)).all,
                 troubles=Troubles(settings.data_dir / TROUBLES_FOLDER).now,
@@ -223,6 +227,7 @@ class OriginProcess:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._pings.close()
         self._close()
         for task in done - {waiting}:
             task.result()  # whatever ended the process comes to light
@@ -236,6 +241,11 @@ class OriginProcess:
         self._engine.dispose()
 
     async def _refresh_nodes(self) -> None:
+        if by_s := self._clock.set_by_s():
+            log.warning(
+                "this computer's clock was set; nodes more than 300 s off it are refused, and viewers served here",
+                by_s=by_s,
+            )
         try:
             alive = await self._in_pool(lambda: self._liveness.alive(now_us=now_us()))
         except LivenessUnknown:

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 from uuid import UUID
 
 import structlog
@@ -89,6 +89,7 @@ class _Viewing:
     assignment: Assignment | None = None
     avoid: dict[UUID, float] = field(default_factory=dict)
     polled: set[int] = field(default_factory=set)  # not yet recorded
+    excused_to: int = -1  # up to here segments were listed at the hub because the node was silent
     polled_to: int = -1  # the highest sequence ever listed to the session
     fetched: set[int] = field(default_factory=set)
     observed_s: float = 0.0  # when the oldest of both was observed
@@ -98,6 +99,14 @@ class _Viewing:
         """Something is about to be observed."""
         if not (self.polled or self.fetched):
             self.observed_s = now
+
+
+class Doors(Protocol):
+    """Whether nodes are there at this moment: see hub.pings."""
+
+    def answered(self, nid: UUID, /) -> bool: ...
+
+    async def answers(self, nid: UUID, /) -> bool: ...
 
 
 class LedgerSteering:
@@ -114,7 +123,9 @@ class LedgerSteering:
         new_id: Callable[[], UUID],
         rng: random.Random,
         observe_after_s: float = OBSERVE_AFTER_S,
+        doors: "Doors | None" = None,
     ) -> None:
+        self._doors = doors
         self._observe_after_s = observe_after_s
         self._ledger = ledger
         self._desk = desk
@@ -237,6 +248,10 @@ class LedgerSteering:
         """The nodes whose heartbeat is fresh, told about once a second."""
         self._live = {n.node_id: n for n in nodes}
 
+    def node_left(self, nid: UUID) -> None:
+        """A node said goodbye: nothing more is listed there. Thread-safe."""
+        self._live.pop(nid, None)
+
     def _is_suspect(self, nid: UUID, now: float) -> bool:
         recent = [net for net, at in self._complaints.get(nid, {}).values() if now - at < SUSPECT_S]
         if len(set(recent)) < SUSPECT_NETWORKS:
@@ -249,6 +264,8 @@ class LedgerSteering:
         if viewing is None:
             return None
         if self._still_good(viewing, rendition_id, next_sequence):
+            if self._must_ask(viewing):
+                raise Unknown
             return viewing.assignment
         if viewing.assignment is None and not self._live:
             return None
@@ -260,10 +277,25 @@ class LedgerSteering:
             return None
         async with viewing.renewing:
             if self._still_good(viewing, rendition_id, next_sequence):
-                return viewing.assignment
+                if await self._answers(viewing, viewing.node_id):
+                    return viewing.assignment
+                # It may only be slow: the hub serves until the next refresh, then it is asked again.
+                viewing.excused_to = next_sequence
+                return None
             viewing.assignment = viewing.node_id = None
             await self._assign(session_id, viewing, rendition_id, next_sequence)
             return viewing.assignment
+
+    def _must_ask(self, viewing: _Viewing) -> bool:
+        if self._doors is None or viewing.node_id is None or viewing.viewer_class is not ViewerClass.PLAIN:
+            return False
+        return not self._doors.answered(viewing.node_id)
+
+    async def _answers(self, viewing: _Viewing, nid: UUID | None) -> bool:
+        """Whether the viewer may be sent to the node now: a plain player waits for ever at one that fell silent."""
+        if self._doors is None or nid is None or viewing.viewer_class is not ViewerClass.PLAIN:
+            return True
+        return await self._doors.answers(nid)
 
     def _still_good(self, viewing: _Viewing, rendition_id: UUID, next_sequence: int) -> bool:
         if viewing.assignment is None or viewing.node_id is None or viewing.rendition_id != rendition_id:
@@ -289,6 +321,8 @@ class LedgerSteering:
             if n.node_id not in viewing.avoid and not self._is_suspect(n.node_id, now)
         ]
         for candidate in self._draw(candidates, 3):
+            if not await self._answers(viewing, candidate.node_id):
+                continue
             try:
                 assignment = await self._in_pool(
                     self._issue, session_id, viewing, candidate, rendition_id, next_sequence
@@ -398,7 +432,8 @@ class LedgerSteering:
 
     @staticmethod
     def _was_assigned(viewing: _Viewing, sequence: int) -> bool:
-        return viewing.assignment is not None and viewing.assignment.ticket.ticket.covers(sequence)
+        covered = viewing.assignment is not None and viewing.assignment.ticket.ticket.covers(sequence)
+        return covered and sequence > viewing.excused_to
 
     async def record_observations(self, *, all_now: bool = False) -> None:
         """Write what has waited long enough, one event a session, and forget sessions that have gone.

@@ -14,6 +14,7 @@ PROGRAMS = {
     "ffmpeg": ("ffmpeg", "ffprobe"),
     "obs": ("obs",),
     "gstreamer": ("gst-launch-1.0",),
+    "dbus": ("dbus-daemon",),
 }
 LIBRARIES = {"browser": ("libatomic.so.1",)}  # of the Node that Playwright brings along
 

@@ -133,6 +133,18 @@ def heartbeat(body: Heartbeat, at: ServicesDep, key: NodeKey, ip: PeerIp) -> Hea
     )
 
 
+@router.delete(
+    "/nodes/me/heartbeat",
+    status_code=204,
+    responses=responses(ProblemType.UNAUTHENTICATED, ProblemType.RATE_LIMITED),
+)
+def goodbye(at: ServicesDep, key: NodeKey) -> None:
+    """The node goes away, or to sleep: no more viewers from this moment, until its next heartbeat."""
+    nid = node_id(key)
+    at.liveness.forget(nid)
+    at.node_left(nid)
+
+
 @router.get("/nodes", responses=responses())
 def list_nodes(at: ServicesDep) -> Nodes:
     views = at.reads.nodes()
@@ -186,7 +198,7 @@ def _ticket_keys(at: Services) -> list[str]:
 
 def _earned(at: Services, friend_id: UUID) -> Earned:
     amounts = {}
-    for state in ("pending", "available", "paid"):
+    for state in ("pending", "available", "in_flight", "paid"):
         balance = at.reads.balance(friend_account(friend_id, state))
         amounts[f"{state}_micro"] = balance.amount_micro if balance else 0
     return Earned(unit=crew.crew(at.ledger).unit, **amounts)

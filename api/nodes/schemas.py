@@ -71,6 +71,7 @@ class Earned(BaseModel):
     unit: str = Field(description="what amounts are millionths of")
     pending_micro: int
     available_micro: int
+    in_flight_micro: int
     paid_micro: int
 
 

@@ -291,10 +291,11 @@ def _run_loop(main: Coroutine[Any, Any, _T]) -> _T:
 async def _serve(folder: Path, options: Options, as_json: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if sys.platform == "win32":
+    if sys.platform == "win32":
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
-        else:
+    else:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the last: its terminal is closed
             loop.add_signal_handler(number, stop.set)
 
     def ready(started: Started) -> None:
@@ -348,6 +349,7 @@ def _describe(health: dict[str, Any]) -> str:
         parts = (
             (earned["pending_micro"], "pending"),
             (earned["available_micro"], "available"),
+            (earned["in_flight_micro"], "on its way"),
             (earned["paid_micro"], "paid"),
         )
         unit = f" ({earned['unit']})" if earned["unit"] else ""

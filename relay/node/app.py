@@ -37,6 +37,7 @@ Headers = list[tuple[bytes, bytes]]
 
 MAX_QUERY_BYTES: Final = 2_048
 BODY_S: Final = 10.0
+LEAVING: Final = "leaving"  # a status: this node said goodbye
 CHUNK_BYTES: Final = 64 * 1024
 _SEGMENT: Final = re.compile(
     r"/segments/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/([0-9]{1,19})\.(ts|m4s)", re.ASCII
@@ -111,7 +112,11 @@ class NodeApp:
         elif path == "/health":
             _require(method in ("GET", "HEAD"))
             header = next((v for n, v in scope["headers"] if n == b"authorization"), None)
-            await _answer(send, 200, msgspec.json.encode(self.health(header)), b"application/json", method)
+            health = self.health(header)
+            status = (
+                503 if health["status"] == LEAVING else 200
+            )  # the hub asks, and sends nobody here any more
+            await _answer(send, status, msgspec.json.encode(health), b"application/json", method)
         else:
             raise Problem(
                 404, "not-found", "a node serves /segments/{rendition}/{sequence}.ts, /receipts and /health"
@@ -137,7 +142,11 @@ class NodeApp:
             return
         self.traffic.segments += 1
         if admitted.ticket.viewer_class is ViewerClass.PLAIN or self.limit is not None:
-            await self._send_watching(receive, send, admitted, sequence, cached.body.data)
+            self.traffic.sending += 1
+            try:
+                await self._send_watching(receive, send, admitted, sequence, cached.body.data)
+            finally:
+                self.traffic.sending -= 1
         else:
             self.traffic.uploaded_bytes += len(cached.body)
             await send({"type": "http.response.body", "body": cached.body.data})

@@ -1,13 +1,14 @@
 """Tell the hub that this node is here, learn what it thinks of us.
 
 Invariant: a failed heartbeat changes nothing but what `node status` shows; keys that the hub names are trusted from
-then on and kept on disk.
+then on and kept on disk. After a goodbye nothing is said until `here_again`.
 """
 
 import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import structlog
@@ -18,6 +19,8 @@ from relay.node.tickets import TicketGate
 from relay.node.traffic import Traffic
 
 log = structlog.get_logger()
+
+GOODBYE_S: Final = 1.5
 
 
 class Heartbeat:
@@ -44,6 +47,9 @@ class Heartbeat:
         self._back = back
         self._clock = clock
         self._answered_at: float | None = None
+        self._woken = asyncio.Event()
+        self._saying = asyncio.Lock()  # a heartbeat that comes after the goodbye would take it back
+        self.away = False
         self.status = "unknown"
         self.earned: Earned | None = None
         self.error = ""
@@ -52,12 +58,33 @@ class Heartbeat:
         return None if self._answered_at is None else self._clock() - self._answered_at
 
     async def run(self, stop: asyncio.Event) -> None:
-        while not stop.is_set():
-            await self.beat()
-            try:
-                await asyncio.wait_for(stop.wait(), self._profile.heartbeat_s)
-            except TimeoutError:
-                continue
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            while not stop.is_set():
+                async with self._saying:
+                    if not self.away:
+                        await self.beat()
+                waking = asyncio.create_task(self._woken.wait())
+                wait_s = self._profile.heartbeat_s
+                await asyncio.wait({stopping, waking}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                waking.cancel()
+                self._woken.clear()
+        finally:
+            stopping.cancel()
+
+    async def goodbye(self) -> None:
+        """Tell the hub to send nobody here any more. Takes `GOODBYE_S` at most, and is no promise."""
+        self.away = True
+        try:
+            async with asyncio.timeout(GOODBYE_S), self._saying:
+                await self._hub.goodbye()
+        except (HubError, TimeoutError) as e:  # a hub that is away, or of before there were goodbyes
+            log.debug("no goodbye", error=str(e))
+
+    def here_again(self) -> None:
+        """The next heartbeat is said at once."""
+        self.away = False
+        self._woken.set()
 
     async def beat(self) -> None:
         try:

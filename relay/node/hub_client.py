@@ -61,6 +61,7 @@ class Earned(msgspec.Struct, frozen=True):
     unit: str = ""  # of account; hubs of before that was told leave it out
     pending_micro: int = 0
     available_micro: int = 0
+    in_flight_micro: int = 0  # a bank or a chain has it and has not confirmed it yet
     paid_micro: int = 0
 
 
@@ -130,11 +131,8 @@ class HubClient:
         self._now_s = now_s
         self.batch_version = 1  # the newest that the hub takes, as far as it has said
         self._prefix = urlsplit(self.hub_url).path
-        self._http = httpx2.AsyncClient(
-            timeout=httpx2.Timeout(10.0, connect=5.0),
-            limits=httpx2.Limits(max_connections=32, max_keepalive_connections=16),
-            headers=_HEADERS,
-        )
+        self._http = _general_client()
+        self._before: httpx2.AsyncClient | None = None  # what is under way on it may end
         self._pulls = PullClient(self.hub_url)
 
     async def __aenter__(self) -> Self:
@@ -143,6 +141,15 @@ class HubClient:
     async def __aexit__(self, *_: object) -> None:
         self._pulls.close()
         await self._http.aclose()
+        if self._before is not None:
+            await self._before.aclose()
+
+    async def connect_anew(self) -> None:
+        """Use no connection of before: this computer slept, and nobody may be at the other end any more."""
+        self._pulls.close()
+        if self._before is not None:
+            await self._before.aclose()
+        self._before, self._http = self._http, _general_client()
 
     async def join(self, invite_code: str, name: str, url: str | None, port: int) -> Joined:
         body = {"invite_code": invite_code, "name": name, "url": url, "port": port}
@@ -155,6 +162,10 @@ class HubClient:
         answer = await self._json("POST", "/api/nodes/me/heartbeat", body, HeartbeatAnswer)
         self.batch_version = answer.batch_version
         return answer
+
+    async def goodbye(self) -> None:
+        """No more viewers, until the next heartbeat."""
+        await self._send("DELETE", "/api/nodes/me/heartbeat", b"", MAX_JSON_BYTES)
 
     async def ticket_keys(self) -> list[bytes]:
         """Every ticket key the hub has ever had, retired ones too: their tickets may still be in use."""
@@ -257,6 +268,14 @@ class HubClient:
             f". This computer's clock is {abs(off_s) / 60:.0f} minutes {side} the hub's: set it right "
             "(switch on automatic time), then try again; nothing is lost meanwhile"
         )
+
+
+def _general_client() -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(
+        timeout=httpx2.Timeout(10.0, connect=5.0),
+        limits=httpx2.Limits(max_connections=32, max_keepalive_connections=16),
+        headers=_HEADERS,
+    )
 
 
 async def _read(response: httpx2.Response, limit: int) -> bytes:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from ledger.keys import KeyPair
+from relay.node.absence import Absence
 from relay.node.app import NodeApp
 from relay.node.cache import SegmentCache
 from relay.node.claims import PlainClaims
@@ -34,6 +35,7 @@ from relay.node.identity import (
     save_profile,
     save_running,
 )
+from relay.node.logind import watch_sleep
 from relay.node.mapping.keeper import PortKeeper
 from relay.node.page import NodePage
 from relay.node.prefetch import Prefetcher
@@ -47,6 +49,8 @@ from relay.node.traffic import Traffic, UploadLimit
 log = structlog.get_logger()
 
 FLUSH_S: Final = 3.0
+LINGER_S: Final = 1.0  # viewers who were sent here just before the goodbye are still served
+LINGER_QUIET_S: Final = 0.3
 PAGE_CONNECTIONS: Final = 20
 PAGE_PORTS_TRIED: Final = 10  # several nodes on one computer have a page each
 MIB: Final = 1024 * 1024
@@ -181,6 +185,7 @@ class _Node:
             port=lambda: self._ports.port if self._ports else port,
             back=self._sender.hub_is_back,
         )
+        self._absence = Absence(self._heartbeat, self._traffic, self._sender, hub)
         self._status = NodeStatus(
             key=key,
             profile=profile,
@@ -215,10 +220,15 @@ class _Node:
                 beating = tasks.create_task(self._heartbeat.run(stop))
                 if self._ports is not None:
                     tasks.create_task(self._ports.run(stop))
+                sleep = tasks.create_task(watch_sleep(self._absence.leave, self._absence.come_back))
                 if tls and context:
                     tasks.create_task(keep_renewed(tls, context, stop))
                 ready(Started(self._profile, self._port, page.getsockname()[1] if page else None))
                 await stop.wait()
+                sleep.cancel()
+                await self._heartbeat.goodbye()
+                if self._traffic.viewers():
+                    await self._absence.quieten(LINGER_QUIET_S, LINGER_S)
                 await self._prefetcher.close()
                 await _end([one for one, _ in servers], serving)
                 beating.cancel()

@@ -12,6 +12,7 @@ import msgspec
 
 from ledger.keys import KeyPair
 from ledger.request import RequestAuthError, verify_request
+from relay.node.app import LEAVING
 from relay.node.cache import SegmentCache
 from relay.node.heartbeat import Heartbeat
 from relay.node.identity import Profile
@@ -41,8 +42,9 @@ class NodeStatus:
 
     def public(self) -> dict[str, Any]:
         ago_s = self.heartbeat.answered_ago_s()
+        here = "ok" if ago_s is not None and ago_s < ALONE_S else "alone"
         return {
-            "status": "ok" if ago_s is not None and ago_s < ALONE_S else "alone",
+            "status": LEAVING if self.heartbeat.away else here,
             "node_id": self.profile.node_id,
             "version": _version(),
             "viewers": self.traffic.viewers(),

@@ -22,9 +22,11 @@ class Traffic:
         self.uploaded_bytes = 0
         self.segments = 0
         self.refused = 0
+        self.sending = 0  # segments under way
+        self._asked_at = clock()
 
     def seen(self, session: UUID) -> None:
-        self._seen[session] = self._clock()
+        self._seen[session] = self._asked_at = self._clock()
         self._seen.move_to_end(session)
         if len(self._seen) > MAX_SESSIONS:
             self._seen.popitem(last=False)
@@ -35,6 +37,10 @@ class Traffic:
         while self._seen and next(iter(self._seen.values())) < limit:
             self._seen.popitem(last=False)
         return len(self._seen)
+
+    def quiet_s(self) -> float:
+        """For how long nobody has asked for anything; 0 while something is being sent."""
+        return 0.0 if self.sending else self._clock() - self._asked_at
 
 
 class UploadLimit:

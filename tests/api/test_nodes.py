@@ -69,6 +69,7 @@ def test_a_heartbeat_makes_the_node_alive_at_the_address_it_came_from(
         "unit": "EUR",
         "pending_micro": 0,
         "available_micro": 0,
+        "in_flight_micro": 0,
         "paid_micro": 0,
     }
     nid = node_id(key.public_key)
@@ -76,6 +77,21 @@ def test_a_heartbeat_makes_the_node_alive_at_the_address_it_came_from(
     assert (pulse.url, pulse.viewers) == ("http://203.0.113.7:9000", 2)
     world.now_us += (TTL_S + 1) * 1_000_000
     assert world.liveness.alive(now_us=world.now_us) == {}
+
+
+def test_a_node_that_said_goodbye_is_gone_until_its_next_heartbeat(
+    client: TestClient, world: World, key: KeyPair
+) -> None:
+    join(client, world, key, invite(client, world)["code"])
+    beat(client, world, key)
+    told: list[UUID] = []
+    object.__setattr__(world.services, "node_left", told.append)
+    path = "/api/nodes/me/heartbeat"
+    assert client.request("DELETE", path, **world.signed(key, "DELETE", path)).status_code == 204
+    assert (world.liveness.alive(now_us=world.now_us), told) == ({}, [node_id(key.public_key)])
+    assert client.request("DELETE", path).status_code == 401
+    beat(client, world, key)
+    assert set(world.liveness.alive(now_us=world.now_us)) == {node_id(key.public_key)}
 
 
 def test_a_node_says_its_own_url(client: TestClient, world: World, key: KeyPair) -> None:

@@ -199,3 +199,22 @@ def test_metrics_count_requests_by_route_and_never_by_path(client: TestClient, w
 def test_the_hub_s_keys_are_public(still_client: TestClient) -> None:
     keys = still_client.get("/api/keys").json()
     assert [len(keys[purpose][0]["public_key"]) for purpose in ("ticket", "log")] == [64, 64]
+
+
+@pytest.mark.parametrize(
+    ("origin", "kept_apart"),
+    [
+        ("http://localhost:8000", True),
+        ("http://127.0.0.1", True),
+        ("http://[::1]:8000", True),
+        ("https://hub.test", True),
+        ("http://hub.test:8000", False),
+        ("http://127.0.0.1.evil.test", False),
+    ],
+)
+def test_windows_are_kept_apart_where_browsers_heed_it(
+    still_client: TestClient, origin: str, kept_apart: bool
+) -> None:
+    """Elsewhere they complain about the header in their console."""
+    headers = still_client.get(f"{origin}/api/keys").headers
+    assert headers.get("cross-origin-opener-policy") == ("same-origin" if kept_apart else None)

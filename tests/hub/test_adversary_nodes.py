@@ -5,9 +5,8 @@ import hashlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from uuid import uuid4
 
 import pytest
@@ -25,6 +24,20 @@ IMPOSSIBLE = [
     "http://%:80",
     "http://h:99999",
 ]
+
+
+@asynccontextmanager
+async def answering() -> AsyncIterator[int]:
+    """A port where every question is answered."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readline():
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
 
 
 @contextmanager
@@ -52,25 +65,16 @@ def serving(answer: Callable[[socket.socket], None]) -> Iterator[str]:
 
 @pytest.mark.parametrize("url", IMPOSSIBLE)
 def test_an_address_that_cannot_be_one_is_a_node_that_is_not_reached(url: str) -> None:
-    pings = Pings()
-    node = LiveNode(uuid4(), url, 0)
-    for _ in range(TIMEOUTS):
-        asyncio.run(pings.ping([node]))
-    assert pings.reachable([node]) == []
-
-
-def test_a_computer_that_takes_connections_and_answers_nothing_is_left_out_until_it_answers() -> None:
-    node = LiveNode(uuid4(), "", 0)
-    pings = Pings()
-    with socket.create_server(("127.0.0.1", 0)) as listener:  # a stopped process: its kernel goes on
-        node = replace(node, url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+    async def scenario() -> None:
+        pings = Pings()
+        node = LiveNode(uuid4(), url, 0)
         for _ in range(TIMEOUTS):
-            assert pings.reachable([node]) == [node]
-            asyncio.run(pings.ping([node]))
+            await pings.ping([node])
         assert pings.reachable([node]) == []
-    with serving(lambda connection: connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")) as url:
-        asyncio.run(pings.ping([replace(node, url=url)]))
-    assert pings.reachable([node]) == [node]
+        assert not await pings.answers(node.node_id)
+        pings.close()
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("url", IMPOSSIBLE)
@@ -115,20 +119,18 @@ def test_a_redirect_is_not_followed() -> None:
 
 
 def test_every_address_that_a_nodes_name_resolves_to_is_told_once_in_a_while() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        named, numbered = (
-            LiveNode(uuid4(), f"https://localhost:{port}", 0),
-            LiveNode(uuid4(), f"https://127.0.0.1:{port}", 0),
-        )
-        pings = Pings()
-
-        async def twice() -> None:
+    async def scenario() -> None:
+        async with answering() as port:
+            named = LiveNode(uuid4(), f"http://localhost:{port}", 0)
+            numbered = LiveNode(uuid4(), f"http://127.0.0.1:{port}", 0)
+            pings = Pings()
             for _ in range(2):
                 await pings.ping([named, numbered])
+            told = pings.take_addresses()
+            pings.close()
+            await asyncio.sleep(0.05)  # both ends are closed
+        assert set(told) == {named.node_id}
+        assert "127.0.0.1" in told[named.node_id]
+        assert pings.take_addresses() == {}
 
-        asyncio.run(twice())
-    told = pings.take_addresses()
-    assert set(told) == {named.node_id}
-    assert "127.0.0.1" in told[named.node_id]
-    assert pings.take_addresses() == {}
+    asyncio.run(scenario())

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from hub import worker
-from hub.clock import GRACE_S, ClockLeaptError, SteadyClock
+from hub.clock import GRACE_S, ClockLeaptError, ClockWatch, SteadyClock
 from hub.heartbeats import Heartbeats
 from hub.troubles import Troubles
 from ledger.aggregates.delivery import Delivery
@@ -119,6 +119,23 @@ def test_a_clock_that_leaps_settles_nothing_until_it_is_right_again() -> None:
         with pytest.raises(ClockLeaptError):
             later(leap_s, 1)
         assert later(-leap_s, 1) == wall[0]
+
+
+def test_a_clock_that_is_set_is_told_of_once_and_one_that_is_steered_or_a_machine_that_slept_is_not() -> None:
+    wall, own = [T0], [5_000_000]
+    clock = ClockWatch(lambda: wall[0], lambda: own[0])
+
+    def later(wall_s: float, own_s: float) -> int:
+        wall[0] += round(wall_s * 1_000_000)
+        own[0] += round(own_s * 1_000_000)
+        return clock.set_by_s()
+
+    assert later(1, 1) == 0
+    assert later(28_800, 28_800) == 0
+    assert later(3_601, 1) == 3_600
+    assert later(1, 1) == 0
+    assert later(-3_599, 1) == -3_600
+    assert later(1.2, 1) == 0
 
 
 class Clocks:

@@ -26,7 +26,7 @@ from ledger.services.credit_index import CreditIndex
 from ledger.services.delivery import DeliveryDesk
 from ledger.services.settle import catch_up
 from ledger.ticket import SignedTicket
-from relay.ports import Assignment, Unavailable
+from relay.ports import Assignment, Unavailable, Unknown
 
 T0 = 1_800_000_000_000_000
 HOME = "8.8.8.8"
@@ -46,12 +46,29 @@ class Clock:
         return T0 + int(self.s * 1_000_000)
 
 
+class Doors:
+    """Who answers at this moment."""
+
+    def __init__(self) -> None:
+        self.silent: set[UUID] = set()
+        self.asked = 0
+        self.fresh = False
+
+    def answered(self, nid: UUID) -> bool:
+        return self.fresh
+
+    async def answers(self, nid: UUID) -> bool:
+        self.asked += 1
+        return nid not in self.silent
+
+
 class Hub:
     """A live stream of 40 segments and a steering that can be killed and started again."""
 
     def __init__(self, ledger: Ledger, folder: Path, pool: ThreadPoolExecutor, clock: Clock) -> None:
         self.ledger, self.clock, self.keys = ledger, clock, KeyStore.open(folder)
         self.in_pool = InPool(pool)
+        self.doors = Doors()
         self.media = {n: b"segment %d" % n for n in range(40)}
         crew.found_crew(ledger, name="c", unit="EUR", epoch_length_s=3600, at_us=T0)
         self.stream_id = streams.register_stream(
@@ -98,6 +115,7 @@ class Hub:
             now_us=self.clock.now_us,
             new_id=uuid4,
             rng=random.Random(7),
+            doors=self.doors,
         )
 
     def add_nodes(self, count: int) -> list[UUID]:
@@ -189,6 +207,48 @@ def test_a_session_keeps_its_node_and_its_ticket_which_stands_in_the_log(hub: Hu
     assert [e.ticket for e in hub.events(TicketIssued)] == [first.ticket.encode()]
     assert first.ticket.ticket.covers(20)
     assert first.ticket.verified_by(hub.keys.ticket.public_key)
+
+
+def test_a_player_is_sent_to_its_node_only_when_that_answers_at_this_moment(hub: Hub) -> None:
+    first, second = hub.add_nodes(2)
+    session = hub.open()
+    own = hub.node_of(session)
+    other = second if own == first else first
+    assert hub.doors.asked == 1, "before anything was promised to it"
+    known = hub.steering.known_assignment
+    with pytest.raises(Unknown):
+        known(session, hub.rendition, 21)
+    hub.doors.fresh = True
+    assert known(session, hub.rendition, 21) is hub.assigned(session, 21)
+    hub.doors.fresh = False
+    hub.doors.silent = {own}
+    assert hub.assigned(session, 22) is None, "the hub serves what is listed now"
+    hub.steering.observe_fetch(session, 22, HOME)
+    hub.doors.silent = set()
+    assert hub.node_of(session, 23) == own, "it was only slow, and nobody complained"
+    assert len(hub.events(TicketIssued)) == 1
+    hub.doors.silent = {own}
+    assert {hub.node_of(hub.open()) for _ in range(10)} == {other}, "nobody new is sent there"
+    hub.doors.silent = {own, other}
+    assert hub.assigned(hub.open()) is None
+
+
+def test_a_page_that_helps_itself_is_not_asked_for(hub: Hub) -> None:
+    hub.add_nodes(1)
+    session = run(hub.steering.open_signing_session("main", b"v" * 32, HOME, None))
+    hub.doors.silent = set(hub.node_keys)
+    for head in (20, 21):
+        assert hub.assigned(session, head) is not None
+    assert hub.steering.known_assignment(session, hub.rendition, 22) is not None
+    assert hub.doors.asked == 0
+
+
+def test_a_node_that_said_goodbye_is_listed_nowhere(hub: Hub) -> None:
+    first, second = hub.add_nodes(2)
+    session = hub.open()
+    own = hub.node_of(session)
+    hub.steering.node_left(own)
+    assert hub.node_of(session, 21) == ({first, second} - {own}).pop()
 
 
 def test_a_stream_that_does_not_exist_and_a_hub_without_nodes(hub: Hub) -> None:

@@ -56,6 +56,7 @@ class StandInHub:
         self.ended = False
         self.nodes: dict[bytes, dict[str, Any]] = {}
         self.heartbeats: list[dict[str, Any]] = []
+        self.goodbyes = 0
         self.tickets: dict[bytes, SignedTicket] = {}
         self.sessions: dict[UUID, tuple[ViewerClass, bytes]] = {}
         self.session_tickets: dict[UUID, SignedTicket] = {}
@@ -206,8 +207,12 @@ class StandInHub:
         if path == "/api/nodes/me/heartbeat":
             if signer() not in self.nodes:
                 raise _Answer(403, "not a node")
+            if method == "DELETE":
+                self.goodbyes += 1
+                return 204, "application/json", b"", {}
             self.heartbeats.append(json.loads(body))
             earned = {"unit": "EUR", "pending_micro": 1_500_000, "available_micro": 20, "paid_micro": 0}
+            earned["in_flight_micro"] = 250_000
             told = {"status": "active", "ticket_keys": keys, "earned": earned}
             return answer(
                 200, told if self.batch_version == 1 else told | {"batch_version": self.batch_version}

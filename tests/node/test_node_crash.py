@@ -90,7 +90,9 @@ def test_status_is_told_and_a_clean_stop_sends_what_is_left(hub, node_process, t
     assert shown["receipts"]["verdicts"] == {"accepted": 1}
     assert shown["traffic"]["segments"] == 3
     assert shown["earned"]["pending_micro"] == 1_500_000
-    assert "1.500000 pending, 0.000020 available, 0.000000 paid (EUR)" in _describe(shown)
+    assert "1.500000 pending, 0.000020 available, 0.250000 on its way, 0.000000 paid (EUR)" in _describe(
+        shown
+    )
     command = [sys.executable, "-m", "hub.cli", "node", "run", "--port", "0", "--data-dir", str(tmp_path)]
     second = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert second.returncode == 1

@@ -47,7 +47,9 @@ function render(status) {
   show("credited", `${many(status.receipts.units, "segment")}, ${bytes(status.receipts.credited_bytes)}`);
   show("waiting", status.receipts.waiting.toLocaleString());
   const earned = status.earned;
-  for (const state of ["pending", "available", "paid"]) show(state, earned ? `${money(earned[`${state}_micro`])} ${earned.unit}` : "–");
+  for (const state of ["pending", "available", "in_flight", "paid"]) {
+    show(state.replace("_", "-"), earned ? `${money(earned[`${state}_micro`])} ${earned.unit}` : "–");
+  }
   show("port", status.port.public + (status.port.opened_by ? ` (${status.port.opened_by})` : ""));
   const recent = status.receipts.recent.slice(-SHOWN).reverse();
   document.getElementById("none").hidden = recent.length > 0;
