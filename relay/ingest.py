@@ -123,7 +123,7 @@ class _Encoder(asyncio.Protocol):
 
     def _handle(self, events: list[Event]) -> None:
         for event in events:
-            if isinstance(event, Message):
+            if type(event) is Message:
                 self._media(event)
             elif isinstance(event, PublishRequested):
                 assert self._transport is not None

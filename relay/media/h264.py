@@ -142,20 +142,23 @@ def annexb_pieces(config: H264Config, data: bytes, at: int, *, key: bool) -> tup
     the picture, and only a few bytes of other units before it are copied."""
     units = _units(config, data, at, _THERE_ON_KEYS if key else _THERE)
     before = config.before_keys if key else _BEFORE
-    start, end = units.pop()
-    if units:
-        before += b"".join(part for a, b in units for part in (data[a:b], START_CODE))
+    start, end = units[-1]
+    if len(units) == 2:  # what many encoders say of each picture, and the picture
+        first, behind = units[0]
+        before = b"".join((before, data[first:behind], START_CODE))
+    elif len(units) > 2:
+        before += b"".join([data[a:b] + START_CODE for a, b in units[:-1]])
     return before, memoryview(data)[start:end]
 
 
 def _units(config: H264Config, data: bytes, at: int, left_out: tuple[int, ...]) -> list[tuple[int, int]]:
     """Where the units of a frame begin and end, at least one. Raises BadMedia."""
     size_bytes, end = config.length_bytes, len(data)
-    found = []
+    found, last = [], end - size_bytes
     while at < end:
-        start = at + size_bytes
-        if start > end:
+        if at > last:
             raise BadMedia("an H.264 frame is malformed")
+        start = at + size_bytes
         size = _length(data, at)[0] if size_bytes == 4 else int.from_bytes(data[at:start], "big")
         at = start + size
         if at > end or not size:
