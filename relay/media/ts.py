@@ -21,7 +21,7 @@ _BODY: Final = _PACKET - 4
 _PAT, _PMT, _VIDEO, _AUDIO = _PIDS = (0x0000, 0x1010, 0x0102, 0x0103)
 _H264, _AAC = 0x1B, 0x0F  # stream types (table 2-34)
 _ROW: Final = np.dtype([("head", "V4"), ("body", f"V{_BODY}")])
-_LAID_OUT: Final = 350  # packets at a time, 64 KiB
+_LAID_OUT: Final = 690  # packets at a time, just under 128 KiB
 _WRAP: Final = (1 << 33) - 1
 _PES: Final = b"\0\0\1\xe0\0\0\x80"  # of a picture: its length is not said (2.4.3.6)
 # AAC frames that share one PES packet: fewer, fuller packets. A player gets the first when the last is there.
@@ -96,9 +96,8 @@ class _Packets:
             cut = data_bytes + room - _BODY
             if cut < 0:  # so long a header that the last packet begins within it
                 cut, header, data = cut + len(header), b"", header + data
-            view = memoryview(data)
             self._heads += (head, run[4 * first + 4 : 4 * last], pid.last[last & 0x0F])
-            self._bodies += (adaptation + header, view[:cut], _STUFFING[room], view[cut:])
+            self._bodies += (adaptation + header, data[:cut], _STUFFING[room], data[cut:])
         else:
             self._heads += (head, run[4 * first + 4 : 4 * last + 4])
             self._bodies += (adaptation + header, data)
