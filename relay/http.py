@@ -237,7 +237,9 @@ class MediaHttpProtocol(BoundedHttpProtocol):
                 )
             except OSError:
                 return False
-        return self._files.send(head, body, file)
+        self.flow.pause_writing()
+        self._files.send(head, body, file)
+        return True
 
     @property
     def _sending(self) -> bool:

@@ -21,7 +21,8 @@ AUDIO, VIDEO = 8, 9
 KNOWN_TYPES: Final = frozenset({1, 2, 3, 4, 5, 6, 8, 9, 15, 16, 17, 18, 19, 20})
 MAX_STREAM_ID: Final = 64  # the server gives out 1; some encoders count on
 _EXTENDED: Final = 0xFFFFFF
-_header: Final = struct.Struct(">III")  # format and chunk stream id, timestamp; length, type; stream id, if there is one
+# Format, chunk stream id, timestamp; length, type; stream id, where there is one.
+_header: Final = struct.Struct(">III")
 _CONTINUES: Final = tuple(bytes((0xC0 | chunk_stream,)) for chunk_stream in range(64))
 
 
