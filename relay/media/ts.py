@@ -112,13 +112,13 @@ class _Packets:
         return b"".join(self.parts)
 
     def _lay_out(self) -> None:
-        rows = np.empty(self._count, _ROW)
+        packets = np.empty(self._count * _PACKET, np.uint8).data
+        rows = np.ndarray(self._count, _ROW, packets)  # `view` would have Python look whether it may
         rows["head"] = np.frombuffer(b"".join(self._heads), _ROW["head"])
         rows["body"] = np.frombuffer(b"".join(self._bodies), _ROW["body"])
         self._heads.clear()
         self._bodies.clear()
         self._count = 0
-        packets = rows.view(np.uint8).data
         self.sha256.update(packets)
         self.parts.append(packets)
 
