@@ -137,18 +137,18 @@ def annexb(config: H264Config, data: bytes, *, key: bool) -> bytes:
     return b"".join(annexb_pieces(config, data, 0, key=key))
 
 
-def annexb_pieces(config: H264Config, data: bytes, at: int, *, key: bool) -> tuple[bytes, memoryview]:
-    """`annexb` of what begins at `at`, in two pieces: the second is the last unit as it lies in `data`. That is mostly
+def annexb_pieces(config: H264Config, body: bytes, at: int, *, key: bool) -> tuple[bytes, memoryview]:
+    """`annexb` of what begins at `at`, in two pieces: the second is the last unit as it lies in `body`. That is mostly
     the picture, and only a few bytes of other units before it are copied."""
-    units = _units(config, data, at, _THERE_ON_KEYS if key else _THERE)
+    units = _units(config, body, at, _THERE_ON_KEYS if key else _THERE)
     before = config.before_keys if key else _BEFORE
     start, end = units[-1]
     if len(units) == 2:  # what many encoders say of each picture, and the picture
         first, behind = units[0]
-        before = b"".join((before, data[first:behind], START_CODE))
+        before = b"".join((before, body[first:behind], START_CODE))
     elif len(units) > 2:
-        before += b"".join([data[a:b] + START_CODE for a, b in units[:-1]])
-    return before, memoryview(data)[start:end]
+        before += b"".join([body[a:b] + START_CODE for a, b in units[:-1]])
+    return before, memoryview(body)[start:end]
 
 
 def _units(config: H264Config, data: bytes, at: int, left_out: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from relay.media.aac import SAMPLES_PER_FRAME, AacConfig, behind_adts
+from relay.media.aac import SAMPLES_PER_FRAME, AacConfig, adts
 from relay.media.h264 import H264Config, annexb_pieces
 from relay.media.packager import CLOCK, Packed, Picture
 
@@ -250,18 +250,11 @@ class TsSegment:
 class TsMuxer:
     """A broadcast's transport stream: the counters that go on from one segment to the next."""
 
+    picture = staticmethod(annexb_pieces)
+    sound = staticmethod(adts)
+
     def __init__(self) -> None:
         self._counters = dict.fromkeys(_PIDS, 0)
-        self._adts_of: AacConfig | None = None
-        self._adts = 0
-
-    def picture(self, config: H264Config, body: bytes, at: int, *, key: bool) -> Picture:
-        return annexb_pieces(config, body, at, key=key)
-
-    def sound(self, config: AacConfig, frame: bytes) -> bytes:
-        if config is not self._adts_of:
-            self._adts_of, self._adts = config, config.adts_header
-        return behind_adts(self._adts, frame)
 
     def begin(
         self,
