@@ -237,9 +237,7 @@ class MediaHttpProtocol(BoundedHttpProtocol):
                 )
             except OSError:
                 return False
-        self.flow.pause_writing()
-        self._files.send(head, body, file)
-        return True
+        return self._files.send(head, body, file)
 
     @property
     def _sending(self) -> bool:
