@@ -28,18 +28,18 @@ class File:
 
 
 class Body:
-    __slots__ = ("_asked", "_data", "_file", "_folder", "_length")
+    __slots__ = ("_asked", "_data", "_file", "_folder", "length")
 
     def __init__(self, data: bytes | memoryview, folder: Path | None = None) -> None:
         """`folder`: where its file lies; None: in memory alone."""
         self._data: bytes | memoryview | None = data
-        self._length = len(data)
+        self.length = len(data)
         self._asked = 0
         self._file: File | None = None
         self._folder = folder
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
 
     @property
     def data(self) -> bytes | memoryview:
@@ -47,12 +47,12 @@ class Body:
         if self._data is None:
             assert self._file is not None
             # The mapping has the file open itself, and lives as long as a view of it does.
-            self._data = memoryview(mmap.mmap(self._file.fd, self._length, access=mmap.ACCESS_READ))
+            self._data = memoryview(mmap.mmap(self._file.fd, self.length, access=mmap.ACCESS_READ))
         return self._data
 
     def file(self) -> File | None:
         """To send from. None: send `data`."""
-        if self._file is None and self._length:
+        if self._file is None and self.length:
             self._asked += 1
             if self._asked >= FILE_FROM:
                 self._asked = 0
@@ -66,10 +66,10 @@ class Body:
         if folder is None or file is None:
             return
         try:
-            data = os.pread(file.fd, self._length, 0)
+            data = os.pread(file.fd, self.length, 0)
         except OSError:
             return
-        if len(data) == self._length:
+        if len(data) == self.length:
             self._file, self._data = None, data
 
     def _make_file(self) -> None:
