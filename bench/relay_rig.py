@@ -13,8 +13,10 @@ import os
 import resource
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import NAMESPACE_DNS, UUID, uuid4, uuid5
@@ -110,6 +112,7 @@ async def origin(low_latency: bool) -> None:
     settings = OriginSettings(
         max_connections=1000,
         retain_s=20.0,
+        files=Path(tempfile.gettempdir()),
         publish_grace_s=1.0,
         container="fmp4" if low_latency else "ts",
         low_latency_viewers=100 if low_latency else 0,

@@ -121,6 +121,7 @@ class OriginProcess:
             container=settings.segments,
             low_latency_viewers=settings.low_latency_viewers,
             still_every_s=settings.thumbnail_s,
+            files=settings.data_dir,
             recordings=settings.data_dir / RECORDINGS if recorded else None,
             recording_keep_s=settings.record_days * 86_400.0,
         )

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from relay.body import Body
+from relay.body import Body, File
 
 _MORE: Final = getattr(socket, "MSG_MORE", 0)
 
@@ -29,17 +29,18 @@ class FileSender:
         """Raises OSError when there are no more descriptors."""
         # A descriptor of its own: that of the transport is watched by the loop already.
         self._socket = socket.socket(of.family, of.type, of.proto, os.dup(of.fileno()))
+        self._fd = self._socket.fileno()
         self._loop = loop
         self._pause, self._resume, self._fail = pause, resume, fail
         self._body: Body | None = None
-        self._file = -1
-        self._at = 0
+        self._file: File | None = None
+        self._at = 0  # sent so far
 
     @property
     def busy(self) -> bool:
         return self._body is not None
 
-    def send(self, head: bytes, body: Body, file: int) -> bool:
+    def send(self, head: bytes, body: Body, file: File) -> bool:
         """False: nothing was sent."""
         try:
             if self._socket.send(head, _MORE) < len(head):
@@ -53,26 +54,27 @@ class FileSender:
         self._body, self._file, self._at = body, file, 0
         if not self._went():
             self._pause()
-            self._loop.add_writer(self._socket.fileno(), self._go_on)
+            self._loop.add_writer(self._fd, self._go_on)
         return True
 
     def close(self) -> None:
         if self._body is not None:
-            self._loop.remove_writer(self._socket.fileno())
-            self._body = None
+            self._loop.remove_writer(self._fd)
+            self._body = self._file = None
         self._socket.close()
 
     def _go_on(self) -> None:
         if self._went():
-            self._loop.remove_writer(self._socket.fileno())
+            self._loop.remove_writer(self._fd)
             self._resume()
 
     def _went(self) -> bool:
         """Send what finds room. True when all has, or the connection is lost."""
         assert self._body is not None
-        left = len(self._body) - self._at
+        assert self._file is not None
+        left = self._body.length - self._at
         try:
-            sent = os.sendfile(self._socket.fileno(), self._file, self._at, left)
+            sent = os.sendfile(self._fd, self._file.fd, self._at, left)
         except BlockingIOError:
             return False
         except OSError:
@@ -80,7 +82,7 @@ class FileSender:
         self._at += sent
         if sent and sent < left:
             return False
-        self._body = None
+        self._body = self._file = None
         if not sent:
             self._fail()
         return True

@@ -123,8 +123,20 @@ class _Encoder(asyncio.Protocol):
 
     def _handle(self, events: list[Event]) -> None:
         for event in events:
-            if isinstance(event, Message):
-                self._media(event)
+            if type(event) is Message:
+                live = self._live
+                if live is None or (packager := live.packager) is None:
+                    continue  # expelled while the rest of a read is handled
+                kind, timestamp, _, body = event
+                try:
+                    if kind != VIDEO:
+                        packager.audio(timestamp, body)
+                        continue
+                    packager.video(timestamp, body)
+                    if self._tap is not None and body.startswith(KEY_FRAME):
+                        self._tap.key_frame(len(body))
+                except (UnsupportedMedia, BadMedia) as e:
+                    self._refuse(live, str(e))
             elif isinstance(event, PublishRequested):
                 assert self._transport is not None
                 self._transport.pause_reading()  # nothing more until the key is known to be right
@@ -139,22 +151,11 @@ class _Encoder(asyncio.Protocol):
                 self._close(event.reason)
         self._flush()
 
-    def _media(self, message: Message) -> None:
-        live = self._live
-        if live is None or live.packager is None:
-            return  # expelled while the rest of a read is handled
-        kind, timestamp, _, body = message
-        try:
-            if kind == VIDEO:
-                live.packager.video(timestamp, body)
-                if self._tap is not None and body.startswith(KEY_FRAME):
-                    self._tap.key_frame(len(body))
-            else:
-                live.packager.audio(timestamp, body)
-        except (UnsupportedMedia, BadMedia) as e:
-            live.refuse(self, str(e))
-            self._leave(clean=True, reason=str(e))
-            self._close(str(e))
+    def _refuse(self, live: Live, reason: str) -> None:
+        """What it sends cannot be carried."""
+        live.refuse(self, reason)
+        self._leave(clean=True, reason=reason)
+        self._close(reason)
 
     async def _decide(self, stream_key: str) -> None:
         """Accept or refuse. Runs while reading is paused."""

@@ -1,6 +1,6 @@
 """AAC as FLV carries it: AudioSpecificConfig (ISO/IEC 14496-3, 1.6.2.1) and raw frames, and the ADTS header for TS."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from relay.media.bits import BitReader
@@ -20,11 +20,13 @@ class AacConfig:
     rate_index: int
     channel_config: int
     record: bytes  # the AudioSpecificConfig itself
+    adts_header: int = field(
+        init=False
+    )  # the 56 bits before a frame (ISO/IEC 13818-7, 6.2), its length left out
 
-    @property
-    def adts_header(self) -> int:
-        """The 56 bits before a frame (ISO/IEC 13818-7, 6.2), its length left out."""
-        return 0xFFF1 << 40 | self.profile << 38 | self.rate_index << 34 | self.channel_config << 30 | 0x1FFC
+    def __post_init__(self) -> None:
+        head = 0xFFF1 << 40 | self.profile << 38 | self.rate_index << 34 | self.channel_config << 30 | 0x1FFC
+        object.__setattr__(self, "adts_header", head)
 
 
 def _object_type(bits: BitReader) -> int:
@@ -62,12 +64,7 @@ def parse_config(data: bytes) -> AacConfig:
 
 def adts(config: AacConfig, frame: bytes) -> bytes:
     """The frame with its ADTS header. Raises BadMedia for an impossible length."""
-    return behind_adts(config.adts_header, frame)
-
-
-def behind_adts(header: int, frame: bytes) -> bytes:
-    """The same for who has the header already: a stream has one."""
     size = len(frame)
     if not 0 < size <= MAX_FRAME_BYTES:
         raise BadMedia("an AAC frame is malformed")
-    return (header | (size + 7) << 13).to_bytes(7, "big") + frame
+    return (config.adts_header | (size + 7) << 13).to_bytes(7, "big") + frame

@@ -137,25 +137,28 @@ def annexb(config: H264Config, data: bytes, *, key: bool) -> bytes:
     return b"".join(annexb_pieces(config, data, 0, key=key))
 
 
-def annexb_pieces(config: H264Config, data: bytes, at: int, *, key: bool) -> tuple[bytes, memoryview]:
-    """`annexb` of what begins at `at`, in two pieces: the second is the last unit as it lies in `data`. That is mostly
+def annexb_pieces(config: H264Config, body: bytes, at: int, *, key: bool) -> tuple[bytes, memoryview]:
+    """`annexb` of what begins at `at`, in two pieces: the second is the last unit as it lies in `body`. That is mostly
     the picture, and only a few bytes of other units before it are copied."""
-    units = _units(config, data, at, _THERE_ON_KEYS if key else _THERE)
+    units = _units(config, body, at, _THERE_ON_KEYS if key else _THERE)
     before = config.before_keys if key else _BEFORE
-    start, end = units.pop()
-    if units:
-        before += b"".join(part for a, b in units for part in (data[a:b], START_CODE))
-    return before, memoryview(data)[start:end]
+    start, end = units[-1]
+    if len(units) == 2:  # what many encoders say of each picture, and the picture
+        first, behind = units[0]
+        before = b"".join((before, body[first:behind], START_CODE))
+    elif len(units) > 2:
+        before += b"".join([body[a:b] + START_CODE for a, b in units[:-1]])
+    return before, memoryview(body)[start:end]
 
 
 def _units(config: H264Config, data: bytes, at: int, left_out: tuple[int, ...]) -> list[tuple[int, int]]:
     """Where the units of a frame begin and end, at least one. Raises BadMedia."""
     size_bytes, end = config.length_bytes, len(data)
-    found = []
+    found, last = [], end - size_bytes
     while at < end:
-        start = at + size_bytes
-        if start > end:
+        if at > last:
             raise BadMedia("an H.264 frame is malformed")
+        start = at + size_bytes
         size = _length(data, at)[0] if size_bytes == 4 else int.from_bytes(data[at:start], "big")
         at = start + size
         if at > end or not size:

@@ -286,11 +286,13 @@ class Packager:
             if dts - self._start > self._max_ticks or segment.frame_bytes > self._max_bytes:
                 raise self._no_key_frames()
             if dts > self._last_video:
-                self._interval = min(dts - self._last_video, CLOCK)
-        self._last_video = dts
-        shown_later = min(max(composition_ms, 0), MAX_COMPOSITION_MS) * _TICKS_PER_MS
+                interval = dts - self._last_video
+                self._interval = interval if interval < CLOCK else CLOCK
+        self._last_video = pts = dts
+        if composition_ms > 0:
+            pts += min(composition_ms, MAX_COMPOSITION_MS) * _TICKS_PER_MS
         try:
-            segment.video(picture, dts, dts + shown_later, key=key)
+            segment.video(picture, dts, pts, key=key)
         except BadMedia:
             self._drop_segment()
             return

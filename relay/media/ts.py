@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from relay.media.aac import SAMPLES_PER_FRAME, AacConfig, behind_adts
+from relay.media.aac import SAMPLES_PER_FRAME, AacConfig, adts
 from relay.media.h264 import H264Config, annexb_pieces
 from relay.media.packager import CLOCK, Packed, Picture
 
@@ -21,7 +21,7 @@ _BODY: Final = _PACKET - 4
 _PAT, _PMT, _VIDEO, _AUDIO = _PIDS = (0x0000, 0x1010, 0x0102, 0x0103)
 _H264, _AAC = 0x1B, 0x0F  # stream types (table 2-34)
 _ROW: Final = np.dtype([("head", "V4"), ("body", f"V{_BODY}")])
-_LAID_OUT: Final = 350  # packets at a time, 64 KiB
+_LAID_OUT: Final = 690  # packets at a time, just under 128 KiB
 _WRAP: Final = (1 << 33) - 1
 _PES: Final = b"\0\0\1\xe0\0\0\x80"  # of a picture: its length is not said (2.4.3.6)
 # AAC frames that share one PES packet: fewer, fuller packets. A player gets the first when the last is there.
@@ -96,9 +96,8 @@ class _Packets:
             cut = data_bytes + room - _BODY
             if cut < 0:  # so long a header that the last packet begins within it
                 cut, header, data = cut + len(header), b"", header + data
-            view = memoryview(data)
             self._heads += (head, run[4 * first + 4 : 4 * last], pid.last[last & 0x0F])
-            self._bodies += (adaptation + header, view[:cut], _STUFFING[room], view[cut:])
+            self._bodies += (adaptation + header, data[:cut], _STUFFING[room], data[cut:])
         else:
             self._heads += (head, run[4 * first + 4 : 4 * last + 4])
             self._bodies += (adaptation + header, data)
@@ -113,13 +112,13 @@ class _Packets:
         return b"".join(self.parts)
 
     def _lay_out(self) -> None:
-        rows = np.empty(self._count, _ROW)
+        packets = np.empty(self._count * _PACKET, np.uint8).data
+        rows = np.ndarray(self._count, _ROW, packets)  # `view` would have Python look whether it may
         rows["head"] = np.frombuffer(b"".join(self._heads), _ROW["head"])
         rows["body"] = np.frombuffer(b"".join(self._bodies), _ROW["body"])
         self._heads.clear()
         self._bodies.clear()
         self._count = 0
-        packets = rows.view(np.uint8).data
         self.sha256.update(packets)
         self.parts.append(packets)
 
@@ -251,18 +250,11 @@ class TsSegment:
 class TsMuxer:
     """A broadcast's transport stream: the counters that go on from one segment to the next."""
 
+    picture = staticmethod(annexb_pieces)
+    sound = staticmethod(adts)
+
     def __init__(self) -> None:
         self._counters = dict.fromkeys(_PIDS, 0)
-        self._adts_of: AacConfig | None = None
-        self._adts = 0
-
-    def picture(self, config: H264Config, body: bytes, at: int, *, key: bool) -> Picture:
-        return annexb_pieces(config, body, at, key=key)
-
-    def sound(self, config: AacConfig, frame: bytes) -> bytes:
-        if config is not self._adts_of:
-            self._adts_of, self._adts = config, config.adts_header
-        return behind_adts(self._adts, frame)
 
     def begin(
         self,

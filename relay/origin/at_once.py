@@ -131,10 +131,10 @@ class AtOnce:
         stored = store.get(sequence) if store is not None else None
         if store is None or stored is None or header(scope, b"if-none-match") is not None:
             return False
-        lines = _segment_lines(store.extension, stored.etag, stored.segment.sha256)
-        if not respond(200, lines, len(stored.body), stored.body):
+        lines, body = _segment_lines(store.extension, stored.etag, stored.segment.sha256), stored.body
+        if not respond(200, lines, body.length, body):
             return False
         self._viewers.saw(live.slug, session, now_s)
-        self._sent(len(stored.body))
+        self._sent(body.length)
         self._steering.observe_fetch(session, sequence, peer_ip(scope))
         return True

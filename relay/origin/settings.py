@@ -25,6 +25,8 @@ class OriginSettings:
     listed_segments: int = 6
     retain_s: float = 60.0
     retain_bytes: int = 64 << 20  # per rendition
+    files: Path | None = None  # a folder on a disk for segments that many want; None: they stay in memory
+    files_s: float = 20.0  # how long they lie there: less than Linux waits before it writes (30 s)
     playlist_wait_s: float = 5.0  # for the first segment of a stream that is starting
     segment_wait_s: float = 5.0  # for a segment that is about to appear
     steering_timeout_s: float = 1.0  # then the hub serves the segments itself

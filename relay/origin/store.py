@@ -138,7 +138,7 @@ class RenditionStore:
         data = packed.data
         stored = Stored(
             segment,
-            Body(data),
+            Body(data, self._settings.files),
             program_tag(segment),
             f"#EXTINF:{seconds(segment.duration_us)},\n",
             b'"' + segment.sha256[:16].hex().encode() + b'"',
@@ -161,6 +161,7 @@ class RenditionStore:
         self.peak_bits_per_s = max(
             self.peak_bits_per_s, len(data) * 8_000_000 // max(segment.duration_us, 1_000_000)
         )
+        self._settle()
         self._evict()
         self.notify()
 
@@ -168,6 +169,13 @@ class RenditionStore:
         """No segment will follow: ENDLIST."""
         self.ended = True
         self.notify()
+
+    def _settle(self) -> None:
+        horizon = self._clock() - self._settings.files_s
+        for stored in self._kept.values():
+            if stored.at_s > horizon:
+                return
+            stored.body.settle()
 
     def _evict(self) -> None:
         oldest_listed = self.listed[0].segment.sequence

@@ -16,16 +16,18 @@ class Viewers:
 
     def __init__(self, seen_s: float) -> None:
         self._seen_s = seen_s
-        self._last: OrderedDict[UUID, tuple[str, float]] = OrderedDict()
+        # By the session's number: a UUID has its hash computed in Python.
+        self._last: OrderedDict[int, tuple[str, float]] = OrderedDict()
 
     def saw(self, slug: str, session_id: UUID, now_s: float) -> None:
-        self._last[session_id] = (slug, now_s)
-        self._last.move_to_end(session_id)
+        number = session_id.int
+        self._last[number] = (slug, now_s)
+        self._last.move_to_end(number)
         if len(self._last) > MAX_TRACKED:
             self._last.popitem(last=False)
 
     def knows(self, session_id: UUID) -> bool:
-        return session_id in self._last
+        return session_id.int in self._last
 
     def counts(self, now_s: float) -> dict[str, int]:
         """Viewers by slug."""

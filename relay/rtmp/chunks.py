@@ -21,7 +21,9 @@ AUDIO, VIDEO = 8, 9
 KNOWN_TYPES: Final = frozenset({1, 2, 3, 4, 5, 6, 8, 9, 15, 16, 17, 18, 19, 20})
 MAX_STREAM_ID: Final = 64  # the server gives out 1; some encoders count on
 _EXTENDED: Final = 0xFFFFFF
-_header: Final = struct.Struct(">II")  # format and chunk stream id, timestamp; length, type
+# Format, chunk stream id, timestamp; length, type; stream id, where there is one.
+_header: Final = struct.Struct(">III")
+_CONTINUES: Final = tuple(bytes((0xC0 | chunk_stream,)) for chunk_stream in range(64))
 
 
 class RtmpError(Exception):
@@ -117,14 +119,16 @@ class ChunkReader:
         last = size - 12
         self._short = (0, 0)
         while pos <= last:
-            first, second = _header.unpack_from(buffer, pos)
-            stream = streams.get(first >> 24 & 0x3F)
+            first, second, third = _header.unpack_from(buffer, pos)
+            chunk_stream = first >> 24 & 0x3F
+            stream = streams.get(chunk_stream)
             stamp = timestamp = first & 0xFFFFFF
             if first >= 0xC0000000 or stream is None or stream.open or stamp == _EXTENDED:
                 break
             if first < 0x40000000:  # format 0
-                stream_id, start = int.from_bytes(buffer[pos + 8 : pos + 12], "little"), pos + 12
-                length, type_id = second >> 8, second & 0xFF
+                if third & 0xFFFFFF:  # little endian: a number that is too large
+                    break
+                length, type_id, stream_id, start = second >> 8, second & 0xFF, third >> 24, pos + 12
             else:
                 stream_id, timestamp = stream.stream_id, (stream.timestamp + stamp) & 0xFFFFFFFF
                 if first < 0x80000000:
@@ -141,8 +145,7 @@ class ChunkReader:
             if more:
                 if self._held + length > MAX_HELD_BYTES:
                     break
-                continuation = bytes((0xC0 | first >> 24 & 0x3F,))
-                if buffer[start + chunk_bytes : end : chunk_bytes + 1] != continuation * more:
+                if buffer[start + chunk_bytes : end : chunk_bytes + 1] != _CONTINUES[chunk_stream] * more:
                     break
                 joined = bytearray(memoryview(buffer)[start:end])
                 del joined[chunk_bytes :: chunk_bytes + 1]

@@ -34,6 +34,7 @@ SESSION, OTHER = UUID(int=1), UUID(int=2)
 SIZES = (0, 1, 700, 80_000, 24_000_000)  # the last is more than sockets hold
 MEDIA = [random.Random(size).randbytes(size) for size in SIZES]
 HASHES = [hashlib.sha256(data).digest() for data in MEDIA]
+FORMAT = Format(H264Config("avc1.64001f", 1280, 720, 4, b"", b""), None)
 HOSTS = ["host: x\r\n", "host: y\r\naccept: */*\r\n"]
 
 
@@ -43,21 +44,15 @@ class Publisher:
     def expel(self, reason: str) -> None: ...
 
 
-def media_app() -> tuple[MediaApp, MemorySteering]:
+def media_app(files: Path | None = None) -> tuple[MediaApp, MemorySteering]:
     """A stream that has published MEDIA, and two sessions; the second is of another stream."""
-    chosen = OriginSettings(playlist_wait_s=0.05, segment_wait_s=0.05)
+    chosen = OriginSettings(playlist_wait_s=0.05, segment_wait_s=0.05, files=files)
     authority, steering = MemoryAuthority(), MemorySteering()
     steering.sessions.update({SESSION: "main", OTHER: "elsewhere"})
     catalogue = Catalogue(authority, chosen, lambda: 0)
     live = Live(StreamGrant(UUID(int=9), "main"), authority, chosen, lambda: 0, catalogue)
     live.admit(Publisher())
-    store = RenditionStore(
-        UUID(int=9),
-        Format(H264Config("avc1.64001f", 1280, 720, 4, b"", b""), None),
-        0,
-        chosen,
-        time.monotonic,
-    )
+    store = RenditionStore(UUID(int=9), FORMAT, 0, chosen, time.monotonic)
     for sequence, (data, sha256) in enumerate(zip(MEDIA, HASHES, strict=True)):
         store.add(Segment(sequence, 2_000_000, len(data), sha256, 0), Packed(data, sha256))
     live.rendition = store
@@ -219,16 +214,18 @@ async def made_a_file(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWr
     return reader, writer
 
 
-def test_a_slow_reader_gets_all_of_a_file_and_then_what_else_it_asked_for():
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_slow_reader_gets_all_of_a_file_and_then_what_else_it_asked_for(on_disk, tmp_path):
     async def scenario() -> None:
-        app, _ = media_app()
+        app, _ = media_app(tmp_path if on_disk else None)
         async with serving(app) as port:
             reader, writer = await made_a_file(port)
             writer.write(get(segment(4)))
             await asyncio.sleep(0.05)
-            writer.write(get(segment(2)) + get(segment(4)) + get(segment(1)))
+            # The second begins while the first still fills the socket.
+            writer.write(b"".join(get(segment(number)) for number in (4, 2, 4, 1)))
             await asyncio.sleep(0.1)
-            for number in (4, 2, 4, 1):
+            for number in (4, 4, 2, 4, 1):
                 assert (await one_answer(reader)).endswith(MEDIA[number])
             writer.close()
 
@@ -272,9 +269,12 @@ def test_garbage_in_the_middle_of_a_file_ends_the_connection_without_a_word():
     uvloop.run(scenario())
 
 
-def test_who_goes_or_takes_nothing_in_the_middle_of_a_file_leaves_nothing_behind(monkeypatch):
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_who_goes_or_takes_nothing_in_the_middle_of_a_file_leaves_nothing_behind(
+    on_disk, tmp_path, monkeypatch
+):
     async def scenario() -> None:
-        app, _ = media_app()
+        app, _ = media_app(tmp_path if on_disk else None)
         async with serving(app) as port:
             _, writer = await made_a_file(port)
             writer.close()
@@ -296,22 +296,73 @@ def test_who_goes_or_takes_nothing_in_the_middle_of_a_file_leaves_nothing_behind
     uvloop.run(scenario())
 
 
-def test_a_body_becomes_a_file_when_asked_for_often_and_its_bytes_stay_what_they_were():
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_body_becomes_a_file_when_asked_for_often_and_its_bytes_stay_what_they_were(on_disk, tmp_path):
     data = os.urandom(100_000)
-    body = Body(data)
+    body = Body(data, tmp_path if on_disk else None)
     files = [body.file() for _ in range(FILE_FROM + 1)]
     if not hasattr(os, "memfd_create"):
         pytest.skip("no files in memory on this system")
     assert files[: FILE_FROM - 1] == [None] * (FILE_FROM - 1)
-    assert os.pread(files[-1], 200_000, 0) == data
+    assert os.pread(files[-1].fd, 200_000, 0) == data
+    assert not list(tmp_path.iterdir())
     assert body.data == data
     assert len(body) == 100_000
     view = body.data
-    fd = files[-1]
+    fd = files[-1].fd
+    files.clear()
     del body
     assert view == data
     with pytest.raises(OSError):
         os.fstat(fd)
+
+
+def test_a_body_that_few_will_ask_for_leaves_its_folder_once_it_is_sent_and_does_not_come_back(tmp_path):
+    data = os.urandom(100_000)
+    body = Body(data, tmp_path)
+    sending = [body.file() for _ in range(FILE_FROM)][-1]
+    if sending is None:
+        pytest.skip("no files without a name on this system")
+    body.settle()
+    assert body.data == data
+    assert os.pread(sending.fd, 200_000, 0) == data
+    fd = sending.fd
+    del sending
+    with pytest.raises(OSError):
+        os.fstat(fd)
+    again = [body.file() for _ in range(FILE_FROM)][-1]
+    body.settle()
+    assert again is not None
+    assert "memfd" in os.readlink(f"/proc/self/fd/{again.fd}")
+    assert body.file() is again
+
+
+def test_a_body_whose_folder_is_gone_becomes_a_file_in_memory(tmp_path):
+    body = Body(b"x" * 10, tmp_path / "gone")
+    file = [body.file() for _ in range(FILE_FROM)][-1]
+    if not hasattr(os, "memfd_create"):
+        pytest.skip("no files in memory on this system")
+    assert file is not None
+    assert os.pread(file.fd, 20, 0) == b"x" * 10
+
+
+def test_segments_leave_their_folder_before_linux_writes_them(tmp_path):
+    now = [0.0]
+    chosen = OriginSettings(files=tmp_path, files_s=20.0)
+    store = RenditionStore(SESSION, FORMAT, 0, chosen, lambda: now[0])
+    bodies = []
+    for sequence in range(12):
+        now[0] = sequence * 2.0
+        store.add(Segment(sequence, 2_000_000, 3, bytes(32), 0), Packed(b"abc", bytes(32)))
+        stored = store.get(sequence)
+        assert stored is not None
+        bodies.append(stored.body)
+        for _ in range(FILE_FROM):
+            stored.body.file()
+    if bodies[-1].file() is None:
+        pytest.skip("no files without a name on this system")
+    assert [b.file() is None for b in bodies] == [True] * 2 + [False] * 10
+    assert all(b.data == b"abc" for b in bodies)
 
 
 def test_a_body_stays_an_object_where_there_is_no_descriptor_left(monkeypatch):
