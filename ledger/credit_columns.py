@@ -176,7 +176,7 @@ class CreditColumns:
             self._before.runs.append((rows, start, end))
         self._rows["start"][rows] = np.minimum(start, first)
         self._rows["end"][rows] = np.maximum(end, past)
-        new = np.flatnonzero(fresh & (plan.rows < 0))
+        new = (fresh & (plan.rows < 0)).nonzero()[0]
         if not len(new):
             return
         networks = [claims.networks[n] for n in claims.network_of[new].tolist()]
@@ -194,7 +194,7 @@ class CreditColumns:
         if self._levels:
             sole &= ~np.array([network in self._levels for network in claims.networks], np.bool_)[of]
         # Of a network without levels only one session has credits; who has none yet is alone when nobody has any.
-        new = np.flatnonzero(rows < 0)
+        new = (rows < 0).nonzero()[0]
         if len(new):
             sole[new] &= (
                 self._by_network.find_all(self._rows, [claims.networks[n] for n in of[new].tolist()]) < 0

@@ -69,6 +69,9 @@ KNOWN: Final = np.dtype(  # what the log says of a ticket: its body, its broadca
 )
 assert (RECEIPT.itemsize, TICKET.itemsize) == (SIGNED_BYTES, BODY_BYTES)
 
+_SAID: Final = np.dtype(  # of a receipt: base sequence, bitmap and digest
+    {"names": ["said"], "formats": ["V104"], "offsets": [37], "itemsize": SIGNED_BYTES}
+)
 _CLAIMED: Final = struct.Struct(">37xQ64s")  # base sequence and bitmap of a receipt
 _UNDECIDED: Final = 255
 _CODE: Final = {verdict: VERDICT_CODES[verdict.value] for verdict in VERDICTS}
@@ -172,25 +175,25 @@ class Verdicts(NamedTuple):
 
 def digests_by(receipts: Receipts, tickets: NDArray[Any], digest_of: ReceiptDigestOf) -> DigestsHold:
     """What the hub lost must not cost a friend: a digest that is not known holds."""
-    run, digests, nonces = receipts.run.tolist(), split(receipts.rows["digest"]), split(tickets["nonce"])
-    claims = list(zip(nonces, receipts.lowest.tolist(), receipts.highest.tolist(), strict=True))
+    nonces = split(tickets["nonce"])
+    said = list(zip(nonces, split(receipts.rows.view(_SAID)["said"]), strict=True))
 
-    def of_gaps(i: int) -> bytes | None:
-        body = receipts.rows[i].tobytes()[:RECEIPT_BODY_BYTES]
-        return digest_of(nonces[i], Receipt.decode_body(body).sequences())
+    def of(i: int) -> bool:
+        if receipts.run[i]:
+            sequences: Sequence[int] = range(int(receipts.lowest[i]), int(receipts.highest[i]) + 1)
+        else:
+            body = receipts.rows[i].tobytes()[:RECEIPT_BODY_BYTES]
+            sequences = Receipt.decode_body(body).sequences()
+        expected = digest_of(nonces[i], sequences)
+        return expected is None or expected == receipts.rows["digest"][i].tobytes()
 
     def holds(which: NDArray[np.intp]) -> Flags:
         at = which.tolist()
         # Viewers claim alike.
-        of_runs = {
-            claim: digest_of(claim[0], range(claim[1], claim[2] + 1))
-            for claim in {claims[i] for i in at if run[i]}
-        }
-        expected = [of_runs[claims[i]] if run[i] else of_gaps(i) for i in at]
-        given = [digests[i] for i in at]
-        if expected == given:
+        right = {claim: of(i) for claim, i in {said[i]: i for i in at}.items()}
+        if all(right.values()):
             return np.ones(len(at), np.bool_)
-        return np.array([e is None or e == g for e, g in zip(expected, given, strict=True)], np.bool_)
+        return np.array([right[said[i]] for i in at], np.bool_)
 
     return holds
 
@@ -222,7 +225,7 @@ def judge(
     out.refuse_others(tickets["settle_by_s"] >= max(now_s, 0), Verdict.LATE)
     out.refuse_others(_within(receipts, tickets, manifest), Verdict.OUT_OF_RANGE)
     out.refuse(receipts.empty & (receipts.rows["digest"] != np.void(_NOTHING)), Verdict.DIGEST_MISMATCH)
-    open_ = np.flatnonzero(out.open & ~receipts.empty)
+    open_ = (out.open & ~receipts.empty).nonzero()[0]
     if len(open_) and not every(holds := digests(open_)):
         out.refuse(_spread(open_, ~holds, size), Verdict.DIGEST_MISMATCH)
     out.refuse(receipts.empty, Verdict.DUPLICATE)
