@@ -59,8 +59,8 @@ VIEWERS: Final = 400
 RECEIPTS_A_BATCH: Final = 100
 SEGMENTS_A_ROUND: Final = 5  # every 10 seconds
 ROUNDS: Final = 40
-# At a turn's end ours waits for its last verdicts to be durable, with nothing more to verify meanwhile: in a hub that is
-# as busy the next batch is there. So a turn is long against that.
+# At a turn's end ours waits for its last verdicts to be durable, with nothing more to verify meanwhile. In a hub that
+# is as busy the next batch is there, so a turn is long against that.
 BATCHES_A_TURN: Final = 20
 SESSIONS: Final = 20_000
 THREADS: Final = 4
