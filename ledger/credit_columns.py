@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ledger.credit import CreditSet, Units
 
+K = TypeVar("K")
 T = TypeVar("T")
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -84,7 +85,7 @@ class _Before(NamedTuple):
     used: int
     runs: list[tuple[Any, Any, Any]]  # row or rows, start, end
     bits: list[tuple[int, Units | None]]
-    levels: list[tuple[int, list[Units] | None]]
+    levels: list[tuple[bytes, list[Units] | None]]
 
 
 class CreditColumns:
@@ -94,7 +95,7 @@ class CreditColumns:
         self._by_session = _Index("session")
         self._by_network = _Index("network")  # -> the first session of that network
         self._bits: dict[int, Units] = {}  # row -> its credits relative to `start`, where they are no run
-        self._levels: dict[int, list[Units]] = {}  # first row of a network of several -> as in CreditSet
+        self._levels: dict[bytes, list[Units]] = {}  # network of several sessions -> as in CreditSet
         self._before: _Before | None = None
 
     def begin(self) -> None:
@@ -149,29 +150,33 @@ class CreditColumns:
         """What each claim would newly credit if it were the only one. Changes nothing."""
         rows = self._by_session.find_all(self._rows, claims.sessions)[claims.session_of]
         known = rows >= 0
-        # A session that has nothing has an empty run where it claims.
-        first = np.where(known, self._rows["start"][rows], claims.start)
-        past = np.where(known, self._rows["end"][rows], claims.start)
-        later = (first <= claims.start) & (claims.start <= past)  # it begins in the run, or right behind it
-        earlier = (claims.start < first) & (first <= claims.end) & (claims.end <= past)
+        first, past = self._rows["start"][rows].astype(np.int64), self._rows["end"][rows].astype(np.int64)
+        if not every(known):  # a session that has nothing has an empty run where it claims
+            first, past = np.where(known, first, claims.start), np.where(known, past, claims.start)
         sole = _once(claims.session_of) & self._sole(claims, rows)
-        start = np.where(later, past, claims.start)
-        end = np.where(later, np.maximum(claims.end, past), first)
+        later = (first <= claims.start) & (claims.start <= past)  # it begins in the run, or right behind it
+        end = np.maximum(claims.end, past)
+        if every(later):
+            return Plan(sole, sole, past, end, rows)
+        earlier = (claims.start < first) & (first <= claims.end) & (claims.end <= past)
+        start, end = np.where(later, past, claims.start), np.where(later, end, first)
         return Plan(sole, sole & (later | earlier), start, end, rows)
 
     def credit_alone(self, claims: Claims, plan: Plan) -> None:
         """Credit what `plan` found of these claims. All must be `alone`; nothing may have changed in between."""
-        if not plan.alone.all():
+        if not every(plan.alone):
             raise ValueError("a claim that others have a say in")
         fresh = plan.start < plan.end
         known = fresh & (plan.rows >= 0)
-        rows = plan.rows[known]
+        rows, first, past = plan.rows, plan.start, plan.end
+        if not every(known):
+            rows, first, past = rows[known], first[known], past[known]
         start, end = self._rows["start"][rows], self._rows["end"][rows]
         if self._before is not None:
             self._before.runs.append((rows, start, end))
-        self._rows["start"][rows] = np.minimum(start, plan.start[known])
-        self._rows["end"][rows] = np.maximum(end, plan.end[known])
-        new = np.flatnonzero(fresh & (plan.rows < 0))
+        self._rows["start"][rows] = np.minimum(start, first)
+        self._rows["end"][rows] = np.maximum(end, past)
+        new = (fresh & (plan.rows < 0)).nonzero()[0]
         if not len(new):
             return
         networks = [claims.networks[n] for n in claims.network_of[new].tolist()]
@@ -184,13 +189,19 @@ class CreditColumns:
         """Whether the session is the only one of its network, here and in the batch; or has no network."""
         if not any(claims.networks):
             return np.ones(len(rows), np.bool_)
-        firsts = self._by_network.find_all(self._rows, claims.networks)
-        free = np.array([not network for network in claims.networks], np.bool_)
         of = claims.network_of
-        sole: Flags = _once(of) & (firsts[of] == rows)
+        sole = _once(of)
         if self._levels:
-            sole &= ~np.array([row in self._levels for row in firsts.tolist()], np.bool_)[of]
-        return sole | free[of]
+            sole &= ~np.array([network in self._levels for network in claims.networks], np.bool_)[of]
+        # Of a network without levels only one session has credits; who has none yet is alone when nobody has any.
+        new = (rows < 0).nonzero()[0]
+        if len(new):
+            sole[new] &= (
+                self._by_network.find_all(self._rows, [claims.networks[n] for n in of[new].tolist()]) < 0
+            )
+        if b"" in claims.networks:
+            sole |= np.array([not network for network in claims.networks], np.bool_)[of]
+        return sole
 
     def _append(self, sessions: Sequence[bytes], networks: Sequence[bytes]) -> int:
         """The first of the new rows."""
@@ -211,13 +222,13 @@ class CreditColumns:
         if first < 0:
             self._by_network.add(self._rows, [row])
             return
-        levels = self._levels.get(first)
+        levels = self._levels.get(network)
         if levels is None and first == row:
             return
         if self._before is not None:
-            self._before.levels.append((first, levels and list(levels)))
+            self._before.levels.append((network, levels and list(levels)))
         if levels is None:
-            levels = self._levels[first] = [self._units(first)]
+            levels = self._levels[network] = [self._units(first)]
         carry = units
         for k, level in enumerate(levels):
             levels[k], carry = level | carry, level & carry
@@ -228,7 +239,7 @@ class CreditColumns:
         first = self._by_network.find(self._rows, network) if network else -1
         if first < 0:
             return []
-        return list(self._levels.get(first) or [self._units(first)])
+        return list(self._levels.get(network) or [self._units(first)])
 
     def _units(self, row: int) -> Units:
         start, end = int(self._rows["start"][row]), int(self._rows["end"][row])
@@ -278,6 +289,8 @@ class _Index:
         home = self._home(wanted)
         found: Ints = self._slots[home].astype(np.int64)
         same = (low[found] == wanted[:, 0]) & (high[found] == wanted[:, 1])
+        if every(same):
+            return found
         left, first = ((found >= 0) & ~same).nonzero()[0], 1  # of a free slot nobody went on
         found[left] = -1
         while len(left):  # once, but for the few with many others before them
@@ -316,9 +329,8 @@ class _Index:
 
     def _home(self, keys: NDArray[np.uint64]) -> Ints:
         mixed = keys[:, 0] ^ keys[:, 1]
-        for _ in range(2):
-            mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(_MIX)
-        return (mixed >> np.uint64(32)).astype(np.int64) & (len(self._slots) - 1)
+        mixed = (mixed ^ (mixed >> _HALF)) * _MIX_WORD
+        return (mixed >> _HALF).view(np.int64) & (len(self._slots) - 1)
 
 
 _PROBES: Final = 8  # at once
@@ -332,21 +344,24 @@ def _steps(first: int) -> Ints:
 
 
 _MIX: Final = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
+_MIX_WORD, _HALF = np.uint64(_MIX), np.uint64(32)
 
 
 def _mixed(word: int) -> int:
     """The upper half depends on every bit of the word, so that keys need not be random in all of them."""
-    for _ in range(2):
-        word = (word ^ (word >> 32)) * _MIX % 2**64
-    return word >> 32
+    return (word ^ (word >> 32)) * _MIX % 2**64 >> 32
 
 
-def _put_back(values: dict[int, T], before: list[tuple[int, T | None]]) -> None:
+def _put_back(values: dict[K, T], before: list[tuple[K, T | None]]) -> None:
     for key, value in reversed(before):
         if value is None:
             values.pop(key, None)
         else:
             values[key] = value
+
+
+def every(flags: Flags) -> bool:
+    return bool(np.count_nonzero(flags) == len(flags))  # its own method costs three times as much
 
 
 def _once(numbers: NDArray[np.uint8]) -> Flags:

@@ -4,6 +4,7 @@ Invariant: an id that is derived (crew, book, delivery, invite, tree) depends on
 needs no lookup table and two hubs can never disagree on where an event belongs.
 """
 
+from functools import lru_cache
 from typing import Final
 from uuid import UUID, uuid5
 
@@ -25,11 +26,13 @@ def ordered_id(at_us: int, randomness: bytes) -> UUID:
     return UUID(int=value & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62)
 
 
+@lru_cache(1_024)
 def delivery_id(broadcast_id: UUID) -> UUID:
     """The aggregate that holds sessions, tickets and credits of one broadcast."""
     return uuid5(broadcast_id, "delivery")
 
 
+@lru_cache(1_024)
 def node_id(public_key: bytes) -> UUID:
     """A node is its Ed25519 public key (32 bytes)."""
     if len(public_key) != 32:

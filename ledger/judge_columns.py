@@ -16,8 +16,9 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
+from ledger import runs
 from ledger.credit import Units, count
-from ledger.credit_columns import Claims, CreditColumns, Flags, Ints, Plan
+from ledger.credit_columns import Claims, CreditColumns, Flags, Ints, Plan, every
 from ledger.judge import Manifest, NodeFacts, SessionFacts, judge_signed
 from ledger.judged import CAP_CODES, SIZE_BYTES, UNITS_BYTES, VERDICT_CODES
 from ledger.receipt import BODY_BYTES as RECEIPT_BODY_BYTES
@@ -68,6 +69,9 @@ KNOWN: Final = np.dtype(  # what the log says of a ticket: its body, its broadca
 )
 assert (RECEIPT.itemsize, TICKET.itemsize) == (SIGNED_BYTES, BODY_BYTES)
 
+_SAID: Final = np.dtype(  # of a receipt: base sequence, bitmap and digest
+    {"names": ["said"], "formats": ["V104"], "offsets": [37], "itemsize": SIGNED_BYTES}
+)
 _CLAIMED: Final = struct.Struct(">37xQ64s")  # base sequence and bitmap of a receipt
 _UNDECIDED: Final = 255
 _CODE: Final = {verdict: VERDICT_CODES[verdict.value] for verdict in VERDICTS}
@@ -95,19 +99,13 @@ class Receipts(NamedTuple):
     @classmethod
     def of(cls, data: bytes) -> "Receipts":
         rows = np.frombuffer(data, RECEIPT)
-        bitmap = np.ascontiguousarray(rows["bitmap"])
-        words = bitmap != 0
-        at, low_at, high_at = np.arange(len(rows)), words.argmax(1), 7 - words[:, ::-1].argmax(1)
-        low, high = bitmap[at, low_at], bitmap[at, high_at]
-        every = low != 0
-        low_bit = np.bitwise_count((low & -low) - np.uint64(1)) + np.uint64(64) * low_at.astype(np.uint64)
-        # A float's exponent, of the word without its second bit: then nothing is rounded up to the next power of two.
-        top = np.frexp((high & ~(high >> np.uint64(1))).astype(np.float64))[1] - 1
-        high_bit = (top + 64 * high_at).astype(np.uint64)
-        units = np.bitwise_count(bitmap).sum(1, dtype=np.uint64)
-        base = rows["base_sequence"].astype(np.uint64)
-        lowest, highest = np.where(every, base + low_bit, 0), np.where(every, base + high_bit, 0)
-        return cls(rows, ~every, lowest, highest, units == highest - lowest + np.uint64(1))
+        low, end, run = runs.ends(np.ascontiguousarray(rows["bitmap"].T))
+        base, empty = rows["base_sequence"].astype(np.uint64), end == 0
+        lowest, highest = base + low.view(np.uint64), base + (end - 1).view(np.uint64)
+        if np.count_nonzero(empty):
+            lowest[empty] = highest[empty] = 0
+            run &= ~empty
+        return cls(rows, empty, lowest, highest, run)
 
 
 def units_at(receipts: bytes, index: int, first: int) -> Units:
@@ -177,22 +175,25 @@ class Verdicts(NamedTuple):
 
 def digests_by(receipts: Receipts, tickets: NDArray[Any], digest_of: ReceiptDigestOf) -> DigestsHold:
     """What the hub lost must not cost a friend: a digest that is not known holds."""
-    run, digests, nonces = receipts.run.tolist(), split(receipts.rows["digest"]), split(tickets["nonce"])
-    claims = list(zip(nonces, receipts.lowest.tolist(), receipts.highest.tolist(), strict=True))
+    nonces = split(tickets["nonce"])
+    said = list(zip(nonces, split(receipts.rows.view(_SAID)["said"]), strict=True))
 
-    def of_gaps(i: int) -> bytes | None:
-        body = receipts.rows[i].tobytes()[:RECEIPT_BODY_BYTES]
-        return digest_of(nonces[i], Receipt.decode_body(body).sequences())
+    def of(i: int) -> bool:
+        if receipts.run[i]:
+            sequences: Sequence[int] = range(int(receipts.lowest[i]), int(receipts.highest[i]) + 1)
+        else:
+            body = receipts.rows[i].tobytes()[:RECEIPT_BODY_BYTES]
+            sequences = Receipt.decode_body(body).sequences()
+        expected = digest_of(nonces[i], sequences)
+        return expected is None or expected == receipts.rows["digest"][i].tobytes()
 
     def holds(which: NDArray[np.intp]) -> Flags:
         at = which.tolist()
         # Viewers claim alike.
-        runs = {
-            claim: digest_of(claim[0], range(claim[1], claim[2] + 1))
-            for claim in {claims[i] for i in at if run[i]}
-        }
-        expected = [runs[claims[i]] if run[i] else of_gaps(i) for i in at]
-        return np.array([e is None or e == digests[i] for e, i in zip(expected, at, strict=True)], np.bool_)
+        right = {claim: of(i) for claim, i in {said[i]: i for i in at}.items()}
+        if all(right.values()):
+            return np.ones(len(at), np.bool_)
+        return np.array([right[said[i]] for i in at], np.bool_)
 
     return holds
 
@@ -217,29 +218,40 @@ def judge(
     now_s: int,
 ) -> Verdicts:
     """The verdicts on receipts whose tickets the hub issued for one broadcast. Changes nothing."""
-    out = _Out(len(receipts.rows))
-    out.refuse(tickets["node_key"] != np.void(node.public_key), Verdict.WRONG_NODE)
-    out.refuse(~signed, Verdict.BAD_SIGNATURE)
-    out.refuse(tickets["settle_by_s"] < max(now_s, 0), Verdict.LATE)
-    out.refuse(~_within(receipts, tickets, manifest), Verdict.OUT_OF_RANGE)
+    size = len(receipts.rows)
+    out = _Out(size)
+    out.refuse_others(tickets["node_key"] == np.void(node.public_key), Verdict.WRONG_NODE)
+    out.refuse_others(signed, Verdict.BAD_SIGNATURE)
+    out.refuse_others(tickets["settle_by_s"] >= max(now_s, 0), Verdict.LATE)
+    out.refuse_others(_within(receipts, tickets, manifest), Verdict.OUT_OF_RANGE)
     out.refuse(receipts.empty & (receipts.rows["digest"] != np.void(_NOTHING)), Verdict.DIGEST_MISMATCH)
-    open_ = np.flatnonzero(out.open & ~receipts.empty)
-    if len(open_):
-        out.refuse(_spread(open_, ~digests(open_), len(signed)), Verdict.DIGEST_MISMATCH)
+    open_ = (out.open & ~receipts.empty).nonzero()[0]
+    if len(open_) and not every(holds := digests(open_)):
+        out.refuse(_spread(open_, ~holds, size), Verdict.DIGEST_MISMATCH)
     out.refuse(receipts.empty, Verdict.DUPLICATE)
 
+    lowest, highest = receipts.lowest, receipts.highest
+    if out.refused:
+        first = np.uint64(manifest.first)
+        lowest, highest = np.where(out.open, lowest, first), np.where(out.open, highest, first)
     claims = Claims.of(
         viewers.sessions,
         viewers.session_of,
         viewers.networks,
         viewers.network_of,
-        np.where(out.open, receipts.lowest, np.uint64(manifest.first)),
-        np.where(out.open, receipts.highest, np.uint64(manifest.first)),
+        lowest,
+        highest,
         manifest.first,
     )
-    plan = credits.plan(claims)
-    sole = plan.sole & ~_budgeted(tickets, manifest)
+    plan, budgeted = credits.plan(claims), _budgeted(tickets, manifest)
+    sole = plan.sole if budgeted is None else plan.sole & ~budgeted
     alone = sole & plan.alone & receipts.run
+    caps, sums = _caps(tickets, viewers, node, settings), manifest.sums()
+    if not out.refused and not caps and every(alone & (plan.start < plan.end)):  # so it nearly always is
+        out.verdicts.fill(ACCEPTED)
+        new, paid_bytes = plan.end - plan.start, sums[plan.end] - sums[plan.start]
+        plan = plan._replace(sole=sole, alone=alone)
+        return Verdicts(out.verdicts, out.caps, new, paid_bytes, claims, plan)
     left = np.flatnonzero(out.open & ~sole)
     gaps = {  # what is new of a claim, where it or what is credited is no run
         i: units_at(receipts.rows[i].tobytes(), 0, manifest.first)
@@ -250,12 +262,12 @@ def judge(
     for i, units in gaps.items():
         new[i] = count(units)
     out.refuse(sole & (new == 0), Verdict.DUPLICATE)
-    for cap, applies in _caps(tickets, viewers, node, settings):
+    for cap, applies in caps:
         out.refuse(sole & applies, Verdict.CAPPED, cap)
     paid = out.open & sole
-    runs, sums = paid & alone, manifest.sums()
+    in_runs = paid & alone
     out.verdicts[paid], out.units[paid] = ACCEPTED, new[paid]
-    out.credited_bytes[runs] = sums[plan.end[runs]] - sums[plan.start[runs]]
+    out.credited_bytes[in_runs] = sums[plan.end[in_runs]] - sums[plan.start[in_runs]]
     for i in np.flatnonzero(paid & ~alone).tolist():
         out.credited_bytes[i] = manifest.total_bytes(gaps[i])
     if len(left):
@@ -284,6 +296,7 @@ class _Out:
         self.caps: NDArray[np.uint8] = np.zeros(count, np.uint8)
         self.units: Ints = np.zeros(count, np.int64)
         self.credited_bytes: Ints = np.zeros(count, np.int64)
+        self.refused = False
 
     @property
     def open(self) -> Flags:
@@ -295,6 +308,11 @@ class _Out:
             found = which & self.open
             self.verdicts[found] = _CODE[verdict]
             self.caps[found] = _CAP[cap]
+            self.refused = True
+
+    def refuse_others(self, good: Flags, verdict: Verdict) -> None:
+        if not every(good):
+            self.refuse(~good, verdict)
 
 
 def _within(receipts: Receipts, tickets: NDArray[Any], manifest: Manifest) -> Flags:
@@ -305,12 +323,12 @@ def _within(receipts: Receipts, tickets: NDArray[Any], manifest: Manifest) -> Fl
     return within
 
 
-def _budgeted(tickets: NDArray[Any], manifest: Manifest) -> Flags:
-    """Whether the ticket covers more bytes than it allows, so that what was claimed before matters."""
+def _budgeted(tickets: NDArray[Any], manifest: Manifest) -> Flags | None:
+    """Whether the ticket covers more bytes than it allows, so that what was claimed before matters. None: nowhere."""
     if len(tickets) and int(tickets["byte_budget"].min()) >= manifest.bytes_between(
         manifest.first, manifest.next
     ):
-        return np.zeros(len(tickets), np.bool_)
+        return None
     first, past = np.uint64(manifest.first), np.uint64(manifest.next)
     last = tickets["last_sequence"].astype(np.uint64)
     end = np.maximum(np.where(last < past, last + np.uint64(1), past), first)
@@ -324,21 +342,18 @@ def _budgeted(tickets: NDArray[Any], manifest: Manifest) -> Flags:
 def _caps(
     tickets: NDArray[Any], viewers: Viewers, node: NodeFacts, settings: Settings
 ) -> Sequence[tuple[Cap, Flags]]:
-    """The caps that depend on nobody's credits, in order."""
-    plain = tickets["viewer_class"] != ViewerClass.SIGNING
-    suspended = (
-        plain | (not settings.suspended_signed_paid) if node.suspended else np.zeros(len(plain), np.bool_)
-    )
-    own = viewers.known["has_account"] & (viewers.known["account"] == np.void(node.friend_id.bytes))
-    same = np.zeros(len(tickets), np.bool_)
+    """The caps that depend on nobody's credits, in order: those that somebody here may meet."""
+    caps: list[tuple[Cap, Flags]] = []
+    if node.suspended:
+        plain = tickets["viewer_class"] != ViewerClass.SIGNING
+        caps.append((Cap.NODE_SUSPENDED, plain | (not settings.suspended_signed_paid)))
+    if np.count_nonzero(viewers.known["has_account"]):
+        own = viewers.known["account"] == np.void(node.friend_id.bytes)
+        caps.append((Cap.OWN_ACCOUNT, viewers.known["has_account"] & own))
     if settings.same_network_forbidden and not node.networks.isdisjoint(viewers.networks):
         homes = [bool(network and network in node.networks) for network in viewers.networks]
-        same = np.array(homes, np.bool_)[viewers.network_of]
-    return (
-        (Cap.NODE_SUSPENDED, suspended),
-        (Cap.OWN_ACCOUNT, own),
-        (Cap.SAME_NETWORK, same),
-    )
+        caps.append((Cap.SAME_NETWORK, np.array(homes, np.bool_)[viewers.network_of]))
+    return caps
 
 
 def _one_by_one(

@@ -14,7 +14,7 @@ import numpy as np
 
 from ledger.aggregates.base import Aggregate
 from ledger.batch import batch_hash
-from ledger.credit_columns import Claims, CreditColumns, Flags, Plan
+from ledger.credit_columns import Claims, CreditColumns, Flags, Plan, every
 from ledger.events import Event, SegmentsServed
 from ledger.ids import delivery_id
 from ledger.judge import Manifest, NodeFacts
@@ -182,6 +182,9 @@ class Delivery(Aggregate):
 
     def _credit(self, event: SegmentsServed, accepted: Flags, claims: Claims, plan: Plan) -> None:
         alone = accepted & plan.alone
+        if every(alone):
+            self.credits.credit_alone(claims, plan)
+            return
         self.credits.credit_alone(claims.where(alone), plan.where(alone))
         for i in np.flatnonzero(accepted & ~plan.alone).tolist():
             self._credit_one(event, i, sole=bool(plan.sole[i]))

@@ -19,7 +19,7 @@ from ledger.aggregates.node import Node
 from ledger.aggregates.session import Session, TicketRecord
 from ledger.application import Ledger
 from ledger.batch import HEADER_BYTES, Batch, batch_hash
-from ledger.credit_columns import Flags
+from ledger.credit_columns import Flags, every
 from ledger.events import SessionOpened, TicketIssued
 from ledger.ids import node_id, ticket_record_id
 from ledger.judge import SessionFacts
@@ -185,15 +185,18 @@ class DeliveryDesk:
         rows = np.frombuffer(data, RECEIPT)
         well = well_formed(rows)
         hashes = split(rows["ticket_hash"])
-        if not well.all():
+        if not every(well):
             hashes = [h if w else b"" for h, w in zip(hashes, well.tolist(), strict=True)]
         tickets, known = self._known(hashes)
         # What is another node's is refused whatever its signature.
         signed = known & (tickets["ticket"]["node_key"] == np.void(node_key))
-        asked = np.empty(np.count_nonzero(signed), _ASKED)
-        asked["key"], asked["receipt"] = tickets["ticket"]["viewer_key"][signed], rows.view(_WHOLE)[signed]
+        keys, whole = tickets["ticket"]["viewer_key"], rows.view(_WHOLE)
+        if not every(signed):
+            keys, whole = keys[signed], whole[signed]
+        asked = np.empty(len(keys), _ASKED)
+        asked["key"], asked["receipt"] = keys, whole
         signed[signed] = np.frombuffer(self._verifiers.hold(asked.tobytes()), np.uint8) == 1
-        if known.all() and (tickets["broadcast"] == tickets["broadcast"][:1]).all() and len(rows):
+        if every(known) and len(rows) and every(tickets["broadcast"] == tickets["broadcast"][:1]):
             broadcast_id = UUID(bytes=tickets["broadcast"][0].tobytes())
             return {broadcast_id: Presented(bytes(range(len(rows))), data, tickets, signed)}, []
         of: dict[bytes, list[int]] = defaultdict(list)
@@ -213,6 +216,8 @@ class DeliveryDesk:
     def _known(self, ticket_hashes: Sequence[bytes]) -> tuple[Known, Flags]:
         """What the log says of each ticket, and of which it says anything; what is no hash is none."""
         tickets, known = self._tickets.find(ticket_hashes)
+        if every(known):
+            return tickets, known
         missing = {ticket_hashes[i] for i in np.flatnonzero(~known).tolist()} - {b""}
         if not missing:
             return tickets, known

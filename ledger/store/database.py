@@ -5,6 +5,7 @@ the application role where that role exists, and cannot wait on a lock or run a 
 """
 
 import re
+from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -236,6 +237,7 @@ class Datastore(PostgresDatastore):
     """The event sourcing library's datastore on our URL, role and limits."""
 
     def __init__(self, url: str, schema: str = "crew_main", *, max_size: int = 8) -> None:
+        self._before_close: list[Callable[[], None]] = []
         self.conninfo = conninfo(url, schema)
         self.url = url
         super().__init__(dbname="", host="", port="", user="", password="", schema=schema)
@@ -250,6 +252,10 @@ class Datastore(PostgresDatastore):
         )
         self.closed = False
 
+    def before_close(self, give_back: Callable[[], None]) -> None:
+        """Call this when the datastore is about to close: connections that are kept go back to the pool."""
+        self._before_close.append(give_back)
+
     def register_type_adapters(self) -> None:
         """The library would connect here to look up a composite type that our recorder has no use for."""
 
@@ -258,4 +264,6 @@ class Datastore(PostgresDatastore):
 
     def close(self) -> None:
         self.closed = True
+        for give_back in self._before_close:
+            give_back()
         super().close()

@@ -29,6 +29,7 @@ from psycopg.rows import TupleRow, tuple_row
 from psycopg.sql import SQL, Composed, Identifier, Literal
 
 from ledger.store.binary import columns, copied, names
+from ledger.store.calls import Calls
 from ledger.store.database import Datastore
 from ledger.store.group import GroupCommit, Rows, Versions
 from ledger.store.listener import Listener
@@ -40,6 +41,12 @@ PATIENCE_S: Final = 5.0  # how long a call tries to reach the database before it
 COPY_FROM: Final = 100
 COPY_FROM_BYTES: Final = 128 * 1024
 _PAUSE_S: Final = 0.1
+_APPEND, _APPEND_IF = b"append", b"append_if_unchanged"
+_APPEND_SQL: Final = "SELECT {}.append_events($1::uuid[], $2::bigint[], $3::text[], $4::bytea[])"
+_APPEND_IF_SQL: Final = (
+    "SELECT {}.append_events_if_unchanged("
+    "$1::uuid[], $2::bigint[], $3::text[], $4::bytea[], $5::uuid[], $6::bigint[])"
+)
 _STREAMED_ROWS: Final = 100  # at once from the driver
 
 T = TypeVar("T")
@@ -62,20 +69,14 @@ class DenseRecorder(PostgresApplicationRecorder):
         self._group = GroupCommit(self._append)
         self.sql_create_statements = []  # the table belongs to the migrations
         schema = Identifier(datastore.schema)
-        # As bytes: what is composed is put together anew with each call.
-        self._append_sql = (
-            SQL("SELECT {}.append_events(%b::uuid[], %b::bigint[], %b::text[], %b::bytea[])")
-            .format(schema)
-            .as_bytes()
+        self._calls = Calls(
+            datastore.get_connection,
+            {
+                name: SQL(statement).format(schema).as_bytes()
+                for name, statement in ((_APPEND, _APPEND_SQL), (_APPEND_IF, _APPEND_IF_SQL))
+            },
         )
-        self._append_if_sql = (
-            SQL(
-                "SELECT {}.append_events_if_unchanged("
-                "%b::uuid[], %b::bigint[], %b::text[], %b::bytea[], %b::uuid[], %b::bigint[])"
-            )
-            .format(schema)
-            .as_bytes()
-        )
+        datastore.before_close(self._calls.close)
         self._require_sql = SQL("SELECT {}.require_unchanged(%b::uuid[], %b::bigint[])").format(schema)
         # The lock first, in a statement of its own: the next one sees what was committed by whoever held it before.
         self._begin_sql = SQL(
@@ -148,8 +149,8 @@ class DenseRecorder(PostgresApplicationRecorder):
         if len(rows) >= COPY_FROM or sum([len(state) for _, _, _, state in rows]) >= COPY_FROM_BYTES:
             return self._append_copy(rows, unchanged)
         if unchanged:
-            return int(self._fetch(self._append_if_sql, (*columns(list(rows)), *names(unchanged)))[0][0])
-        return int(self._fetch(self._append_sql, columns(list(rows)))[0][0])
+            return self._call(_APPEND_IF, (*columns(list(rows)), *names(unchanged)))
+        return self._call(_APPEND, columns(list(rows)))
 
     def _append_copy(self, rows: Rows, unchanged: Versions) -> int:
         """As the functions do, with a COPY: lock, number, insert, check, notify, in one transaction."""
@@ -299,6 +300,9 @@ class DenseRecorder(PostgresApplicationRecorder):
             statement += " LIMIT %s"
             params.append(limit)
         return self._patiently(lambda: self._fetch(SQL(statement).format(), params))
+
+    def _call(self, name: bytes, params: Sequence[bytes]) -> int:
+        return self._calls.call(name, params)
 
     def _fetch(self, statement: Composed | bytes, params: Sequence[Any]) -> list[TupleRow]:
         with (

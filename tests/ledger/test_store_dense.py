@@ -3,7 +3,7 @@
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -41,13 +41,20 @@ class FlakyRecorder(DenseRecorder):
     plan: list[str]
 
     def _fetch(self, statement: Any, params: Sequence[Any]) -> Any:
+        return self._faulty(lambda: super(FlakyRecorder, self)._fetch(statement, params))
+
+    def _call(self, name: bytes, params: Sequence[bytes]) -> int:
+        called: int = self._faulty(lambda: super(FlakyRecorder, self)._call(name, params))
+        return called
+
+    def _faulty(self, run: Callable[[], Any]) -> Any:
         fault = self.plan.pop(0) if self.plan else "none"
         if fault == "not persisted":
             raise OperationalError("injected before the statement")
-        rows = super()._fetch(statement, params)
+        found = run()
         if fault == "persisted":
             raise OperationalError("injected after the commit")
-        return rows
+        return found
 
 
 @pytest.fixture
