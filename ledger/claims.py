@@ -46,7 +46,7 @@ assert RECEIPT.itemsize == SIGNED_BYTES
     SIZE,
 ) = range(8)
 ROWS: Final = 8
-# Rows of the names.
+# Numbers of a name.
 (
     HASH,  # of the ticket: four rows
     _,
@@ -76,7 +76,7 @@ class Claims:
     def __init__(self, room: Ints, named: int) -> None:
         """`named`: how many names stand in `room`."""
         self._rows, names = _parts(room)
-        self.names = names[:, :named]
+        self.names = names[:named].T
         self.places: Ints = np.zeros(named, np.int64)  # for who looks up names: 0 where it was not found yet
         self.places_in = 0  # which places these are
 
@@ -97,7 +97,7 @@ class Writer:
 
     def __init__(self, room: Ints, bits: int = _BITS) -> None:
         self._rows, self._names = _parts(room)
-        self._names[:, 0] = 0  # the first name is none at all
+        self._names[0] = 0  # the first name is none at all
         self.named = 1
         self._end = 0
         self._shift = np.uint64(64 - bits)
@@ -131,8 +131,8 @@ class Writer:
         return counts
 
     def _numbers(self, words: Ints) -> Ints:
-        """Of the names in these columns, known or new."""
-        at = ((words[HASH] * _SALT).view(np.uint64) >> self._shift).view(np.int64)
+        """Of the names in these rows, known or new."""
+        at = ((words[:, HASH] * _SALT).view(np.uint64) >> self._shift).view(np.int64)
         found: Ints = self._heads.take(at).astype(np.int64)
         left = self._unlike(found, words)
         if len(left):
@@ -140,26 +140,25 @@ class Writer:
             numbers = np.arange(1, len(free) + 1, dtype=np.int32)
             self._heads[at[free]] = -numbers  # of several, one gets the place
             free = free[self._heads[at[free]] == -numbers]
-            self._heads[at[free]] = self._new(words[:, free])
+            self._heads[at[free]] = self._new(words[free])
             found[left] = self._heads[at[left]]
-            left = left[self._unlike(found[left], words[:, left])]
+            left = left[self._unlike(found[left], words[left])]
         for i in left.tolist():
-            name = words[:, i].tobytes()
+            name = words[i].tobytes()
             number = self._others.get(name)
             if number is None:
-                number = self._others[name] = int(self._new(words[:, i : i + 1])[0])
+                number = self._others[name] = int(self._new(words[i : i + 1])[0])
             found[i] = number
         return found
 
     def _unlike(self, numbers: Ints, words: Ints) -> Ints:
-        """Which of these columns are not the names of these numbers."""
-        same = (self._names.take(numbers, axis=1) == words).all(axis=0)
-        same &= numbers > 0
-        return np.flatnonzero(~same)
+        """Which of these rows are not the names of these numbers."""
+        unlike = self._names.take(numbers, axis=0) != words
+        return np.flatnonzero(unlike.any(axis=1)) if unlike.any() else numbers[:0]
 
     def _new(self, words: Ints) -> Ints:
-        begin, self.named = self.named, self.named + words.shape[1]
-        self._names[:, begin : self.named] = words
+        begin, self.named = self.named, self.named + len(words)
+        self._names[begin : self.named] = words
         return np.arange(begin, self.named)
 
 
@@ -174,22 +173,22 @@ def told_by(event: SegmentsServed) -> Told:
 
 
 def _parts(room: Ints) -> tuple[Ints, Ints]:
-    """Where columns of claims are, and where columns of names."""
+    """Where columns of claims are, and where rows of names."""
     most = (len(room) - WORDS) // (ROWS + WORDS)
     return room[: ROWS * most].reshape(ROWS, most), room[ROWS * most :][: WORDS * (most + 1)].reshape(
-        WORDS, -1
+        -1, WORDS
     )
 
 
 def _words_of(said: Sequence[Said], data: npt.NDArray[np.void]) -> Ints:
     """The name of each receipt."""
-    words = np.empty((WORDS, len(data)), np.int64)
-    words[HASH : HASH + 4] = np.ascontiguousarray(data["ticket"]).view(np.int64).reshape(-1, 4).T
+    words = np.empty((len(data), WORDS), np.int64)
+    words[:, HASH : HASH + 4] = np.ascontiguousarray(data["ticket"]).view(np.int64).reshape(-1, 4)
     which = _index([one.session_of for one in said], [len(one.sessions) // SESSION_BYTES for one in said])
-    words[SESSION : SESSION + 2] = _ids(b"".join([one.sessions for one in said])).take(which, axis=1)
+    words[:, SESSION : SESSION + 2] = _ids(b"".join([one.sessions for one in said])).take(which, axis=0)
     which = _index([one.network_of for one in said], [len(one.network_bytes) for one in said])
-    words[NETWORK : NETWORK + 2] = _ids(b"".join([one.networks for one in said])).take(which, axis=1)
-    words[NETWORKS] = np.frombuffer(b"".join([one.network_bytes for one in said]), np.uint8).take(which)
+    words[:, NETWORK : NETWORK + 2] = _ids(b"".join([one.networks for one in said])).take(which, axis=0)
+    words[:, NETWORKS] = np.frombuffer(b"".join([one.network_bytes for one in said]), np.uint8).take(which)
     return words
 
 
@@ -201,5 +200,5 @@ def _index(own: list[bytes], values: list[int]) -> Ints:
 
 
 def _ids(ids: bytes) -> Ints:
-    words: Ints = np.frombuffer(ids, np.int64).reshape(-1, SESSION_BYTES // 8).T
+    words: Ints = np.frombuffer(ids, np.int64).reshape(-1, SESSION_BYTES // 8)
     return words
