@@ -59,6 +59,10 @@ ROWS: Final = 8
     NETWORKS,  # bytes of the commitment: 16 or 0
 ) = range(9)
 WORDS: Final = 9
+_NAME: Final = np.dtype(
+    [("ticket", "V32"), ("session", "V16"), ("network", "V16"), ("network_bytes", np.int64)]
+)
+assert _NAME.itemsize == WORDS * 8
 # Another in each process: a hub that looks for tickets whose hashes meet cannot know which do.
 _SALT: Final = hash("claims") | 1
 _BITS: Final = 17
@@ -120,8 +124,8 @@ class Writer:
         rows = self._rows[:, self._end : self._end + len(data)]
         self._end += len(data)
         rows[NAME] = self._numbers(_words_of(said, data))
-        words = np.ascontiguousarray(data["bitmap"]).view("<u8").reshape(len(data), runs.CELL // 64).T
-        low, end, one_run = runs.ends(np.ascontiguousarray(words, np.uint64))
+        words = np.ascontiguousarray(data["bitmap"]).view("<u8").reshape(len(data), runs.CELL // 64)
+        low, end, one_run = runs.ends_of_rows(np.ascontiguousarray(words, np.uint64))
         offset = base.astype(np.int64) * (low < end)
         rows[LOW], rows[END], rows[RUN] = low + offset, end + offset, one_run
         rows[VERDICT] = np.frombuffer(b"".join([one.verdicts for one in said]), np.uint8)
@@ -182,14 +186,16 @@ def _parts(room: Ints) -> tuple[Ints, Ints]:
 
 def _words_of(said: Sequence[Said], data: npt.NDArray[np.void]) -> Ints:
     """The name of each receipt."""
-    words = np.empty((len(data), WORDS), np.int64)
-    words[:, HASH : HASH + 4] = np.ascontiguousarray(data["ticket"]).view(np.int64).reshape(-1, 4)
+    names = np.empty(len(data), _NAME)
+    names["ticket"] = data["ticket"]
     which = _index([one.session_of for one in said], [len(one.sessions) // SESSION_BYTES for one in said])
-    words[:, SESSION : SESSION + 2] = _ids(b"".join([one.sessions for one in said])).take(which, axis=0)
+    names["session"] = _ids(b"".join([one.sessions for one in said])).take(which)
     which = _index([one.network_of for one in said], [len(one.network_bytes) for one in said])
-    words[:, NETWORK : NETWORK + 2] = _ids(b"".join([one.networks for one in said])).take(which, axis=0)
-    words[:, NETWORKS] = np.frombuffer(b"".join([one.network_bytes for one in said]), np.uint8).take(which)
-    return words
+    names["network"] = _ids(b"".join([one.networks for one in said])).take(which)
+    names["network_bytes"] = np.frombuffer(b"".join([one.network_bytes for one in said]), np.uint8).take(
+        which
+    )
+    return names.view(np.int64).reshape(-1, WORDS)
 
 
 def _index(own: list[bytes], values: list[int]) -> Ints:
@@ -199,6 +205,5 @@ def _index(own: list[bytes], values: list[int]) -> Ints:
     return which
 
 
-def _ids(ids: bytes) -> Ints:
-    words: Ints = np.frombuffer(ids, np.int64).reshape(-1, SESSION_BYTES // 8)
-    return words
+def _ids(ids: bytes) -> npt.NDArray[np.void]:
+    return np.frombuffer(ids, f"V{SESSION_BYTES}")

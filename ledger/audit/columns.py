@@ -83,7 +83,7 @@ def judge(
     numbers = credits.tickets.numbers
     each = _of_events(served, numbers)
     of = np.repeat(np.arange(len(served)), counts)
-    position, published, now_s, node = each[:4].take(of, axis=1)
+    position, published, now_s, node = np.repeat(each[:4], counts, axis=1)
     if (tickets[t.BROADCAST] != numbers.get(b"b" + broadcast.key, -2)).any() or (
         tickets[t.ISSUED] >= position
     ).any():

@@ -228,6 +228,13 @@ class Store:
         return known.note
 
 
+class _Elsewhere:
+    """In place of a value that is not in memory."""
+
+
+_ELSEWHERE: Final = _Elsewhere()
+
+
 class Table(Generic[V]):
     """Values by key, the latest used in memory. Made by `Store.table`."""
 
@@ -248,10 +255,9 @@ class Table(Generic[V]):
         self._changed: set[bytes] = set()
 
     def get(self, key: bytes) -> V | None:
-        try:
-            return self._cache[key]
-        except KeyError:
-            pass
+        known = self._cache.get(key, _ELSEWHERE)
+        if not isinstance(known, _Elsewhere):
+            return known
         data = self._store.get(self._name + key)
         if data is None:
             return None
