@@ -18,7 +18,7 @@ import numpy as np
 
 from ledger import merkle, served
 from ledger.batch import receipts_digest
-from ledger.claims import ROWS, Ints, claims
+from ledger.claims import Claims, Ints, Told, Writer, room_bytes
 from ledger.events import MAX_EVENT_BYTES, decode_stored, encode
 from ledger.keys import PUBLIC_KEY_BYTES, verify
 from ledger.layout import Admitted, admitted
@@ -43,7 +43,7 @@ LENGTH_BYTES: Final = 4
 TOGETHER: Final = 4_096  # receipts in a part of a bundle's claims, and those of one event more
 # Memory that is shared: a bundle's file, with room for what is too much, then its claims.
 CLAIMS_AT: Final = MAX_BUNDLE_BYTES + 8
-SLOT_BYTES: Final = CLAIMS_AT + WIDTH * (MAX_EVENT_BYTES // SIGNED_BYTES) * ROWS * 8
+SLOT_BYTES: Final = CLAIMS_AT + room_bytes(WIDTH * (MAX_EVENT_BYTES // SIGNED_BYTES))
 
 
 class AuditFailure(Exception):
@@ -87,7 +87,8 @@ class Bundle(msgspec.Struct, array_like=True, frozen=True):
     strange: int  # index of the first entry that is not the one encoding of a known event
     admitted: Admitted  # sessions and tickets, which are
     deliveries: list[Delivery]  # those among the entries that are as usual
-    claims: list[list[int]]  # how many receipts ledger.claims has of each of these, by parts
+    claims: list[int]  # how many receipts ledger.claims has of each of these
+    named: int  # and how many names
 
 
 class Broken(msgspec.Struct, array_like=True, frozen=True):
@@ -151,6 +152,7 @@ def load_bundle(source: Source, index: int, size: int, memory: mmap.mmap) -> Bun
         read.admitted,
         read.deliveries,
         read.claims,
+        read.named,
     )
 
 
@@ -160,29 +162,30 @@ class Read(NamedTuple):
     strange: int
     admitted: Admitted
     deliveries: list[Delivery]
-    claims: list[list[int]]
+    claims: list[int]
+    named: int
 
 
 def read_entries(entries: Sequence[memoryview], room: Ints) -> Read:
-    """The parts of their claims stand in `room` one after the other (ledger.claims)."""
+    """Their claims stand in `room` (ledger.claims)."""
     known = admitted(entries)
     named = {*known.sessions, *known.tickets}
-    strange, waiting, begin = len(entries), 0, 0
+    strange, waiting = len(entries), 0
     said: list[Said] = []
-    found = Read(0, known, [], [])
+    deliveries: list[Delivery] = []
+    counts: list[int] = []
+    writer = Writer(room)
 
     for i, entry in enumerate(entries):
         if i in named:
             continue
         delivery = served.read(i, entry)
         if delivery is not None:
-            found.deliveries.append(delivery[0])
+            deliveries.append(delivery[0])
             said.append(delivery[1])
             waiting += len(delivery[1].verdicts)
             if waiting >= TOGETHER:  # more would only take memory
-                rows, counts = claims(said, room[begin:])
-                found.claims.append(counts)
-                begin += rows.size
+                counts += writer.add(said)
                 said, waiting = [], 0
             continue
         try:
@@ -190,18 +193,14 @@ def read_entries(entries: Sequence[memoryview], room: Ints) -> Read:
                 strange = min(strange, i)
         except (ValueError, TypeError):  # the replay will say what is wrong with it, in its turn
             strange = min(strange, i)
-    found.claims.append(claims(said, room[begin:])[1])
-    return found._replace(strange=strange)
+    counts += writer.add(said)
+    return Read(strange, known, deliveries, counts, writer.named)
 
 
-def parts_of(room: Ints, counts: list[list[int]]) -> list[Ints]:
+def told_in(room: Ints, counts: list[int], named: int) -> list[Told]:
     """The claims of each delivery, as `read_entries` left them in `room`."""
-    found = []
-    for part in counts:
-        size = ROWS * sum(part)
-        rows, room = room[:size].reshape(ROWS, -1) if size else room[:0].reshape(ROWS, 0), room[size:]
-        found += [rows[:, end - count : end] for count, end in zip(part, accumulate(part), strict=True)]
-    return found
+    claims = Claims(room, named)
+    return [Told(claims, end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
 
 
 # --- signatures

@@ -70,10 +70,9 @@ class Layout:
         """Entries of this layout, one row each."""
         return np.frombuffer(b"".join(entries), self.rows)
 
-    def fits(self, entries: Sequence[bytes | memoryview]) -> npt.NDArray[np.bool_]:
-        """Which of these entries of the layout's size are of it."""
-        rows = self.read(entries)
-        raw = rows.view(np.uint8).reshape(len(entries), self.size)
+    def fits(self, rows: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
+        """Which of these, read from entries of the layout's size, are of it."""
+        raw = rows.view(np.uint8).reshape(len(rows), self.size)
         at_us = rows["at_us"].astype(np.uint64)
         short, long = np.uint64(1 << 32), np.uint64(1 << 63)  # smaller ones have a shorter encoding
         fits: npt.NDArray[np.bool_] = (raw[:, self._constant] == self._bytes).all(axis=1)
@@ -171,14 +170,14 @@ def admitted(entries: Sequence[memoryview]) -> Admitted:
         some = by_size.get(size)
         if some:
             rows = layout.read([entries[i] for i in some])
-            fits = layout.fits([entries[i] for i in some]) & (rows["originator"] == rows["session"])
+            fits = layout.fits(rows) & (rows["originator"] == rows["session"])
             sessions += np.array(some)[fits].tolist()
     tickets = by_size.get(TICKETS.size, [])
-    if tickets:
-        tickets = np.array(tickets)[TICKETS.fits([entries[i] for i in tickets])].tolist()
+    rows = TICKETS.read([entries[i] for i in tickets])
+    fits = TICKETS.fits(rows)
+    tickets, rows = np.array(tickets, np.int64)[fits].tolist(), rows[fits]
     if not tickets:
         return Admitted(bytes(sorted(sessions)))
-    rows = TICKETS.read([entries[i] for i in tickets])
     data = rows["ticket"].tobytes()
     hashes = [
         hashlib.sha256(DOMAIN + data[at : at + BODY_BYTES]).digest()

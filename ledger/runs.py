@@ -23,6 +23,9 @@ _FIRST: Final = np.array(
     [[(((1 << n) - 1) >> at) & (2**WORD - 1) for n in range(CELL + 1)] for at in range(0, CELL, WORD)],
     np.uint64,
 )
+_FIRST_ROWS: Final = np.ascontiguousarray(_FIRST.T)
+_LOW_BYTES, _BYTE = np.uint64(0x00FF00FF00FF00FF), np.uint64(8)
+_SUM_OF_FOUR, _TOP = np.uint64(0x0001000100010001), np.uint64(48)
 
 
 class Runs(NamedTuple):
@@ -51,6 +54,22 @@ def ends(words: Words) -> tuple[Ints, Ints, Bools]:
     rest = np.flatnonzero((words != _FIRST.take(counts, axis=1)).any(axis=0))  # most are the first so many
     if len(rest):
         low[rest], end[rest] = _ends(words[:, rest])
+        one[rest] = end[rest] - low[rest] == counts[rest]
+    return low, end, one
+
+
+def ends_of_rows(words: Words) -> tuple[Ints, Ints, Bools]:
+    """As `ends`, for each row of eight words."""
+    # Bits of each word, then sums of neighbours in the same eight bytes: at most 512.
+    pairs = np.bitwise_count(words).view(np.uint64).reshape(-1)
+    pairs = (pairs & _LOW_BYTES) + (pairs >> _BYTE & _LOW_BYTES)
+    counts = (pairs * _SUM_OF_FOUR >> _TOP).astype(np.int64)
+    low, end, one = np.zeros_like(counts), counts, np.ones(len(counts), np.bool_)
+    unlike = words != _FIRST_ROWS.take(counts, axis=0)
+    if unlike.any():
+        rest = np.flatnonzero(unlike.any(axis=1))
+        end = counts.copy()
+        low[rest], end[rest] = _ends(words[rest].T)
         one[rest] = end[rest] - low[rest] == counts[rest]
     return low, end, one
 

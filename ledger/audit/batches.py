@@ -71,7 +71,8 @@ class Batches:
             require(list(indices) == sorted(set(indices)), "the batch's indices are not ascending")
         body, signature = header[:BODY_BYTES], header[BODY_BYTES:]
         version, node_key, _, _, count, digest = _HEADER.unpack(body)
-        require(version in DOMAINS, f"a batch of version {version}")
+        if version not in DOMAINS:
+            raise AuditFailure(f"a batch of version {version}")
         require(node_key == node.now.public_key, "the batch is another node's")
         name, signed = hashlib.sha256(body).digest(), hashlib.sha256(signature).digest()
         complete, batch = self._complete.get(name), self._batches.get(name)

@@ -67,8 +67,8 @@ class Cells:
 
     def put_runs(self, places: Ints, levels: list[Runs]) -> None:
         """Exchange cells. A place comes once, unless it is 0 and its runs are empty."""
-        for known, new in zip(self._runs, levels, strict=True):
-            known[0, places], known[1, places] = new.start, new.end
+        for (starts, ends_), new in zip(self._runs, levels, strict=True):
+            starts[places], ends_[places] = new.start, new.end
         self.in_bits[places] = False
         self._changed[places] = True
 

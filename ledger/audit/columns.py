@@ -15,7 +15,6 @@ import numpy as np
 
 from ledger import claims as told
 from ledger.audit import tickets as t
-from ledger.audit.cells import CELL_BITS
 from ledger.audit.credits import Credits
 from ledger.audit.facts import Broadcast, Ints, Published
 from ledger.audit.fresh import Claims, Sums, find
@@ -25,6 +24,7 @@ from ledger.judged import CAP_CODES, VERDICT_CODES
 from ledger.runs import Bools, Words
 from ledger.served import Delivery
 from ledger.settings import Settings
+from ledger.ticket import MAX_SEGMENTS
 from ledger.verdict import Verdict
 
 _ACCEPTED, _CAPPED = VERDICT_CODES[Verdict.ACCEPTED.value], VERDICT_CODES[Verdict.CAPPED.value]
@@ -42,7 +42,7 @@ class Served(NamedTuple):
     position: int
     event: SegmentsServed | Delivery
     node: NodeFacts
-    claims: Ints  # ledger.claims, without columns where it does not go into numbers
+    told: told.Told
     then: Published  # of its broadcast
 
 
@@ -73,59 +73,56 @@ def judge(
         return None
     if not 0 <= first < _LIMIT or broadcast.sums[-1] >= _LIMIT:
         return None
-    parts = [s.claims for s in served]
-    if not all(part.shape[1] for part in parts):
+    if any(s.told.begin == s.told.end for s in served):
         return None
-    claims = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
-    found_tickets = credits.tickets.find(claims[told.HASH : told.NETWORKS + 1])
-    if found_tickets is None:
+    known = _found(credits.tickets, served)
+    if known is None:
         return None
-    places, tickets = found_tickets
-    counts = [part.shape[1] for part in parts]
-    of = np.repeat(np.arange(len(parts)), counts)
-    published = np.array([s.then.segments for s in served]).take(of)
+    claims, places, tickets = known
+    counts = [s.told.end - s.told.begin for s in served]
     numbers = credits.tickets.numbers
+    each = _of_events(served, numbers)
+    of = np.repeat(np.arange(len(served)), counts)
+    position, published, now_s, node = np.repeat(each[:4], counts, axis=1)
     if (tickets[t.BROADCAST] != numbers.get(b"b" + broadcast.key, -2)).any() or (
-        tickets[t.ISSUED] >= np.array([s.position for s in served]).take(of)
+        tickets[t.ISSUED] >= position
     ).any():
         return None
     recorded = claims[told.VERDICT]
-    start = tickets[t.CHUNK] * CELL_BITS  # of the ticket's first cell, in segments of the broadcast
-    nothing = claims[told.END] == 0
-    lowest, end = claims[told.LOW] - (start + first), claims[told.END] - (start + first)
-    outside = (lowest < tickets[t.LO]) | (end > np.minimum(tickets[t.HI], published - start))
+    low, end = claims[told.LOW] - first, claims[told.END] - first  # in segments of the broadcast
+    reach = np.minimum(tickets[t.HIGH], published)
+    outside = (low < tickets[t.LOW]) | (end > reach)
 
     sums = Sums(broadcast.sums.tail, broadcast.sums.start)
-    low, high = start + tickets[t.LO], np.minimum(start + tickets[t.HI], published)
-    if sums.gone and (low < sums.gone).any():
+    if sums.gone and (tickets[t.LOW] < sums.gone).any():
         return None
-    covered = sums.between(np.minimum(low, high), high)
 
     # What depends on the receipt before it, or on what only one receipt in a thousand needs, is judged by itself.
-    single = (covered > tickets[t.BUDGET]) | (recorded == _MISMATCH) | nothing
+    single = (recorded == _MISMATCH) | (claims[told.END] == 0)
+    if int(tickets[t.BUDGET].min()) < sums.most(MAX_SEGMENTS):
+        single |= sums.between(np.minimum(tickets[t.LOW], reach), reach) > tickets[t.BUDGET]
     single |= ~credits.tickets.firsts(tickets[t.GROUP])
 
     def bitmaps(which: Ints) -> tuple[Words, Ints]:
         data = np.frombuffer(b"".join([s.event.receipts for s in served]), told.RECEIPT)[which]
-        words = np.ascontiguousarray(data["bitmap"]).view("<u8").reshape(len(which), -1)
-        return words.astype(np.uint64), data["base"].astype(np.int64) - (start + first)[which]
+        words = np.ascontiguousarray(data["bitmap"]).view("<u8").reshape(len(data), -1)
+        return words.astype(np.uint64), data["base"].astype(np.int64) - (tickets[t.START] + first)[which]
 
-    asked = Claims(lowest, end, claims[told.RUN] == 1, bitmaps)
+    start = tickets[t.START]
+    asked = Claims(low - start, end - start, claims[told.RUN] == 1, bitmaps)
     found = find(credits, tickets, asked, ~(outside | single), settings.prefix_sessions_max, sums)
     if found is None:
         return None
 
     verdicts = np.full(len(of), _ACCEPTED)
-    capped = _caps(credits, [s.node for s in served], of, settings, tickets, found.units)
-    now_s = np.array([s.event.at_us // 1_000_000 for s in served]).take(of)
-    nodes = np.array([numbers.get(b"k" + s.node.public_key, -1) for s in served]).take(of)
+    capped = _caps(served, each, of, settings, tickets, found.units)
     for code, where in (  # the last that applies
         (_CAPPED, capped > 0),
         (_DUPLICATE, ~found.any),
         (_OUT_OF_RANGE, outside),
         (_LATE, now_s > tickets[t.SETTLE_S]),
         (_BAD_SIGNATURE, recorded == _BAD_SIGNATURE),  # verified to be one, with all other signatures
-        (_WRONG_NODE, tickets[t.NODE] != nodes),
+        (_WRONG_NODE, tickets[t.NODE] != node),
     ):
         verdicts[where] = code
     accepted = verdicts == _ACCEPTED
@@ -146,6 +143,51 @@ def judge(
     return Columns(places, tickets, claims, of)
 
 
+def _found(tickets: t.Tickets, served: Sequence[Served]) -> tuple[Ints, Ints, Ints] | None:
+    """Claims, places of their tickets, and tickets, where all are found."""
+    pieces: list[told.Told] = []
+    for one in served:
+        claims, begin, end = one.told
+        if (
+            pieces and pieces[-1].claims is claims and pieces[-1].end == begin
+        ):  # beside each other: nothing is copied
+            begin = pieces.pop().begin
+        pieces.append(told.Told(claims, begin, end))
+    found = []
+    for claims, begin, end in pieces:
+        rows = claims.between(begin, end)
+        known = tickets.find(claims, rows[told.NAME])
+        if known is None:
+            return None
+        found.append((rows, *known))
+    if len(found) == 1:
+        return found[0]
+    rows_, places, columns = zip(*found, strict=True)
+    return np.concatenate(rows_, axis=1), np.concatenate(places), np.concatenate(columns, axis=1)
+
+
+def _of_events(served: Sequence[Served], numbers: dict[bytes, int]) -> Ints:
+    """A column for each event: its position, how many segments were published, the second in which it was judged; and
+    numbers of its node's key, friend, and networks, -2 for what no ticket is of."""
+    networks = [[numbers.get(b"w" + n, -2) for n in s.node.networks if n] for s in served]
+    most = max(map(len, networks))
+    return np.array(
+        [
+            (
+                s.position,
+                s.then.segments,
+                s.event.at_us // 1_000_000,
+                numbers.get(b"k" + s.node.public_key, -2),
+                numbers.get(b"f" + s.node.friend_id.bytes, -2),
+                *own,
+                *[-2] * (most - len(own)),
+            )
+            for s, own in zip(served, networks, strict=True)
+        ],
+        np.int64,
+    ).T
+
+
 def _by_event(which: Bools, of: Ints, counts: list[int]) -> list[list[int]]:
     """For each event which of its receipts."""
     starts = np.cumsum([0, *counts])
@@ -153,19 +195,16 @@ def _by_event(which: Bools, of: Ints, counts: list[int]) -> list[list[int]]:
 
 
 def _caps(
-    credits: Credits, nodes: list[NodeFacts], of: Ints, settings: Settings, tickets: Ints, units: Ints
+    served: Sequence[Served], each: Ints, of: Ints, settings: Settings, tickets: Ints, units: Ints
 ) -> Ints:
     """The cap that holds a receipt back, were it accepted otherwise; 0 where none does. Byte budgets are not here."""
-    numbers = credits.tickets.numbers
     caps: Ints = (units == 0) * CAP_CODES["prefix_sessions"]
+    friends, *networks = each[4:]
     if settings.same_network_forbidden:
-        own = [[numbers.get(b"w" + network, -1) for network in node.networks - {b""}] for node in nodes]
-        for n in range(max(map(len, own))):
-            networks = np.array([known[n] if n < len(known) else -1 for known in own])
-            caps[tickets[t.NETWORK] == networks.take(of)] = CAP_CODES["same_network"]
-    friends = np.array([numbers.get(b"f" + node.friend_id.bytes, -2) for node in nodes])
+        for own in networks:
+            caps[tickets[t.NETWORK] == own.take(of)] = CAP_CODES["same_network"]
     caps[tickets[t.ACCOUNT] == friends.take(of)] = CAP_CODES["own_account"]
-    suspended = [node.suspended for node in nodes]
+    suspended = [s.node.suspended for s in served]
     if any(suspended):
         kept_out = np.array(suspended).take(of)
         if settings.suspended_signed_paid:

@@ -17,7 +17,7 @@ from ledger.audit.batches import Batches
 from ledger.audit.credits import Credits
 from ledger.audit.crew import Crew, failing_at, present, require
 from ledger.audit.dues import Dues, Fact
-from ledger.audit.facts import Broadcast, Facts, Ints, TicketFields, ticket_fields
+from ledger.audit.facts import Broadcast, Facts, TicketFields, ticket_fields
 from ledger.audit.facts import Session as KnownSession
 from ledger.audit.facts import Ticket as KnownTicket
 from ledger.audit.report import AuditFailure, Counts
@@ -227,7 +227,7 @@ class Deliveries:
             same(judged, Judged(verdict.value))
 
     def segments_served(
-        self, position: int, event: SegmentsServed | Delivery, found: Ints | None = None
+        self, position: int, event: SegmentsServed | Delivery, found: told.Told | None = None
     ) -> None:
         """`found` is what ledger.claims gives, where that is known."""
         key = present(
@@ -257,7 +257,7 @@ class Deliveries:
                 self._signatures.add(position, "a receipt", check)
             return
         if found is None:
-            found = told.claims_of(_whole(event))
+            found = told.told_by(_whole(event))
         wait.served.append(columns.Served(position, event, node, found, then))
 
     # --- in columns

@@ -23,6 +23,9 @@ Ints = npt.NDArray[np.int64]
 TAIL: Final = 4_096  # values of a column in memory, at most
 PART: Final = 512  # values of a column in one row
 SMALL: Final = 16_384  # values of a table in memory; some hundred bytes each
+ADMITTED: Final = (
+    2  # times as many sessions, and tickets: each costs what fifty receipts do, once it is on disk
+)
 BROADCASTS: Final = 64  # in memory; up to 100 kB each
 
 T = TypeVar("T")
@@ -215,8 +218,8 @@ class Facts:
             lambda data: Broadcast(self._parts, data[:16], decode(data[16:])),
             BROADCASTS,
         )
-        self.sessions = struct_table(store, b"s", Session)
-        self.tickets = struct_table(store, b"t", Ticket)  # by the id of the ticket's record
+        self.sessions = struct_table(store, b"s", Session, ADMITTED * SMALL)
+        self.tickets = struct_table(store, b"t", Ticket, ADMITTED * SMALL)  # by the id of the ticket's record
         self.broadcast_of = store.table(b"d", bytes, bytes, SMALL)  # delivery -> broadcast
 
     def opened(self, key: bytes) -> int:

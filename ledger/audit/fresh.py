@@ -50,6 +50,11 @@ class Sums(NamedTuple):
         sizes: Ints = self.tail[end - self.gone] - self.tail[low - self.gone]
         return sizes
 
+    def most(self, count: int) -> int:
+        """Bytes of so many segments in a row at most, none of which is gone."""
+        longer = self.tail[count:] - self.tail[:-count]
+        return int(longer.max()) if len(longer) else int(self.tail[-1] - self.tail[0])
+
 
 class Found:
     """Of each receipt whether it claims anything new, and how much of it is payable. Nothing where not asked."""
@@ -123,7 +128,7 @@ def _in_runs(
         some = low < end
     low = np.minimum(low, end)
     found.units[at] += end - low
-    first = tickets[t.CHUNK][at] * CELL_BITS + (begin - sums.gone)
+    first = tickets[t.START][at] + (begin - sums.gone)
     found.sizes[at] += sums.tail.take(first + end) - sums.tail.take(first + low)
 
     credited, goes_on = grown(have, low, end)
@@ -189,7 +194,7 @@ def _in_bits(
         return False
     found.any[which] = fresh.any(axis=1)
     found.units[which] = np.bitwise_count(payable).sum(axis=1, dtype=np.int64)
-    found.sizes[which] = _sizes(payable, tickets[t.CHUNK] * CELL_BITS, sums)
+    found.sizes[which] = _sizes(payable, tickets[t.START], sums)
 
     def credit(accepted: Bools) -> Undo:
         undo: list[Undo] = []

@@ -20,7 +20,7 @@ from ledger.audit.crew import State as CrewState
 from ledger.audit.delivery import IN_COLUMNS, Deliveries
 from ledger.audit.dues import Dues
 from ledger.audit.dues import State as DuesState
-from ledger.audit.facts import Facts, Ints
+from ledger.audit.facts import Facts
 from ledger.audit.helpers import Helpers
 from ledger.audit.payouts import Payouts
 from ledger.audit.payouts import State as PayoutsState
@@ -28,6 +28,7 @@ from ledger.audit.report import AuditFailure, Counts
 from ledger.audit.signatures import Signatures
 from ledger.audit.store import Store
 from ledger.audit.stream import Entries
+from ledger.claims import Told
 from ledger.events import (
     EVENT_TYPES,
     AdjustmentBooked,
@@ -152,7 +153,7 @@ class Replay:
         self._admissions = Admissions(
             self.crew, facts, self._dues, self._versions, self.counts, self.signatures
         )
-        self._claims: dict[int, Ints] = {}  # ledger.claims of the bundle's deliveries, by position
+        self._claims: dict[int, Told] = {}  # by the bundle's deliveries; by position
         self._rules = self._rules_by_type()
 
     def apply(self, position: int, data: bytes | memoryview, *, one_encoding: bool = False) -> None:

@@ -7,7 +7,7 @@ exactly that: each row has a share in a sum that is kept beside it, so that not 
 
 import hashlib
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -228,6 +228,13 @@ class Store:
         return known.note
 
 
+class _Elsewhere:
+    """In place of a value that is not in memory."""
+
+
+_ELSEWHERE: Final = _Elsewhere()
+
+
 class Table(Generic[V]):
     """Values by key, the latest used in memory. Made by `Store.table`."""
 
@@ -248,10 +255,9 @@ class Table(Generic[V]):
         self._changed: set[bytes] = set()
 
     def get(self, key: bytes) -> V | None:
-        try:
-            return self._cache[key]
-        except KeyError:
-            pass
+        known = self._cache.get(key, _ELSEWHERE)
+        if not isinstance(known, _Elsewhere):
+            return known
         data = self._store.get(self._name + key)
         if data is None:
             return None
@@ -288,17 +294,23 @@ class Table(Generic[V]):
 
     def flush(self) -> None:
         if self._changed:
-            name, encode, cache = self._name, self._encode, self._cache
-            self._store.write(
-                [(name + key, None if (v := cache[key]) is None else encode(v)) for key in self._changed]
-            )
+            self._write(self._changed)
             self._changed.clear()
 
     def trim(self) -> None:
         if len(self._cache) > self._bound:
-            self.flush()
-            for key in list(islice(self._cache, len(self._cache) - self._bound // 2)):  # the oldest
+            oldest = list(islice(self._cache, len(self._cache) - self._bound // 2))
+            written = self._changed.intersection(oldest)
+            if written:
+                self._write(written)
+                self._changed -= written
+            for key in oldest:
                 del self._cache[key]
+
+    def _write(self, keys: Iterable[bytes]) -> None:
+        name, encode, cache = self._name, self._encode, self._cache
+        rows = [(name + key, None if (v := cache[key]) is None else encode(v)) for key in keys]
+        self._store.write(rows)
 
 
 def discard(path: Path) -> None:

@@ -23,8 +23,8 @@ from ledger import merkle
 from ledger.audit.helpers import Helpers
 from ledger.audit.report import AuditFailure
 from ledger.checkpoint import Checkpoint
-from ledger.checks import CLAIMS_AT, SLOT_BYTES, Broken, Bundle, File, Load, Loaded, fetch, load, parts_of
-from ledger.claims import Ints
+from ledger.checks import CLAIMS_AT, SLOT_BYTES, Broken, Bundle, File, Load, Loaded, fetch, load, told_in
+from ledger.claims import Told
 from ledger.layout import Admitted
 from ledger.merkle import Frontier
 from ledger.served import Delivery
@@ -54,7 +54,7 @@ class Entries(NamedTuple):
     strange: int  # index of the first that is not the one encoding of a known event
     admitted: Admitted  # sessions and tickets among them
     deliveries: list[Delivery]  # others that are the one encoding of theirs
-    claims: list[Ints]  # ledger.claims of each of these
+    claims: list[Told]  # by each of these
 
 
 class Edge(msgspec.Struct, array_like=True):
@@ -99,7 +99,7 @@ class Log:
             start, data = n * WIDTH, memoryview(memory)[: bundle.length]
             entries = entry_views(data, min(WIDTH, self._checkpoint.size - start))
             self._add(data, bundle, len(entries))
-            claims = parts_of(np.frombuffer(memory, np.int64, offset=CLAIMS_AT), bundle.claims)
+            claims = told_in(np.frombuffer(memory, np.int64, offset=CLAIMS_AT), bundle.claims, bundle.named)
             yield Entries(start, entries, bundle.strange, bundle.admitted, bundle.deliveries, claims)
         self._finish()
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ledger.audit.cells import CELL_BITS, Cells, doubled
 from ledger.audit.facts import Facts, Ints
 from ledger.audit.facts import Ticket as KnownTicket
+from ledger.claims import Claims
 from ledger.keys import PUBLIC_KEY_BYTES
 from ledger.layout import TICKET_BODY, record_ids
 from ledger.runs import Bools
@@ -25,9 +26,9 @@ _LIMIT: Final = 1 << 62  # what is counted in columns is below: sums of it are e
 
 # Rows of the matrix of live tickets.
 (
-    CHUNK,  # the first of its two cells: segments CHUNK * 512 of the broadcast and following
-    LO,  # first segment and the one after the last, relative to that cell's first
-    HI,
+    START,  # segment of the broadcast with which the first of its two cells begins
+    LOW,  # its first segment and the one after the last
+    HIGH,
     SETTLE_S,
     BUDGET,
     BROADCAST,  # numbers of things in memory
@@ -42,7 +43,7 @@ _LIMIT: Final = 1 << 62  # what is counted in columns is below: sums of it are e
     SESSION_1,
     NETWORK_0,
     NETWORK_1,
-    HASH,  # four rows, as in ledger.claims, and so on
+    HASH,  # four rows, as in ledger.claims, and so on: what is looked for, and not said of those that are found
     _,
     _,
     _,
@@ -60,6 +61,7 @@ class Tickets:
         self._facts = facts
         self._sessions = sessions
         self._networks = networks
+        self._cleared = 0
         self.clear()
 
     def __len__(self) -> int:
@@ -67,6 +69,7 @@ class Tickets:
 
     def clear(self) -> None:
         """Let go of all. Cells are to be cleared with them."""
+        self._cleared += 1
         self._count = 0
         self._heads: Ints = np.zeros(_HEADS, np.int64)  # by some bits of the hash: the last that was loaded
         self._next: Ints = np.zeros(1_024, np.int64)  # of the same bits: the one before; 0 after the first
@@ -75,22 +78,32 @@ class Tickets:
         self._met = np.zeros(1_024, np.int64)
         self.numbers: dict[bytes, int] = {}  # of sessions, networks, keys, accounts, broadcasts; from 0
 
-    def find(self, named: Ints) -> tuple[Ints, Ints] | None:
-        """Places and columns of the tickets of some receipts. `named` are the rows `HASH` and following of their
-        claims; None when one was never issued, or is of another session or network than is said."""
-        hashes = named[:4]
+    def find(self, claims: Claims, names: Ints) -> tuple[Ints, Ints] | None:
+        """Places and columns (without names) of the tickets of some receipts, whose names stand in `claims`; None when
+        one was never issued, or is of another session or network than is said."""
+        if claims.places_in != self._cleared:
+            claims.places_in, claims.places = self._cleared, np.zeros_like(claims.places)
+        places: Ints = claims.places.take(names)
+        if not places.all():
+            new = np.unique(names[places == 0])
+            found = self._named(claims.names[:, new])
+            if found is None:
+                return None
+            claims.places[new] = found
+            places = claims.places.take(names)
+        return places, self.columns[:HASH].take(places, axis=1)
+
+    def _named(self, names: Ints) -> Ints | None:
+        """Places of the tickets of different names."""
+        hashes = names[:4]
         places: Ints = self._heads.take(_bits(hashes[0]))
-        columns: Ints = self.columns.take(places, axis=1)
-        if (columns[HASH:] != named).any():
-            wrong = np.flatnonzero((columns[HASH : HASH + 4] != hashes).any(axis=0))
+        wrong = np.flatnonzero((self.columns[HASH : HASH + 4, places] != hashes).any(axis=0))
+        if len(wrong):
             found = self._search(hashes[:, wrong], places[wrong])
             if found is None:
                 return None
             places[wrong] = found
-            columns[:, wrong] = self.columns.take(found, axis=1)
-            if (columns[HASH:] != named).any():
-                return None
-        return places, columns
+        return places if (self.columns[HASH:, places] == names).all() else None
 
     def _search(self, hashes: Ints, places: Ints) -> Ints | None:
         """The places of tickets that are not at these, which have the same bits; from the log where not in memory."""
@@ -152,9 +165,9 @@ class Tickets:
         numbered = [self._number(b"w" + network) for network in networks]
         self.columns[:, begin:end] = np.stack(
             [
-                chunk,
-                low - chunk * CELL_BITS,
-                high - chunk * CELL_BITS,
+                chunk * CELL_BITS,
+                low,
+                high,
                 numbers[2],
                 numbers[3],
                 self._numbers(b"b", of),

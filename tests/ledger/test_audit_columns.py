@@ -23,8 +23,8 @@ from ledger.audit.report import AuditFailure
 from ledger.audit.store import Store
 from ledger.audit.stream import Entries
 from ledger.batch import Batch
-from ledger.checks import parts_of, read_entries
-from ledger.claims import ROWS
+from ledger.checks import read_entries, told_in
+from ledger.claims import room_bytes
 from ledger.events import (
     Event,
     NodeProbed,
@@ -230,9 +230,9 @@ def replayed(entries: Sequence[bytes], in_columns: int, bundle: int = 0) -> tupl
             for start in range(0, len(entries), bundle or 1):
                 if bundle:
                     views = [memoryview(e) for e in entries[start : start + bundle]]
-                    room = np.zeros(ROWS * 4_096, np.int64)
+                    room = np.zeros(room_bytes(4_096) // 8, np.int64)
                     read = read_entries(views, room)
-                    claims = parts_of(room, read.claims)
+                    claims = told_in(room, read.claims, read.named)
                     replay.apply_all(
                         Entries(start, views, read.strange, read.admitted, read.deliveries, claims)
                     )

@@ -9,8 +9,8 @@ from forged_log import altered, find, publish_entries
 from test_audit_columns import crowd
 
 from bench.evening import evening, publish
-from ledger.audit import Problem, audit, stream
-from ledger.audit.helpers import HelperDied, Helpers
+from ledger.audit import Problem, audit, helpers, stream
+from ledger.audit.helpers import HelperDied, Helpers, Program
 from ledger.checks import Signed, Verify, first_failure
 from ledger.events import SegmentsServed, TicketIssued, decode
 from ledger.keys import KeyPair
@@ -25,19 +25,27 @@ def check(n: int, *, good: bool = True) -> Signed:
     return Signed(KEY.public_key, DOMAIN, body, KEY.sign(DOMAIN, body if good else b"other"))
 
 
+@pytest.fixture(params=["as it starts here", "a program of its own"])
+def _each_start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "a program of its own":
+        monkeypatch.setattr(helpers, "_start", Program)
+
+
+@pytest.mark.usefixtures("_each_start")
 def test_a_helper_answers_as_this_process_would() -> None:
-    with closing(Helpers(2)) as helpers:
+    with closing(Helpers(2)) as some:
         bad = [check(n, good=n != 7) for n in range(20)]
-        answers = [helpers.verify(Verify(checks)) for checks in ([check(1)], bad, [])]
+        answers = [some.verify(Verify(checks)) for checks in ([check(1)], bad, [])]
         assert [a.result(30) for a in answers] == [first_failure([check(1)]), (7, 0), (-1, 0)]
 
 
+@pytest.mark.usefixtures("_each_start")
 def test_a_helper_that_dies_is_an_error_and_no_answer() -> None:
-    with closing(Helpers(1)) as helpers:
-        assert helpers.verify(Verify([check(1)])).result(30) == (-1, 0)
-        helpers._processes[0].kill()
+    with closing(Helpers(1)) as some:
+        assert some.verify(Verify([check(1)])).result(30) == (-1, 0)
+        some._processes[0].kill()
         with pytest.raises(HelperDied):
-            helpers.verify(Verify([check(1)])).result(30)
+            some.verify(Verify([check(1)])).result(30)
 
 
 def test_a_log_of_many_bundles_is_read_by_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,8 @@ def test_a_run_that_grows(pairs: list[tuple[tuple[int, int], tuple[int, int]]]) 
 def test_ends_of_bitmaps(bitmaps: list[int]) -> None:
     words = np.frombuffer(b"".join([b.to_bytes(64, "little") for b in bitmaps]), "<u8").reshape(-1, 8).T
     low, end, one = runs.ends(words.astype(np.uint64))
+    for there, here in zip(runs.ends_of_rows(words.T.astype(np.uint64)), (low, end, one), strict=True):
+        assert (there == here).all()
     for bits, start, stop, alike in zip(bitmaps, low.tolist(), end.tolist(), one.tolist(), strict=True):
         members = {i for i in range(512) if bits >> i & 1}
         assert (start, stop) == ((min(members), max(members) + 1) if members else (0, 0))

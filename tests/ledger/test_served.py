@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_audit_columns import crowd
 
-from ledger.claims import ROWS, claims, claims_of
+from ledger.claims import NAME, Claims, Ints, Told, Writer, room_bytes, told_by
 from ledger.events import SegmentsServed, decode_stored, encode
 from ledger.receipt import SIGNED_BYTES
 from ledger.served import NETWORK_BYTES, Delivery, Said, read
@@ -117,11 +117,20 @@ def test_numbers_of_many_events_are_those_of_each(seed: int) -> None:
     events += [event(dice) for _ in range(3)]  # of no version, nearly always
     dice.shuffle(events)
     some = [(e, said) for e in events if (said := Said.of(e)) is not None and e.verdicts]
-    room = np.zeros(ROWS * sum(len(e.verdicts) for e, _ in some), np.int64)
-    rows, counts = claims([said for _, said in some], room)
-    at = 0
+    room = np.zeros(room_bytes(sum(len(e.verdicts) for e, _ in some)) // 8, np.int64)
+    writer = Writer(room, bits=dice.choice([1, 4, 12]))
+    cut = dice.randrange(len(some) + 1)
+    counts = writer.add([said for _, said in some[:cut]]) + writer.add([said for _, said in some[cut:]])
+    claims, end = Claims(room, writer.named), 0
     for (one, _), count in zip(some, counts, strict=True):
         assert count in (0, len(one.verdicts))
-        assert (rows[:, at : at + count] == claims_of(one)).all()
-        at += count
-    assert at == rows.shape[1]
+        begin, end = end, end + count
+        for here, alone in zip(columns(Told(claims, begin, end)), columns(told_by(one)), strict=True):
+            assert (here == alone).all()
+    assert len({name.tobytes() for name in claims.names.T}) == writer.named
+
+
+def columns(told: Told) -> tuple[Ints, Ints]:
+    """What is claimed, and by whom."""
+    rows = told.claims.between(told.begin, told.end)
+    return rows[NAME + 1 :], told.claims.names.take(rows[NAME], axis=1)
