@@ -293,7 +293,12 @@ class CreditIndex:
         first_run = max(0, bisect_left(self._runs, (event.log_to + 1, -1)) - 1)
         self._runs = self._runs[first_run:]
         self.next_epoch, self.settled_to = event.epoch + 1, event.log_to
-        self._forget_before(self._start_us(event.epoch) - DAY_US)
+        start_us = self._start_us(event.epoch)
+        self._forget_before(start_us - DAY_US)
+        # No ticket is issued in an epoch before this one, and nothing was published before a ticket for it was issued,
+        # but for a few segments.
+        days = [start_us // DAY_US, *(pool.day for pool in self._pool_keys.values())]
+        self._rates.forget_before(min(days) * DAY_US - HOUR_US, self._epochs)
 
     def _forget_before(self, time_us: int) -> None:
         """Drop tickets that can bring no more receipts, and with the last ticket of a day its pools."""
@@ -313,8 +318,6 @@ class CreditIndex:
         live.update(fact.ticket.pool for fact in self._plain)
         self._pool_keys = {k: pool for k, pool in self._pool_keys.items() if pool in live}
         self._pools = {key: pool for key, pool in self._pools.items() if key in live}
-        if live:  # nothing was published before a ticket for it was issued, but for a few segments
-            self._rates.forget_before(min(pool.day for pool in live) * DAY_US - HOUR_US, self._epochs)
 
     # --- asking
 
