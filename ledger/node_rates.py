@@ -79,10 +79,23 @@ class NodeRates:
     carried: dict[tuple[UUID, int], int] = field(default_factory=dict)  # (node, window) -> bytes settled
 
     def probed(self, position: int, event: NodeProbed) -> None:
-        if event.outcome != "ok" or event.latency_us <= 0 or event.segment_bytes <= 0:
+        self.measured(
+            position,
+            event.originator_id.bytes,
+            at_us=event.at_us,
+            outcome=event.outcome,
+            latency_us=event.latency_us,
+            segment_bytes=event.segment_bytes,
+        )
+
+    def measured(
+        self, position: int, node: bytes, *, at_us: int, outcome: str, latency_us: int, segment_bytes: int
+    ) -> None:
+        """What a probe says of the node of that id (16 bytes)."""
+        if outcome != "ok" or latency_us <= 0 or segment_bytes <= 0:
             return
-        rate = min(event.segment_bytes * 1_000_000 // event.latency_us, _MOST)
-        self.newer += _ROW.pack(event.originator_id.bytes, event.at_us // HOUR_US, position, rate)
+        rate = min(segment_bytes * 1_000_000 // latency_us, _MOST)
+        self.newer += _ROW.pack(node, at_us // HOUR_US, position, rate)
         if len(self.newer) >= max(_NEWER_BYTES, len(self.sorted) // 2):
             self._sort_in()
 

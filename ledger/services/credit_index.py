@@ -21,7 +21,7 @@ import hashlib
 import struct
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from operator import attrgetter
@@ -41,10 +41,13 @@ from ledger.events import (
     SessionObserved,
     SettingsChanged,
     TicketIssued,
+    decode,
 )
+from ledger.friends import Friends
 from ledger.money import part_of
 from ledger.node_rates import HOUR_US, Epochs, NodeRates, Part
 from ledger.receipt import BITMAP_BITS, SIGNED_BYTES
+from ledger.services.credit_heads import Probed, Row, read
 from ledger.settings import Settings
 from ledger.settlement import Credit
 from ledger.ticket import BODY_BYTES, DOMAIN, Ticket, ViewerClass
@@ -146,7 +149,7 @@ class CreditIndex:
         self.settled_to = 0
         self._genesis_us = 0
         self._epoch_us = 0  # 0 until the crew is founded
-        self._friends: dict[UUID, UUID] = {}  # node -> friend
+        self._friends = Friends()
         self._tickets: dict[bytes, _Ticket] = {}
         self._plain_tickets: dict[UUID, list[_Ticket]] = defaultdict(
             list
@@ -165,15 +168,36 @@ class CreditIndex:
 
     # --- folding
 
+    def take(self, rows: Sequence[Row]) -> None:
+        """Fold the next rows of the log, as `apply` of each event would. Raises UnknownEventError, BrokenLogError; the
+        rows before that one are folded then.
+        """
+        heads = read(rows)
+        for row, head in zip(rows, heads or [None] * len(rows), strict=True):
+            if head is None:
+                self.apply(self.position, decode(row.state, row.topic))
+                continue
+            self._passed(self.position, head.at_us)
+            if isinstance(head, Probed):
+                self._rates.measured(
+                    self.position,
+                    head.originator_id,
+                    at_us=head.at_us,
+                    outcome=head.outcome,
+                    latency_us=head.latency_us,
+                    segment_bytes=head.segment_bytes,
+                )
+                if head.session_id is not None:
+                    self._spot_checked(self.position, UUID(bytes=head.session_id))
+            self.position += 1
+
     def apply(self, position: int, event: Event) -> None:
         """Fold the event at `position`; positions must follow each other from 0."""
         if position != self.position:
             raise ValueError(f"position {position} does not follow; {self.position} does")
         if isinstance(event, CrewFounded):
             self._genesis_us, self._epoch_us = event.genesis_us, event.epoch_length_s * 1_000_000
-        epoch = self.epoch_of(event.at_us)
-        if not self._runs or self._runs[-1][1] != epoch:
-            self._runs.append((position, epoch))
+        epoch = self._passed(position, event.at_us)
         match event:
             case SegmentsServed():
                 self._apply_served(position, epoch, event)
@@ -184,28 +208,43 @@ class CreditIndex:
             case SegmentsPublished():
                 self._apply_published(event)
             case NodeJoined():
-                self._friends[event.originator_id] = event.friend_id
+                self._friends.joined(event.originator_id, event.friend_id)
             case SettingsChanged():
                 self._settings.append((position, Settings.recorded(event.settings)))
             case NodeProbed():
                 self._rates.probed(position, event)
-                for ticket in self._plain_tickets.get(event.session_id, ()) if event.session_id else ():
-                    if ticket.probed is None:
-                        ticket.probed = position
+                if event.session_id is not None:
+                    self._spot_checked(position, event.session_id)
             case EpochSettled() if event.page == event.pages:
                 self._apply_settled(event)
             case _:
                 pass
         self.position = position + 1
 
+    def _passed(self, position: int, at_us: int) -> int:
+        """The epoch of an event."""
+        epoch = self.epoch_of(at_us)
+        if not self._runs or self._runs[-1][1] != epoch:
+            self._runs.append((position, epoch))
+        return epoch
+
+    def _spot_checked(self, position: int, session_id: UUID) -> None:
+        """The tickets that the session has by now are a spot check's."""
+        for ticket in self._plain_tickets.get(session_id, ()):
+            if ticket.probed is None:
+                ticket.probed = position
+
     def _apply_ticket(self, position: int, event: TicketIssued) -> None:
         body = event.ticket[:BODY_BYTES]
         ticket = Ticket.decode_body(body)
-        friend_id = self._friends.get(event.node_id)
-        if friend_id is None:
-            raise BrokenLogError(f"position {position}: a ticket for a node that never joined")
         day = event.at_us // DAY_US
-        pool = _PoolKey(ticket.stream_id, event.node_id, friend_id, day)
+        key = ticket.stream_id, event.node_id, day
+        pool = self._pool_keys.get(key)
+        if pool is None:
+            friend_id = self._friends.of(event.node_id)
+            if friend_id is None:
+                raise BrokenLogError(f"position {position}: a ticket for a node that never joined")
+            pool = self._pool_keys[key] = _PoolKey(ticket.stream_id, event.node_id, friend_id, day)
         known = _Ticket(
             session_id=ticket.session_id,
             rendition_id=ticket.rendition_id,
@@ -213,7 +252,7 @@ class CreditIndex:
             first=ticket.first_sequence,
             last=ticket.last_sequence,
             settle_by_us=ticket.settle_by_s * 1_000_000,
-            pool=self._pool_keys.setdefault((ticket.stream_id, event.node_id, day), pool),
+            pool=pool,
         )
         self._tickets[hashlib.sha256(DOMAIN + body).digest()] = known
         if known.plain:

@@ -38,9 +38,8 @@ log = structlog.get_logger()
 
 def catch_up(ledger: Ledger, index: CreditIndex, *, alive: Callable[[], None] = lambda: None) -> None:
     """Fold everything that is in the log and not yet in the index. `alive` is called after each page."""
-    while recorded := ledger.read(index.position, PAGE_EVENTS):
-        for entry in recorded:
-            index.apply(entry.position, entry.event)
+    while rows := ledger.read_rows(index.position, PAGE_EVENTS):
+        index.take(rows)
         alive()
 
 
