@@ -31,7 +31,14 @@ from ledger.application import Conflict, Ledger, Unavailable
 from ledger.services import crew
 from ledger.services.credit_index import CreditIndex
 from ledger.services.nodes import change_node
-from ledger.services.settle import GRACE_US, keep_index, recall_index, release_due_holds, settle_due_epochs
+from ledger.services.settle import (
+    GRACE_US,
+    keep_index,
+    kept_on_the_way,
+    recall_index,
+    release_due_holds,
+    settle_due_epochs,
+)
 from ledger.store.database import create_sql_engine
 from ledger.tlog.cosigners import Cosigners, WitnessAddress
 from ledger.tlog.files import write_atomic
@@ -129,7 +136,7 @@ class Worker:
                 self._ledger,
                 at_us=self._clock.checked(),
                 index=self._credits,
-                alive=alive,
+                alive=kept_on_the_way(self._ledger, self._credits, alive),
                 grace_us=GRACE_US,
             )
             keep_index(self._ledger, self._credits)

@@ -82,21 +82,21 @@ class NodeRates:
         self.measured(
             position,
             event.originator_id.bytes,
-            at_us=event.at_us,
-            outcome=event.outcome,
-            latency_us=event.latency_us,
-            segment_bytes=event.segment_bytes,
+            event.at_us,
+            event.outcome,
+            event.latency_us,
+            event.segment_bytes,
         )
 
     def measured(
-        self, position: int, node: bytes, *, at_us: int, outcome: str, latency_us: int, segment_bytes: int
+        self, position: int, node: bytes, at_us: int, outcome: str, latency_us: int, segment_bytes: int
     ) -> None:
         """What a probe says of the node of that id (16 bytes)."""
         if outcome != "ok" or latency_us <= 0 or segment_bytes <= 0:
             return
-        rate = min(segment_bytes * 1_000_000 // latency_us, _MOST)
-        self.newer += _ROW.pack(node, at_us // HOUR_US, position, rate)
-        if len(self.newer) >= max(_NEWER_BYTES, len(self.sorted) // 2):
+        rate = segment_bytes * 1_000_000 // latency_us
+        self.newer += _ROW.pack(node, at_us // HOUR_US, position, rate if rate < _MOST else _MOST)
+        if len(self.newer) >= _NEWER_BYTES and len(self.newer) >= len(self.sorted) // 2:
             self._sort_in()
 
     def most_bytes(

@@ -73,11 +73,16 @@ def read(rows: Sequence[Row]) -> list[Head | None] | None:
     at each: among the bytes is what is unknown, or is not what its row says.
     """
     kinds = [_HEADS.get(row.topic) for row in rows]
-    states = [row.state for row, kind in zip(rows, kinds, strict=True) if kind is not None]
+    whole = None in kinds
+    states = (
+        [row.state for row, kind in zip(rows, kinds, strict=True) if kind]
+        if whole
+        else [r.state for r in rows]
+    )
     try:
-        heads = iter(_decoder.decode(b"\xdd" + len(states).to_bytes(4) + b"".join(states)))
-        read = [next(heads) if kind is not None else None for kind in kinds]
+        read: list[Head] = _decoder.decode(b"\xdd" + len(states).to_bytes(4) + b"".join(states))
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    same = all(kind is None or type(head) is kind for kind, head in zip(kinds, read, strict=True))
-    return read if same else None
+    of_each = iter(read)
+    heads = [next(of_each) if kind else None for kind in kinds] if whole else list[Head | None](read)
+    return heads if [type(head) if head else None for head in heads] == kinds else None

@@ -23,7 +23,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from itertools import repeat, takewhile
 from operator import attrgetter
 from typing import Final
 from uuid import UUID
@@ -172,20 +172,24 @@ class CreditIndex:
         """Fold the next rows of the log, as `apply` of each event would. Raises UnknownEventError, BrokenLogError; the
         rows before that one are folded then.
         """
-        heads = read(rows)
-        for row, head in zip(rows, heads or [None] * len(rows), strict=True):
+        measured = self._rates.measured
+        start_us, end_us = 0, 0  # of the epoch of the event before; nothing is in that of none
+        for row, head in zip(rows, read(rows) or repeat(None), strict=False):
             if head is None:
                 self.apply(self.position, decode(row.state, row.topic))
+                start_us, end_us = 0, 0
                 continue
-            self._passed(self.position, head.at_us)
+            at_us = head.at_us
+            if not start_us <= at_us < end_us:
+                start_us, end_us = self._epoch_us_of(self._passed(self.position, at_us))
             if isinstance(head, Probed):
-                self._rates.measured(
+                measured(
                     self.position,
                     head.originator_id,
-                    at_us=head.at_us,
-                    outcome=head.outcome,
-                    latency_us=head.latency_us,
-                    segment_bytes=head.segment_bytes,
+                    at_us,
+                    head.outcome,
+                    head.latency_us,
+                    head.segment_bytes,
                 )
                 if head.session_id is not None:
                     self._spot_checked(self.position, UUID(bytes=head.session_id))
@@ -501,6 +505,11 @@ class CreditIndex:
                 pool.fetched += fact.fetched
         factor = self.settings(log_to).plain_sample_factor
         return [claim for pool in touched.values() for claim in _payable(pool, factor)], touched
+
+    def _epoch_us_of(self, epoch: int) -> tuple[int, int]:
+        """Times that are in an epoch: from, and up to."""
+        start_us = self._start_us(epoch)
+        return start_us, start_us + self._epoch_us
 
     def _start_us(self, epoch: int) -> int:
         return self._genesis_us + epoch * self._epoch_us
