@@ -66,11 +66,24 @@ class BrokenLogError(ValueError):
     """The log credits something that it does not contain. Names the position."""
 
 
+_Marks = list[tuple[int, int]]  # of a rendition: (last sequence, epoch), ascending
+
+
+class _Issued(msgspec.Struct, gc=False):
+    """A ticket of a signing viewer. There may be a million of them, until the last of their receipts is settled: what
+    many have in common is one object."""
+
+    marks: _Marks
+    settle_by_us: int
+    pool: "_PoolKey"
+
+
 @dataclass(slots=True)
 class _Ticket:
+    """A ticket of a plain player."""
+
     session_id: UUID
-    rendition_id: UUID
-    plain: bool
+    marks: _Marks
     first: int
     last: int
     settle_by_us: int
@@ -95,11 +108,12 @@ class _PoolKey:
 
 
 class _Claim(msgspec.Struct, frozen=True, gc=False):
-    """Accepted units of one receipt. There may be millions: they hold no cycle and the collector need not look."""
+    """Accepted units of one receipt, or of an event's for one pool. There may be millions: they hold no cycle and the
+    collector need not look."""
 
     position: int
     epoch: int  # of the event that states it
-    receipt: int  # which of the event's
+    receipt: int  # which of the event's; 0 where it is several
     pool: _PoolKey
     plain: bool
     published_epoch: int
@@ -143,20 +157,20 @@ class _Pool:
 
 
 class CreditIndex:
-    def __init__(self) -> None:
+    def __init__(self, *, each_receipt: bool = False) -> None:
+        """`each_receipt`: remember what signing viewers signed receipt by receipt, which only `sources` asks for."""
+        self._each_receipt = each_receipt
         self.position = 0  # the next log position to apply
         self.next_epoch = 0
         self.settled_to = 0
         self._genesis_us = 0
         self._epoch_us = 0  # 0 until the crew is founded
         self._friends = Friends()
-        self._tickets: dict[bytes, _Ticket] = {}
+        self._tickets: dict[bytes, _Issued | _Ticket] = {}  # by hash
         self._plain_tickets: dict[UUID, list[_Ticket]] = defaultdict(
             list
         )  # session -> its tickets, oldest first
-        self._published: dict[
-            UUID, list[tuple[int, int]]
-        ] = {}  # rendition -> (last sequence, epoch), ascending
+        self._published: dict[UUID, _Marks] = {}  # by rendition
         self._settings: list[tuple[int, Settings]] = [(0, Settings())]  # (position, from there on)
         self._rates = NodeRates()
         self._runs: list[tuple[int, int]] = []  # (position, epoch) wherever the epoch of events changes
@@ -249,21 +263,24 @@ class CreditIndex:
             if friend_id is None:
                 raise BrokenLogError(f"position {position}: a ticket for a node that never joined")
             pool = self._pool_keys[key] = _PoolKey(ticket.stream_id, event.node_id, friend_id, day)
+        marks, settle_by_us = self._marks(ticket.rendition_id), ticket.settle_by_s * 1_000_000
+        ticket_hash = hashlib.sha256(DOMAIN + body).digest()
+        if ticket.viewer_class is not ViewerClass.PLAIN:
+            self._tickets[ticket_hash] = _Issued(marks, settle_by_us, pool)
+            return
         known = _Ticket(
             session_id=ticket.session_id,
-            rendition_id=ticket.rendition_id,
-            plain=ticket.viewer_class is ViewerClass.PLAIN,
+            marks=marks,
             first=ticket.first_sequence,
             last=ticket.last_sequence,
-            settle_by_us=ticket.settle_by_s * 1_000_000,
+            settle_by_us=settle_by_us,
             pool=pool,
         )
-        self._tickets[hashlib.sha256(DOMAIN + body).digest()] = known
-        if known.plain:
-            self._plain_tickets[known.session_id].append(known)
+        self._tickets[ticket_hash] = known
+        self._plain_tickets[known.session_id].append(known)
 
     def _apply_served(self, position: int, epoch: int, event: SegmentsServed) -> None:
-        signed: list[_Claim] = []  # all of the event's or none
+        signed: dict[tuple[_PoolKey, int, int], list[int]] = {}  # all of the event's or none
         plain: list[_PlainClaim] = []
         for i, judged in enumerate(event.judged):
             if judged.verdict != _ACCEPTED:
@@ -275,22 +292,19 @@ class CreditIndex:
                     f"position {position}: receipt {i} credits a ticket that was never issued"
                 )
             newest = base + int.from_bytes(bitmap, "little").bit_length() - 1
-            published = self._epoch_published(ticket.rendition_id, newest, epoch)
-            of = (
-                position,
-                epoch,
-                i,
-                ticket.pool,
-                ticket.plain,
-                published,
-                judged.units,
-                judged.credited_bytes,
-            )
-            if ticket.plain:
-                plain.append(_PlainClaim(*of, ticket))
-            else:
-                signed.append(_Claim(*of))
-        self._signed += signed
+            published = _epoch_published(ticket.marks, newest, epoch)
+            units, size = judged.units, judged.credited_bytes
+            if isinstance(ticket, _Ticket):
+                pool = ticket.pool
+                plain.append(_PlainClaim(position, epoch, i, pool, True, published, units, size, ticket))
+                continue
+            total = signed.setdefault((ticket.pool, published, i if self._each_receipt else 0), [0, 0])
+            total[0] += units
+            total[1] += size
+        self._signed += [
+            _Claim(position, epoch, i, pool, False, published, *total)
+            for (pool, published, i), total in signed.items()
+        ]
         self._plain += plain
 
     def _apply_observed(self, position: int, epoch: int, event: SessionObserved) -> None:
@@ -316,7 +330,7 @@ class CreditIndex:
                 self._plain.append(_Seen(position, epoch, t, seen, at_hub))
 
     def _apply_published(self, event: SegmentsPublished) -> None:
-        marks = self._published.setdefault(event.rendition_id, [])
+        marks = self._marks(event.rendition_id)
         for segment in event.segments:
             epoch = self.epoch_of(segment.program_us)
             if marks and epoch <= marks[-1][1]:
@@ -350,7 +364,7 @@ class CreditIndex:
             return
         for ticket_hash in over:
             ticket = self._tickets.pop(ticket_hash)
-            if ticket.plain:
+            if isinstance(ticket, _Ticket):
                 left = [t for t in self._plain_tickets.get(ticket.session_id, []) if t is not ticket]
                 if left:
                     self._plain_tickets[ticket.session_id] = left
@@ -425,7 +439,10 @@ class CreditIndex:
         epochs.
 
         None when more was claimed than its line can have carried: then no receipt is paid in full.
+        Raises ValueError when this index does not remember each receipt.
         """
+        if not self._each_receipt:
+            raise ValueError("this index does not know each receipt")
         claims, _ = self._claims(log_to)
         if any(part.over_rate and part.pool.node_id == node_id for part in self._parts(claims, log_to)[0]):
             return None
@@ -514,10 +531,13 @@ class CreditIndex:
     def _start_us(self, epoch: int) -> int:
         return self._genesis_us + epoch * self._epoch_us
 
-    def _epoch_published(self, rendition_id: UUID, sequence: int, otherwise: int) -> int:
-        marks = self._published.get(rendition_id, [])
-        i = bisect_left(marks, (sequence, -1))
-        return marks[i][1] if i < len(marks) else otherwise
+    def _marks(self, rendition_id: UUID) -> _Marks:
+        return self._published.setdefault(rendition_id, [])
+
+
+def _epoch_published(marks: _Marks, sequence: int, otherwise: int) -> int:
+    i = bisect_left(marks, (sequence, -1))
+    return marks[i][1] if i < len(marks) else otherwise
 
 
 def _shift(bits: int, by: int) -> int:
