@@ -53,9 +53,17 @@ class Probed(Head, frozen=True, tag=str(e.NodeProbed.__struct_config__.tag)):
     session_id: Id | None
 
 
+class Issued(Head, frozen=True, tag=str(e.TicketIssued.__struct_config__.tag)):
+    node_id: Id
+    ticket: bytes
+
+
+READ: Final[frozenset[type[Event]]] = frozenset({e.NodeProbed, e.TicketIssued})  # of what is folded
+
+
 def _heads() -> dict[str, type[Head]]:
-    whole = FOLDED - {e.NodeProbed} | UPCASTERS.keys()
-    heads: dict[str, type[Head]] = {str(Probed.__struct_config__.tag): Probed}
+    whole = FOLDED - READ | UPCASTERS.keys()
+    heads: dict[str, type[Head]] = {str(c.__struct_config__.tag): c for c in (Probed, Issued)}
     for tag, kind in EVENT_TYPES.items():
         if kind not in whole and tag not in heads:
             head: Any = msgspec.defstruct("Other", [], bases=(Head,), tag=tag, frozen=True, gc=False)

@@ -47,17 +47,20 @@ from ledger.friends import Friends
 from ledger.money import part_of
 from ledger.node_rates import HOUR_US, Epochs, NodeRates, Part
 from ledger.receipt import BITMAP_BITS, SIGNED_BYTES
-from ledger.services.credit_heads import Probed, Row, read
+from ledger.services.credit_heads import Issued, Probed, Row, read
 from ledger.settings import Settings
 from ledger.settlement import Credit
-from ledger.ticket import BODY_BYTES, DOMAIN, Ticket, ViewerClass
+from ledger.ticket import BODY_BYTES, DOMAIN, MAX_SEGMENTS, VERSION, Ticket, ViewerClass
 from ledger.verdict import Verdict
 
 DAY_US: Final = 86_400 * 1_000_000
 # Of a receipt's body (ledger.receipt) the ticket hash, base sequence and bitmap. Whoever judged it has read all of it.
 _CLAIMED: Final = struct.Struct(">x32s4xQ64s")
+# Of a ticket's body (ledger.ticket): version, class, session, stream, rendition, first, last, settle_by_s.
+_SCOPE: Final = struct.Struct(">BB24x16s16s16s64xQQQ28x")
+assert _SCOPE.size == BODY_BYTES
 
-
+_CLASSES: Final = frozenset(map(int, ViewerClass))
 _ACCEPTED: Final = Verdict.ACCEPTED.value
 _POSITION: Final = attrgetter("position")
 
@@ -170,7 +173,7 @@ class CreditIndex:
         self._plain_tickets: dict[UUID, list[_Ticket]] = defaultdict(
             list
         )  # session -> its tickets, oldest first
-        self._published: dict[UUID, _Marks] = {}  # by rendition
+        self._published: dict[bytes, _Marks] = {}  # by the rendition's id
         self._settings: list[tuple[int, Settings]] = [(0, Settings())]  # (position, from there on)
         self._rates = NodeRates()
         self._runs: list[tuple[int, int]] = []  # (position, epoch) wherever the epoch of events changes
@@ -178,7 +181,7 @@ class CreditIndex:
         self._signed: list[_Claim] = []
         self._plain: list[_PlainClaim | _Seen] = []
         self._pools: dict[_PoolKey, _Pool] = {}
-        self._pool_keys: dict[tuple[UUID, UUID, int], _PoolKey] = {}  # by stream, node, day
+        self._pool_keys: dict[tuple[bytes, bytes, int], _PoolKey] = {}  # by stream, node, day
 
     # --- folding
 
@@ -196,7 +199,9 @@ class CreditIndex:
             at_us = head.at_us
             if not start_us <= at_us < end_us:
                 start_us, end_us = self._epoch_us_of(self._passed(self.position, at_us))
-            if isinstance(head, Probed):
+            if isinstance(head, Issued):
+                self._apply_ticket(self.position, at_us, head.node_id, head.ticket)
+            elif isinstance(head, Probed):
                 measured(
                     self.position,
                     head.originator_id,
@@ -220,7 +225,7 @@ class CreditIndex:
             case SegmentsServed():
                 self._apply_served(position, epoch, event)
             case TicketIssued():
-                self._apply_ticket(position, event)
+                self._apply_ticket(position, event.at_us, event.node_id.bytes, event.ticket)
             case SessionObserved():
                 self._apply_observed(position, epoch, event)
             case SegmentsPublished():
@@ -252,32 +257,32 @@ class CreditIndex:
             if ticket.probed is None:
                 ticket.probed = position
 
-    def _apply_ticket(self, position: int, event: TicketIssued) -> None:
-        body = event.ticket[:BODY_BYTES]
-        ticket = Ticket.decode_body(body)
-        day = event.at_us // DAY_US
-        key = ticket.stream_id, event.node_id, day
-        pool = self._pool_keys.get(key)
+    def _apply_ticket(self, position: int, at_us: int, node: bytes, signed: bytes) -> None:
+        body = signed[:BODY_BYTES]
+        if len(body) != BODY_BYTES:
+            Ticket.decode_body(body)  # raises
+        version, kind, session, stream, rendition, first, last, settle_by_s = _SCOPE.unpack(body)
+        if version != VERSION or kind not in _CLASSES or not first <= last < first + MAX_SEGMENTS:
+            Ticket.decode_body(body)  # raises
+        pool = self._pool_keys.get((stream, node, at_us // DAY_US))
         if pool is None:
-            friend_id = self._friends.of(event.node_id)
-            if friend_id is None:
-                raise BrokenLogError(f"position {position}: a ticket for a node that never joined")
-            pool = self._pool_keys[key] = _PoolKey(ticket.stream_id, event.node_id, friend_id, day)
-        marks, settle_by_us = self._marks(ticket.rendition_id), ticket.settle_by_s * 1_000_000
+            pool = self._new_pool(position, stream, node, at_us // DAY_US)
+        marks, settle_by_us = self._marks(rendition), settle_by_s * 1_000_000
         ticket_hash = hashlib.sha256(DOMAIN + body).digest()
-        if ticket.viewer_class is not ViewerClass.PLAIN:
+        if kind != ViewerClass.PLAIN:
             self._tickets[ticket_hash] = _Issued(marks, settle_by_us, pool)
             return
-        known = _Ticket(
-            session_id=ticket.session_id,
-            marks=marks,
-            first=ticket.first_sequence,
-            last=ticket.last_sequence,
-            settle_by_us=settle_by_us,
-            pool=pool,
-        )
+        known = _Ticket(UUID(bytes=session), marks, first, last, settle_by_us, pool)
         self._tickets[ticket_hash] = known
         self._plain_tickets[known.session_id].append(known)
+
+    def _new_pool(self, position: int, stream: bytes, node: bytes, day: int) -> _PoolKey:
+        node_id = UUID(bytes=node)
+        friend_id = self._friends.of(node_id)
+        if friend_id is None:
+            raise BrokenLogError(f"position {position}: a ticket for a node that never joined")
+        pool = self._pool_keys[stream, node, day] = _PoolKey(UUID(bytes=stream), node_id, friend_id, day)
+        return pool
 
     def _apply_served(self, position: int, epoch: int, event: SegmentsServed) -> None:
         signed: dict[tuple[_PoolKey, int, int], list[int]] = {}  # all of the event's or none
@@ -330,7 +335,7 @@ class CreditIndex:
                 self._plain.append(_Seen(position, epoch, t, seen, at_hub))
 
     def _apply_published(self, event: SegmentsPublished) -> None:
-        marks = self._marks(event.rendition_id)
+        marks = self._marks(event.rendition_id.bytes)
         for segment in event.segments:
             epoch = self.epoch_of(segment.program_us)
             if marks and epoch <= marks[-1][1]:
@@ -531,8 +536,8 @@ class CreditIndex:
     def _start_us(self, epoch: int) -> int:
         return self._genesis_us + epoch * self._epoch_us
 
-    def _marks(self, rendition_id: UUID) -> _Marks:
-        return self._published.setdefault(rendition_id, [])
+    def _marks(self, rendition: bytes) -> _Marks:
+        return self._published.setdefault(rendition, [])
 
 
 def _epoch_published(marks: _Marks, sequence: int, otherwise: int) -> int:
