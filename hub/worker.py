@@ -33,6 +33,7 @@ from ledger.services.credit_index import CreditIndex
 from ledger.services.nodes import change_node
 from ledger.services.settle import (
     GRACE_US,
+    catch_up,
     keep_index,
     kept_on_the_way,
     recall_index,
@@ -127,18 +128,21 @@ class Worker:
         """Settle every epoch that is over, then release what was held long enough."""
         alive = self._alive("settlement")
         self._clock.checked()
-        if not self._clock.is_sure():
-            return  # for some minutes after a start that is long after the last end
+        sure = self._clock.is_sure()  # not for some minutes after a start that is long after the last end
         if self._credits is None:
             self._credits = recall_index(self._ledger)
+        on_the_way = kept_on_the_way(self._ledger, self._credits, alive)
         try:
-            settle_due_epochs(
-                self._ledger,
-                at_us=self._clock.checked(),
-                index=self._credits,
-                alive=kept_on_the_way(self._ledger, self._credits, alive),
-                grace_us=GRACE_US,
-            )
+            if sure:
+                settle_due_epochs(
+                    self._ledger,
+                    at_us=self._clock.checked(),
+                    index=self._credits,
+                    alive=on_the_way,
+                    grace_us=GRACE_US,
+                )
+            else:
+                catch_up(self._ledger, self._credits, alive=on_the_way)
             keep_index(self._ledger, self._credits)
         except TRANSIENT:
             raise
@@ -146,6 +150,8 @@ class Worker:
             self._credits = CreditIndex()  # what failed half-way is folded anew
             raise
         alive()
+        if not sure:
+            return
         hold_s = crew.settings(self._ledger).hold_s
         release_due_holds(self._ledger, hold_s=hold_s, at_us=self._clock.checked())
 
