@@ -19,6 +19,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
+from threading import Event
 from typing import Final
 from uuid import UUID, uuid4
 
@@ -30,6 +31,7 @@ from bench.__main__ import line
 from bench.ledger_append import Anything, deposits, probes
 from bench.library import postgres, side_by_side, timed
 from hub.embedded.postgres import EmbeddedPostgres
+from hub.embedded.warm import warm
 from hub.logs import configure_logging
 from ledger import events as e
 from ledger.aggregates.book import Book
@@ -238,6 +240,8 @@ def main() -> int:
                 flush=True,
             )
             crews.append(crew)
+        for crew in crews:
+            warm(url, Event(), schema=crew.schema)  # as the worker of a hub does
         for row in rows_of(crews):
             print(line(row), flush=True)
         for crew in crews:

@@ -19,6 +19,7 @@ from api.liveness import Liveness, LivenessUnknown
 from api.valkey import connect
 from hub.bootstrap import now_us
 from hub.clock import SteadyClock
+from hub.embedded.warm import warm
 from hub.heartbeats import HEARTBEATS_FOLDER, STEP_S, Heartbeats
 from hub.keystore import KeyStore
 from hub.leaving import leave
@@ -108,6 +109,9 @@ class Worker:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: self._stop.set())
         self._heartbeats.begin()
+        if self._settings.database_url is None:  # the embedded one
+            url = self._settings.resolved_database_url()
+            threading.Thread(target=warm, args=(url, self._stop), name="warm", daemon=True).start()
         for thread in threads:
             thread.start()
         for thread in threads:
