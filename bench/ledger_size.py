@@ -1,7 +1,9 @@
-"""`python -m bench.ledger_size [--events N]`: what grows with the log, and what does not.
+"""`python -m bench.ledger_size [--events N] [--keep FOLDER]`: what grows with the log, and what does not.
 
 Crews of 10,000, a million and N events (ten million unless said otherwise) on one server, fsync on. Each figure of a
 large log is set against that of the small one, measured in turns. N is bounded by the disk: about 1 kB an event.
+What is in FOLDER was written once and stays: the next run, of another version of the program too, measures on it. The
+small one is written anew, as each run makes it longer.
 """
 
 import argparse
@@ -12,18 +14,26 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
+from threading import Event
 from typing import Final
 from uuid import UUID, uuid4
 
+import psycopg
+from psycopg.sql import SQL, Identifier
+
 from bench import Row
 from bench.__main__ import line
-from bench.ledger_append import deposits, probes
+from bench.ledger_append import Anything, deposits, probes
 from bench.library import postgres, side_by_side, timed
+from hub.embedded.postgres import EmbeddedPostgres
+from hub.embedded.warm import warm
 from hub.logs import configure_logging
+from ledger import events as e
 from ledger.aggregates.book import Book
 from ledger.application import Ledger
 from ledger.ids import BOOK_ID, NAMESPACE, ordered_id
@@ -37,6 +47,9 @@ BYTES_PER_EVENT: Final = 1_000
 BATCH: Final = 5_000  # of these, one moves money in the book
 ACCOUNTS: Final = 500
 ROUNDS: Final = 40
+VIEWERS: Final = 10  # who come at once in the mix of a hub
+BATCHES: Final = 3  # of their receipts, packed, in the time in which each of them needs one ticket
+BATCH_BYTES: Final = 40_000
 MEMORY_MIB: Final = 200.0
 APPEND_REACH: Final = 1.2
 FLAT: Final = 1.5  # what does not grow may still be measured on a busy machine
@@ -47,22 +60,31 @@ class Crew:
 
     def __init__(self, url: str, folder: Path, events: int) -> None:
         self.url, self.schema, self.folder, self.events = url, f"crew_{events}", folder / str(events), events
+        if events == SMALL:
+            with psycopg.connect(url) as connection:
+                connection.execute(SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(Identifier(self.schema)))
+            shutil.rmtree(self.folder, ignore_errors=True)
         migrate(url, self.schema)
         self.ledger = Ledger(url, schema=self.schema)
         self.publisher = publisher_of(self.ledger, self.folder)
+        self.delivery = Anything(uuid4())
 
     def fill(self) -> None:
-        book = self.ledger.load_or_new(Book, BOOK_ID)
-        for n in range(ACCOUNTS):
-            self.deposit(book, n)
-        for n in range(ACCOUNTS, self.events, BATCH):
-            self.deposit(book, n)
-            self.ledger.save(book, *probes(BATCH - 1, 50))
+        if self.ledger.size() == 0:
+            book = self.ledger.load_or_new(Book, BOOK_ID)
+            for n in range(ACCOUNTS):
+                self.deposit(book, n)
+            for n in range(ACCOUNTS, self.events, BATCH):
+                self.deposit(book, n)
+                self.ledger.save(book, *probes(BATCH - 1, 50))
         self.ledger.load(Book, BOOK_ID)
+        self.publisher.publish(at_us=self.events)
+
+    def fold(self) -> None:
+        """Keep the unsettled credits as a hub does that runs all the while."""
         index = recall_index(self.ledger)
         catch_up(self.ledger, index)
         keep_index(self.ledger, index)
-        self.publisher.publish(at_us=self.events)
 
     @staticmethod
     def deposit(book: Book, n: int) -> None:
@@ -75,6 +97,28 @@ class Crew:
         """us of an append of one event and of a thousand, together, all of new aggregates."""
         one, thousand = deposits(1, 1, new_id), deposits(1_000, 50, new_id)
         return 1e6 * (timed(lambda: self.ledger.save(*one)) + timed(lambda: self.ledger.save(*thousand)))
+
+    def append_mix(self) -> float:
+        """us of what a hub appends when viewers come: a session and a ticket for each, and some batches of receipts.
+
+        Each is durable before the next. The batches go on in the aggregate of one broadcast.
+        """
+        sessions, tickets = ([deposits(1, 1, of) for _ in range(VIEWERS)] for of in (by_time, uuid4))
+
+        def arrive() -> None:
+            for one in (*sessions, *tickets):
+                self.ledger.save(*one)
+            for _ in range(BATCHES):
+                self.delivery.trigger(
+                    e.BudgetDeposited,
+                    at_us=1,
+                    stream_id=NAMESPACE,
+                    reference="r" * BATCH_BYTES,
+                    transfer=e.Transfer("deposit", ()),
+                )
+                self.ledger.save(self.delivery)
+
+        return 1e6 * timed(arrive)
 
     def publish(self) -> float:
         """ms to publish a thousand new events."""
@@ -135,9 +179,14 @@ def rows_of(crews: list[Crew]) -> Iterator[Row]:
     for how, new_id in (("by time", by_time), ("at random", uuid4)):
         name = f"append of 1 and of 1,000, named {how},"
         yield from against_small(name, "us", APPEND_REACH, ROUNDS, partial(Crew.append, new_id=new_id))
+    each = f"{VIEWERS} sessions, {VIEWERS} tickets, {BATCHES} batches of receipts, one append each,"
+    yield from against_small(each, "us", APPEND_REACH, ROUNDS, Crew.append_mix)
     yield from against_small("publication of 1,000 more", "ms", FLAT, ROUNDS // 2, Crew.publish)
     yield from against_small("all balances", "us", FLAT, ROUNDS, Crew.balances)
     memory: dict[int, float] = {}
+
+    for crew in crews:
+        crew.fold()
 
     def start_s(crew: Crew) -> float:
         took, memory[crew.events] = crew.start()
@@ -149,29 +198,50 @@ def rows_of(crews: list[Crew]) -> Iterator[Row]:
         yield Row(name, memory[crew.events], MEMORY_MIB, "MiB", 1.0, True)
 
 
+@contextmanager
+def server(kept: Path | None) -> Iterator[tuple[str, Path]]:
+    """(URL, folder of the published logs); gone afterwards unless they are kept."""
+    if kept is None:
+        with tempfile.TemporaryDirectory(prefix="streamrp2p-bench-") as folder, postgres() as url:
+            yield url, Path(folder)
+        return
+    kept.mkdir(parents=True, exist_ok=True)
+    kept.chmod(0o755)
+    (kept / "logs").mkdir(exist_ok=True)
+    embedded = EmbeddedPostgres(kept / "postgres")
+    try:
+        yield embedded.start(), kept / "logs"
+    finally:
+        embedded.stop()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.ledger_size", description=__doc__.partition(":")[2]
     )
     parser.add_argument("--events", type=int, default=10_000_000, metavar="N")
-    events = parser.parse_args().events
+    parser.add_argument("--keep", type=Path, metavar="FOLDER")
+    arguments = parser.parse_args()
+    events = arguments.events
     sizes = sorted({SMALL, min(1_000_000, events), events})
     free = shutil.disk_usage(tempfile.gettempdir()).free
-    if events < SMALL or free < sum(sizes) * BYTES_PER_EVENT:
+    if arguments.keep is None and (events < SMALL or free < sum(sizes) * BYTES_PER_EVENT):
         print(f"--events is {SMALL} to {free // BYTES_PER_EVENT - sum(sizes[:-1])} here", file=sys.stderr)
         return 2
     configure_logging(json=False, level="warning")
-    with tempfile.TemporaryDirectory(prefix="streamrp2p-bench-") as folder, postgres() as url:
+    with server(arguments.keep) as (url, folder):
         crews = []
         for size in sizes:
-            crew = Crew(url, Path(folder), size)
-            took = timed(crew.fill)
+            crew = Crew(url, folder, size)
+            written, folded = timed(crew.fill), timed(crew.fold)
             print(
-                f"bench: {size:,} events written, folded and published in {took:.0f} s",
+                f"bench: {size:,} events written and published in {written:.0f} s, folded in {folded:.0f} s",
                 file=sys.stderr,
                 flush=True,
             )
             crews.append(crew)
+        for crew in crews:
+            warm(url, Event(), schema=crew.schema)  # as the worker of a hub does
         for row in rows_of(crews):
             print(line(row), flush=True)
         for crew in crews:

@@ -20,6 +20,7 @@ from api.liveness import Liveness, LivenessUnknown
 from api.valkey import connect
 from hub.bootstrap import now_us
 from hub.clock import SteadyClock
+from hub.embedded.warm import warm
 from hub.estimating import Estimating
 from hub.heartbeats import HEARTBEATS_FOLDER, STEP_S, Heartbeats
 from hub.keystore import KeyStore
@@ -33,7 +34,15 @@ from ledger.application import Conflict, Ledger, Unavailable
 from ledger.services import crew
 from ledger.services.credit_index import CreditIndex
 from ledger.services.nodes import change_node
-from ledger.services.settle import GRACE_US, keep_index, recall_index, release_due_holds, settle_due_epochs
+from ledger.services.settle import (
+    GRACE_US,
+    catch_up,
+    keep_index,
+    kept_on_the_way,
+    recall_index,
+    release_due_holds,
+    settle_due_epochs,
+)
 from ledger.store.database import create_sql_engine
 from ledger.store.outage import outage
 from ledger.tlog.cosigners import Cosigners, WitnessAddress
@@ -105,6 +114,9 @@ class Worker:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: self._stop.set())
         self._heartbeats.begin()
+        if self._settings.database_url is None:  # the embedded one
+            url = self._settings.resolved_database_url()
+            threading.Thread(target=warm, args=(url, self._stop), name="warm", daemon=True).start()
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -125,18 +137,22 @@ class Worker:
         """Settle every epoch that is over, release what was held long enough, say what the running one would bring."""
         alive = self._alive("settlement")
         self._clock.checked()
-        if not self._clock.is_sure():
-            return  # for some minutes after a start that is long after the last end
+        sure = self._clock.is_sure()  # not for some minutes after a start that is long after the last end
         if self._credits is None:
             self._credits = recall_index(self._ledger)
+        on_the_way = kept_on_the_way(self._ledger, self._credits, alive)
         try:
-            settled = settle_due_epochs(
-                self._ledger,
-                at_us=self._clock.checked(),
-                index=self._credits,
-                alive=alive,
-                grace_us=GRACE_US,
-            )
+            settled = []
+            if sure:
+                settled = settle_due_epochs(
+                    self._ledger,
+                    at_us=self._clock.checked(),
+                    index=self._credits,
+                    alive=on_the_way,
+                    grace_us=GRACE_US,
+                )
+            else:
+                catch_up(self._ledger, self._credits, alive=on_the_way)
             keep_index(self._ledger, self._credits)
         except TRANSIENT:
             raise
@@ -144,6 +160,8 @@ class Worker:
             self._credits = CreditIndex()  # what failed half-way is folded anew
             raise
         alive()
+        if not sure:
+            return
         hold_s = crew.settings(self._ledger).hold_s
         release_due_holds(self._ledger, hold_s=hold_s, at_us=self._clock.checked())
         self._estimating.step(self._credits, at_us=self._clock.checked(), settled=bool(settled), alive=alive)

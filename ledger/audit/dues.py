@@ -328,7 +328,11 @@ class Dues:
         state.runs = state.runs[max(0, bisect_left(state.runs, (event.log_to + 1, -1)) - 1) :]
         state.next_epoch, state.settled_to = event.epoch + 1, event.log_to
         self._draft = None
-        self._forget(position, state.genesis_us + event.epoch * state.epoch_us - DAY_US)
+        start_us = state.genesis_us + event.epoch * state.epoch_us
+        self._forget(position, start_us - DAY_US)
+        # As CreditIndex: of what was published before that hour, nothing comes any more.
+        days = [start_us // DAY_US, *(pool.day for pool in state.pools.values())]
+        state.rates.forget_before(min(days) * DAY_US - HOUR_US, self._epochs)
 
     def _forget(self, position: int, time_us: int) -> None:
         """Drop tickets that can bring no more receipts, and with the last ticket of a day its pool."""
@@ -346,9 +350,6 @@ class Dues:
             self._tallies.remove(number.to_bytes(8))
         if gone:
             state.probes = {t: named for t, named in state.probes.items() if named[1] in state.pools}
-        if state.pools:  # nothing was published before a ticket for it was issued, but for a few segments
-            oldest_us = min(pool.day for pool in state.pools.values()) * DAY_US - HOUR_US
-            state.rates.forget_before(oldest_us, self._epochs)
 
     def _forgotten(self, issued: int, settle_by_us: int) -> bool:
         return issued < self.state.forgotten_at and settle_by_us < self.state.forgotten_us

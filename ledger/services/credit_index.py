@@ -21,9 +21,9 @@ import hashlib
 import struct
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from itertools import repeat, takewhile
 from operator import attrgetter
 from typing import Final
 from uuid import UUID
@@ -41,20 +41,26 @@ from ledger.events import (
     SessionObserved,
     SettingsChanged,
     TicketIssued,
+    decode,
 )
+from ledger.friends import Friends
 from ledger.money import part_of
 from ledger.node_rates import HOUR_US, Epochs, NodeRates, Part
 from ledger.receipt import BITMAP_BITS, SIGNED_BYTES
+from ledger.services.credit_heads import Issued, Probed, Row, read
 from ledger.settings import Settings
 from ledger.settlement import Credit
-from ledger.ticket import BODY_BYTES, DOMAIN, Ticket, ViewerClass
+from ledger.ticket import BODY_BYTES, DOMAIN, MAX_SEGMENTS, VERSION, Ticket, ViewerClass
 from ledger.verdict import Verdict
 
 DAY_US: Final = 86_400 * 1_000_000
 # Of a receipt's body (ledger.receipt) the ticket hash, base sequence and bitmap. Whoever judged it has read all of it.
 _CLAIMED: Final = struct.Struct(">x32s4xQ64s")
+# Of a ticket's body (ledger.ticket): version, class, session, stream, rendition, first, last, settle_by_s.
+_SCOPE: Final = struct.Struct(">BB24x16s16s16s64xQQQ28x")
+assert _SCOPE.size == BODY_BYTES
 
-
+_CLASSES: Final = frozenset(map(int, ViewerClass))
 _ACCEPTED: Final = Verdict.ACCEPTED.value
 _POSITION: Final = attrgetter("position")
 
@@ -63,11 +69,24 @@ class BrokenLogError(ValueError):
     """The log credits something that it does not contain. Names the position."""
 
 
+_Marks = list[tuple[int, int]]  # of a rendition: (last sequence, epoch), ascending
+
+
+class _Issued(msgspec.Struct, gc=False):
+    """A ticket of a signing viewer. There may be a million of them, until the last of their receipts is settled: what
+    many have in common is one object."""
+
+    marks: _Marks
+    settle_by_us: int
+    pool: "_PoolKey"
+
+
 @dataclass(slots=True)
 class _Ticket:
+    """A ticket of a plain player."""
+
     session_id: UUID
-    rendition_id: UUID
-    plain: bool
+    marks: _Marks
     first: int
     last: int
     settle_by_us: int
@@ -92,11 +111,12 @@ class _PoolKey:
 
 
 class _Claim(msgspec.Struct, frozen=True, gc=False):
-    """Accepted units of one receipt. There may be millions: they hold no cycle and the collector need not look."""
+    """Accepted units of one receipt, or of an event's for one pool. There may be millions: they hold no cycle and the
+    collector need not look."""
 
     position: int
     epoch: int  # of the event that states it
-    receipt: int  # which of the event's
+    receipt: int  # which of the event's; 0 where it is several
     pool: _PoolKey
     plain: bool
     published_epoch: int
@@ -140,20 +160,20 @@ class _Pool:
 
 
 class CreditIndex:
-    def __init__(self) -> None:
+    def __init__(self, *, each_receipt: bool = False) -> None:
+        """`each_receipt`: remember what signing viewers signed receipt by receipt, which only `sources` asks for."""
+        self._each_receipt = each_receipt
         self.position = 0  # the next log position to apply
         self.next_epoch = 0
         self.settled_to = 0
         self._genesis_us = 0
         self._epoch_us = 0  # 0 until the crew is founded
-        self._friends: dict[UUID, UUID] = {}  # node -> friend
-        self._tickets: dict[bytes, _Ticket] = {}
+        self._friends = Friends()
+        self._tickets: dict[bytes, _Issued | _Ticket] = {}  # by hash
         self._plain_tickets: dict[UUID, list[_Ticket]] = defaultdict(
             list
         )  # session -> its tickets, oldest first
-        self._published: dict[
-            UUID, list[tuple[int, int]]
-        ] = {}  # rendition -> (last sequence, epoch), ascending
+        self._published: dict[bytes, _Marks] = {}  # by the rendition's id
         self._settings: list[tuple[int, Settings]] = [(0, Settings())]  # (position, from there on)
         self._rates = NodeRates()
         self._runs: list[tuple[int, int]] = []  # (position, epoch) wherever the epoch of events changes
@@ -161,9 +181,38 @@ class CreditIndex:
         self._signed: list[_Claim] = []
         self._plain: list[_PlainClaim | _Seen] = []
         self._pools: dict[_PoolKey, _Pool] = {}
-        self._pool_keys: dict[tuple[UUID, UUID, int], _PoolKey] = {}  # by stream, node, day
+        self._pool_keys: dict[tuple[bytes, bytes, int], _PoolKey] = {}  # by stream, node, day
 
     # --- folding
+
+    def take(self, rows: Sequence[Row]) -> None:
+        """Fold the next rows of the log, as `apply` of each event would. Raises UnknownEventError, BrokenLogError; the
+        rows before that one are folded then.
+        """
+        measured = self._rates.measured
+        start_us, end_us = 0, 0  # of the epoch of the event before; nothing is in that of none
+        for row, head in zip(rows, read(rows) or repeat(None), strict=False):
+            if head is None:
+                self.apply(self.position, decode(row.state, row.topic))
+                start_us, end_us = 0, 0
+                continue
+            at_us = head.at_us
+            if not start_us <= at_us < end_us:
+                start_us, end_us = self._epoch_us_of(self._passed(self.position, at_us))
+            if isinstance(head, Issued):
+                self._apply_ticket(self.position, at_us, head.node_id, head.ticket)
+            elif isinstance(head, Probed):
+                measured(
+                    self.position,
+                    head.originator_id,
+                    at_us,
+                    head.outcome,
+                    head.latency_us,
+                    head.segment_bytes,
+                )
+                if head.session_id is not None:
+                    self._spot_checked(self.position, UUID(bytes=head.session_id))
+            self.position += 1
 
     def apply(self, position: int, event: Event) -> None:
         """Fold the event at `position`; positions must follow each other from 0."""
@@ -171,56 +220,72 @@ class CreditIndex:
             raise ValueError(f"position {position} does not follow; {self.position} does")
         if isinstance(event, CrewFounded):
             self._genesis_us, self._epoch_us = event.genesis_us, event.epoch_length_s * 1_000_000
-        epoch = self.epoch_of(event.at_us)
-        if not self._runs or self._runs[-1][1] != epoch:
-            self._runs.append((position, epoch))
+        epoch = self._passed(position, event.at_us)
         match event:
             case SegmentsServed():
                 self._apply_served(position, epoch, event)
             case TicketIssued():
-                self._apply_ticket(position, event)
+                self._apply_ticket(position, event.at_us, event.node_id.bytes, event.ticket)
             case SessionObserved():
                 self._apply_observed(position, epoch, event)
             case SegmentsPublished():
                 self._apply_published(event)
             case NodeJoined():
-                self._friends[event.originator_id] = event.friend_id
+                self._friends.joined(event.originator_id, event.friend_id)
             case SettingsChanged():
                 self._settings.append((position, Settings.recorded(event.settings)))
             case NodeProbed():
                 self._rates.probed(position, event)
-                for ticket in self._plain_tickets.get(event.session_id, ()) if event.session_id else ():
-                    if ticket.probed is None:
-                        ticket.probed = position
+                if event.session_id is not None:
+                    self._spot_checked(position, event.session_id)
             case EpochSettled() if event.page == event.pages:
                 self._apply_settled(event)
             case _:
                 pass
         self.position = position + 1
 
-    def _apply_ticket(self, position: int, event: TicketIssued) -> None:
-        body = event.ticket[:BODY_BYTES]
-        ticket = Ticket.decode_body(body)
-        friend_id = self._friends.get(event.node_id)
+    def _passed(self, position: int, at_us: int) -> int:
+        """The epoch of an event."""
+        epoch = self.epoch_of(at_us)
+        if not self._runs or self._runs[-1][1] != epoch:
+            self._runs.append((position, epoch))
+        return epoch
+
+    def _spot_checked(self, position: int, session_id: UUID) -> None:
+        """The tickets that the session has by now are a spot check's."""
+        for ticket in self._plain_tickets.get(session_id, ()):
+            if ticket.probed is None:
+                ticket.probed = position
+
+    def _apply_ticket(self, position: int, at_us: int, node: bytes, signed: bytes) -> None:
+        body = signed[:BODY_BYTES]
+        if len(body) != BODY_BYTES:
+            Ticket.decode_body(body)  # raises
+        version, kind, session, stream, rendition, first, last, settle_by_s = _SCOPE.unpack(body)
+        if version != VERSION or kind not in _CLASSES or not first <= last < first + MAX_SEGMENTS:
+            Ticket.decode_body(body)  # raises
+        pool = self._pool_keys.get((stream, node, at_us // DAY_US))
+        if pool is None:
+            pool = self._new_pool(position, stream, node, at_us // DAY_US)
+        marks, settle_by_us = self._marks(rendition), settle_by_s * 1_000_000
+        ticket_hash = hashlib.sha256(DOMAIN + body).digest()
+        if kind != ViewerClass.PLAIN:
+            self._tickets[ticket_hash] = _Issued(marks, settle_by_us, pool)
+            return
+        known = _Ticket(UUID(bytes=session), marks, first, last, settle_by_us, pool)
+        self._tickets[ticket_hash] = known
+        self._plain_tickets[known.session_id].append(known)
+
+    def _new_pool(self, position: int, stream: bytes, node: bytes, day: int) -> _PoolKey:
+        node_id = UUID(bytes=node)
+        friend_id = self._friends.of(node_id)
         if friend_id is None:
             raise BrokenLogError(f"position {position}: a ticket for a node that never joined")
-        day = event.at_us // DAY_US
-        pool = _PoolKey(ticket.stream_id, event.node_id, friend_id, day)
-        known = _Ticket(
-            session_id=ticket.session_id,
-            rendition_id=ticket.rendition_id,
-            plain=ticket.viewer_class is ViewerClass.PLAIN,
-            first=ticket.first_sequence,
-            last=ticket.last_sequence,
-            settle_by_us=ticket.settle_by_s * 1_000_000,
-            pool=self._pool_keys.setdefault((ticket.stream_id, event.node_id, day), pool),
-        )
-        self._tickets[hashlib.sha256(DOMAIN + body).digest()] = known
-        if known.plain:
-            self._plain_tickets[known.session_id].append(known)
+        pool = self._pool_keys[stream, node, day] = _PoolKey(UUID(bytes=stream), node_id, friend_id, day)
+        return pool
 
     def _apply_served(self, position: int, epoch: int, event: SegmentsServed) -> None:
-        signed: list[_Claim] = []  # all of the event's or none
+        signed: dict[tuple[_PoolKey, int, int], list[int]] = {}  # all of the event's or none
         plain: list[_PlainClaim] = []
         for i, judged in enumerate(event.judged):
             if judged.verdict != _ACCEPTED:
@@ -232,22 +297,19 @@ class CreditIndex:
                     f"position {position}: receipt {i} credits a ticket that was never issued"
                 )
             newest = base + int.from_bytes(bitmap, "little").bit_length() - 1
-            published = self._epoch_published(ticket.rendition_id, newest, epoch)
-            of = (
-                position,
-                epoch,
-                i,
-                ticket.pool,
-                ticket.plain,
-                published,
-                judged.units,
-                judged.credited_bytes,
-            )
-            if ticket.plain:
-                plain.append(_PlainClaim(*of, ticket))
-            else:
-                signed.append(_Claim(*of))
-        self._signed += signed
+            published = _epoch_published(ticket.marks, newest, epoch)
+            units, size = judged.units, judged.credited_bytes
+            if isinstance(ticket, _Ticket):
+                pool = ticket.pool
+                plain.append(_PlainClaim(position, epoch, i, pool, True, published, units, size, ticket))
+                continue
+            total = signed.setdefault((ticket.pool, published, i if self._each_receipt else 0), [0, 0])
+            total[0] += units
+            total[1] += size
+        self._signed += [
+            _Claim(position, epoch, i, pool, False, published, *total)
+            for (pool, published, i), total in signed.items()
+        ]
         self._plain += plain
 
     def _apply_observed(self, position: int, epoch: int, event: SessionObserved) -> None:
@@ -273,7 +335,7 @@ class CreditIndex:
                 self._plain.append(_Seen(position, epoch, t, seen, at_hub))
 
     def _apply_published(self, event: SegmentsPublished) -> None:
-        marks = self._published.setdefault(event.rendition_id, [])
+        marks = self._marks(event.rendition_id.bytes)
         for segment in event.segments:
             epoch = self.epoch_of(segment.program_us)
             if marks and epoch <= marks[-1][1]:
@@ -293,7 +355,12 @@ class CreditIndex:
         first_run = max(0, bisect_left(self._runs, (event.log_to + 1, -1)) - 1)
         self._runs = self._runs[first_run:]
         self.next_epoch, self.settled_to = event.epoch + 1, event.log_to
-        self._forget_before(self._start_us(event.epoch) - DAY_US)
+        start_us = self._start_us(event.epoch)
+        self._forget_before(start_us - DAY_US)
+        # No ticket is issued in an epoch before this one, and nothing was published before a ticket for it was issued,
+        # but for a few segments.
+        days = [start_us // DAY_US, *(pool.day for pool in self._pool_keys.values())]
+        self._rates.forget_before(min(days) * DAY_US - HOUR_US, self._epochs)
 
     def _forget_before(self, time_us: int) -> None:
         """Drop tickets that can bring no more receipts, and with the last ticket of a day its pools."""
@@ -302,7 +369,7 @@ class CreditIndex:
             return
         for ticket_hash in over:
             ticket = self._tickets.pop(ticket_hash)
-            if ticket.plain:
+            if isinstance(ticket, _Ticket):
                 left = [t for t in self._plain_tickets.get(ticket.session_id, []) if t is not ticket]
                 if left:
                     self._plain_tickets[ticket.session_id] = left
@@ -313,8 +380,6 @@ class CreditIndex:
         live.update(fact.ticket.pool for fact in self._plain)
         self._pool_keys = {k: pool for k, pool in self._pool_keys.items() if pool in live}
         self._pools = {key: pool for key, pool in self._pools.items() if key in live}
-        if live:  # nothing was published before a ticket for it was issued, but for a few segments
-            self._rates.forget_before(min(pool.day for pool in live) * DAY_US - HOUR_US, self._epochs)
 
     # --- asking
 
@@ -383,7 +448,10 @@ class CreditIndex:
         epochs.
 
         None when more was claimed than its line can have carried: then no receipt is paid in full.
+        Raises ValueError when this index does not remember each receipt.
         """
+        if not self._each_receipt:
+            raise ValueError("this index does not know each receipt")
         claims, _ = self._claims(log_to)
         if any(part.over_rate and part.pool.node_id == node_id for part in self._parts(claims, log_to)[0]):
             return None
@@ -464,13 +532,21 @@ class CreditIndex:
         factor = self.settings(log_to).plain_sample_factor
         return [claim for pool in touched.values() for claim in _payable(pool, factor)], touched
 
+    def _epoch_us_of(self, epoch: int) -> tuple[int, int]:
+        """Times that are in an epoch: from, and up to."""
+        start_us = self._start_us(epoch)
+        return start_us, start_us + self._epoch_us
+
     def _start_us(self, epoch: int) -> int:
         return self._genesis_us + epoch * self._epoch_us
 
-    def _epoch_published(self, rendition_id: UUID, sequence: int, otherwise: int) -> int:
-        marks = self._published.get(rendition_id, [])
-        i = bisect_left(marks, (sequence, -1))
-        return marks[i][1] if i < len(marks) else otherwise
+    def _marks(self, rendition: bytes) -> _Marks:
+        return self._published.setdefault(rendition, [])
+
+
+def _epoch_published(marks: _Marks, sequence: int, otherwise: int) -> int:
+    i = bisect_left(marks, (sequence, -1))
+    return marks[i][1] if i < len(marks) else otherwise
 
 
 def _shift(bits: int, by: int) -> int:

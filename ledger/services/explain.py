@@ -237,7 +237,7 @@ class Means:
 
 def _explain_earned(log: Events, position: int, line: int, event: EpochSettled) -> Earned:
     """Fold everything before the settlement's first page, then settle the one stream again."""
-    index, means = CreditIndex(), Means()
+    index, means = CreditIndex(each_receipt=True), Means()
     tariffs: dict[int, int] = {}  # version of the book -> position, of its tariffs
     for at, before in log.events(0, position - event.page + 1):
         index.apply(at, before)

@@ -7,6 +7,7 @@ dies: all pages of a settlement are one save against the Book's version, and wha
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Final
 
 import structlog
@@ -24,29 +25,52 @@ __all__ = [
     "catch_up",
     "collector_paused",
     "draft",
+    "keep_index",
+    "kept_on_the_way",
+    "recall_index",
     "release_due_holds",
     "settle_due_epochs",
 ]
 
-PAGE_EVENTS: Final = 2_000
+PAGE_EVENTS: Final = 1_000  # of 64 KiB at most
 GRACE_US: Final = 2_000_000
 INDEX_NAME: Final = "credits"
 INDEX_KEPT_EVERY: Final = 20_000  # events
+SAID_EVERY_S: Final = 10.0
 
 log = structlog.get_logger()
 
 
 def catch_up(ledger: Ledger, index: CreditIndex, *, alive: Callable[[], None] = lambda: None) -> None:
     """Fold everything that is in the log and not yet in the index. `alive` is called after each page."""
-    while recorded := ledger.read(index.position, PAGE_EVENTS):
-        for entry in recorded:
-            index.apply(entry.position, entry.event)
+    while rows := ledger.read_rows(index.position, PAGE_EVENTS):
+        index.take(rows)
         alive()
 
 
 def recall_index(ledger: Ledger) -> CreditIndex:
     """The index as it was kept last, or an empty one: `catch_up` does the rest. Raises Unavailable."""
     return ledger.recall(INDEX_NAME, CreditIndex) or CreditIndex()
+
+
+def kept_on_the_way(
+    ledger: Ledger, index: CreditIndex, alive: Callable[[], None], now_s: Callable[[], float] = monotonic
+) -> Callable[[], None]:
+    """An `alive` for `catch_up` where it may take minutes: a new version of the program folds the whole log once.
+
+    Now and then it says how far it is, and keeps that: who is stopped goes on from there. Raises Unavailable.
+    """
+    last_s = now_s()
+
+    def step() -> None:
+        nonlocal last_s
+        alive()
+        if now_s() - last_s >= SAID_EVERY_S:
+            log.info("settlement reads the log", events=index.position, of=ledger.size())
+            keep_index(ledger, index)
+            last_s = now_s()
+
+    return step
 
 
 def keep_index(ledger: Ledger, index: CreditIndex) -> None:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,12 +13,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from hub.embedded import home
+from hub.embedded import home, warm
 from hub.embedded.errors import AlreadyRunning, EmbeddedError
 from hub.embedded.home import SOCKET_PATH_BYTES_MAX, fallback_home, processes_in
 from hub.embedded.postgres import EmbeddedPostgres
 from hub.embedded.server import EmbeddedServer
 from hub.embedded.valkey import EmbeddedValkey
+from ledger.store.migrate import migrate
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes accounts")
 
@@ -78,6 +80,42 @@ def test_it_does_not_run_as_root_and_listens_on_no_network(data_dir: Path) -> No
         assert connection.execute("SHOW fsync").fetchone() == ("on",)
         assert server.sockets.stat().st_mode & 0o077 == 0
         assert server.data.stat().st_mode & 0o077 == 0
+
+
+def test_the_index_by_name_is_read_from_beginning_to_end_where_there_is_room(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm, "READ_BYTES", 50_000)
+    go_on, stopped = threading.Event(), threading.Event()
+    stopped.set()
+    with EmbeddedPostgres(data_dir) as server:
+        assert warm.warm(server.url, go_on) == 0  # there is no log
+        migrate(server.url)
+        with psycopg.connect(server.url) as connection:
+            connection.execute(
+                "INSERT INTO crew_main.events"
+                " SELECT n, gen_random_uuid(), 1, 't', '' FROM generate_series(0, 9999) n"
+            )
+            connection.execute("CHECKPOINT")
+            size = connection.execute(
+                "SELECT pg_relation_size('crew_main.events_originator_id_originator_version_key')"
+            ).fetchone()
+        assert size is not None
+        assert size[0] > 400_000
+        assert warm.warm(server.url, go_on) == size[0]
+        assert warm.warm(server.url, go_on, available=lambda: 2 * size[0]) == size[0]
+        assert warm.warm(server.url, go_on, available=lambda: 2 * size[0] - 2) == 0
+        assert warm.warm(server.url, stopped) == 0
+        url = server.url
+    assert warm.warm(url, go_on) == 0  # it is gone
+    assert warm.available_bytes() > 0 or not warm.MEMINFO.exists()
+
+
+def test_a_long_index_is_several_files() -> None:
+    parts = list(warm._parts("base/1/2", warm.SEGMENT_BYTES + warm.READ_BYTES + 1))
+    assert parts[:2] == [("base/1/2", 0, warm.READ_BYTES), ("base/1/2", warm.READ_BYTES, warm.READ_BYTES)]
+    assert parts[-2:] == [("base/1/2.1", 0, warm.READ_BYTES), ("base/1/2.1", warm.READ_BYTES, 1)]
+    assert sum(length for _, _, length in parts) == warm.SEGMENT_BYTES + warm.READ_BYTES + 1
 
 
 def test_a_stale_pid_file_that_names_another_program_does_not_block_the_start(data_dir: Path) -> None:

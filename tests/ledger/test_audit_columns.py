@@ -369,6 +369,9 @@ def _same_dues(index: CreditIndex, dues: Dues, position: int, at_us: int, dice: 
         return found
 
     assert total(index.credits(epoch, log_to)) == total(dues.credits(epoch, log_to))
+    for rates in (index._rates, dues.state.rates):
+        rates._sort_in()  # now, not when there is more
+    assert index._rates == dues.state.rates  # forgotten at the same positions
 
 
 @settings(max_examples=20, deadline=None)

@@ -1,11 +1,15 @@
 """What a node's line can have carried: no settlement, and no two of them together, pay for more."""
 
+import pickle
 from uuid import UUID
 
+import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ledger import events as e
+from ledger import node_rates
 from ledger.judged import pack
 from ledger.node_rates import HOUR_US, Epochs, NodeRates
 from ledger.receipt import Receipt, to_bitmap
@@ -64,6 +68,51 @@ def test_the_bound_is_the_best_of_a_day_and_a_probe_more_never_takes_anything(
     assert rates.most_bytes(NODE, start, end, position, Settings.recorded({})) is None
     rates.forget_before(start, Epochs(START, HOUR_US))
     assert rates.most_bytes(NODE, start, end, position, RULES) == most
+
+
+many = st.lists(
+    st.one_of(
+        st.tuples(st.just("probe"), st.integers(0, 3), st.integers(0, 60), st.integers(1, 9)),
+        st.tuples(st.just("forget"), st.integers(0, 60)),
+        st.tuples(st.just("keep")),
+    )
+)
+
+
+@given(many, st.integers(0, 60))
+def test_rates_of_many_nodes_are_those_of_a_table_and_what_is_over_leaves_nothing(
+    steps: list[tuple[str, int, int, int]], position: int
+) -> None:
+    nodes = [UUID(int=1), UUID(int=2**64 + 1), UUID(int=2**64 + 2), UUID(int=2**128 - 1)]
+    rates, table, oldest = NodeRates(), list[tuple[UUID, int, int, int]](), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(node_rates, "_NEWER_BYTES", 120)
+        for at, step in enumerate(steps):
+            match step:
+                case "probe", node, hour, size:
+                    event = probe("ok", hour, 1_000_000, 1_000 * size)
+                    event = msgspec.structs.replace(event, originator_id=nodes[node])
+                    rates.probed(at, event)
+                    table.append((nodes[node], hour, at, 1_000 * size))
+                case "forget", hour:
+                    rates.forget_before(START + hour * HOUR_US, Epochs(START, HOUR_US))
+                    oldest = max(oldest, hour)
+                    table = [row for row in table if row[1] >= hour - 24]
+                case _:
+                    rates = msgspec.msgpack.decode(msgspec.msgpack.encode(rates), type=NodeRates)
+                    rates = pickle.loads(pickle.dumps(rates))
+    for node in nodes:
+        for hour in range(oldest, 62, 7):
+            start = START + hour * HOUR_US
+            best = [
+                rate
+                for n, of, at, rate in table
+                if n == node and at < position and hour - 24 <= of <= hour + 2
+            ]
+            most = rates.most_bytes(node, start, start + HOUR_US, position, RULES)
+            assert most == max(FACTOR * max(best, default=0), FLOOR) * 3_600
+    rates.forget_before(START + 200 * HOUR_US, Epochs(START, HOUR_US))
+    assert rates == NodeRates()
 
 
 class Log:
