@@ -234,6 +234,8 @@ def _check_log_keys(replay: Replay, checkpoint: Checkpoint, key: VerifierKey, si
     named = replay.crew.log_keys()
     if checkpoint.size and key.public_key not in named:
         raise AuditFailure("the key that signs the checkpoint is not in the log", file="checkpoint")
+    if checkpoint.size and named[key.public_key]:
+        raise AuditFailure("the key that signs the checkpoint was retired", file="checkpoint")
     if since is not None:
         try:
             Checkpoint.open(since.encode(), key, *(VerifierKey(checkpoint.origin, k) for k in named))

@@ -489,7 +489,7 @@ FORGERIES: dict[str, tuple[Forge, str, type[Event] | None]] = {
     "a payout of another amount": (_payout_amount, "were planned", PayoutLineReserved),
     "a payout that was never approved": (
         _change(PayoutApproved, originator_id=make_id("x"), originator_version=1),
-        "never planned",
+        "does not begin with",
         None,
     ),
     "an attempt with another key": (_change(PayoutAttempted, key="other"), "another key", None),
