@@ -20,6 +20,7 @@ from ledger.audit import audit as run_audit
 from ledger.money import decimal_text
 from ledger.note import NoteError
 from ledger.tlog.files import write_atomic
+from ledger.tlog.source import printable
 
 EXIT_FAILED = 5
 
@@ -135,7 +136,7 @@ def _show(report: Report) -> None:
     width = max(map(len, rows)) + 2
     for name, value in rows.items():
         if value:  # in one line, however long: a key in pieces cannot be copied or compared
-            typer.echo(f"{name:<{width}}{value}")
+            typer.echo(f"{name:<{width}}{printable(value)}")
     problem = report.problem
     if problem is None:
         console.print("[bold green]Everything holds.[/]")

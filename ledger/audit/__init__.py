@@ -20,7 +20,7 @@ from ledger.audit.stream import Log
 from ledger.checkpoint import Checkpoint
 from ledger.note import MAX_NOTE_BYTES, Note, NoteError, VerifierKey
 from ledger.tlog.cosignature import WitnessKey
-from ledger.tlog.source import Source, SourceUnavailable, open_source
+from ledger.tlog.source import Source, SourceUnavailable, open_source, printable
 from ledger.tlog.tiles import WIDTH
 
 __all__ = [
@@ -78,7 +78,7 @@ def audit(
             _cosigned(asked, report)
             kept = _kept(since, checkpoint) if since is not None else None
         except AuditFailure as failure:
-            report.problem = Problem(failure.reason, failure.position, failure.file)
+            report.problem = _problem(failure)
             return report
         run = _Run(files, helpers, checkpoint, key, since, kept, save_every_s, progress)
         keep = state if verify_signatures else None
@@ -103,8 +103,13 @@ def audit(
                 break
     _fill(report, replay, kept if broken is None else None)
     if broken is not None:
-        report.problem = Problem(broken.reason, broken.position, broken.file)
+        report.problem = _problem(broken)
     return report
+
+
+def _problem(failure: AuditFailure) -> Problem:
+    """Some of the reason may be the hub's own words."""
+    return Problem(printable(failure.reason), failure.position, failure.file)
 
 
 @dataclass(frozen=True, slots=True)
