@@ -91,13 +91,14 @@ class Payouts:
 
     def before(self, event: object) -> None:
         """A payout is saved together with its money: nothing comes between what became of a line and that."""
-        for (_, number), (batch_id, state, money, position) in self.state.uneven.items():
+        for (_, number), (batch_id, state, money, _) in self.state.uneven.items():
             moves = isinstance(event, PayoutLineReserved | PayoutLineConfirmed | PayoutLineFailed) and (
                 (event.batch_id, event.line) == (batch_id, number)
             )
             if not moves:
-                reason = f"line {number} of payout {batch_id} is {state}, but its money stays {money}"
-                raise AuditFailure(reason, position=position)
+                raise AuditFailure(
+                    f"line {number} of payout {batch_id} is {state}, but its money stays {money}"
+                )
 
     # --- the payout's own events
 
