@@ -13,7 +13,7 @@ from typing import Final
 
 from ledger.audit.helpers import Helpers
 from ledger.audit.replay import Replay
-from ledger.audit.report import AuditFailure, Counts, NothingThere, Problem, Report
+from ledger.audit.report import AuditFailure, Counts, NothingThere, Open, Problem, Report
 from ledger.audit.resume import Resume
 from ledger.audit.store import Store, StoreBusy
 from ledger.audit.stream import Log
@@ -27,6 +27,7 @@ __all__ = [
     "AuditFailure",
     "Counts",
     "NothingThere",
+    "Open",
     "Problem",
     "Progress",
     "Report",
@@ -97,6 +98,7 @@ def audit(
                 )
                 report.resumed_from = begun.edge.size if begun is not None else 0
                 broken = run.replay(replay, saved)
+                report.open = replay.open_ends() if broken is None else Open()
                 if saved is not None:
                     saved.finish()
             if broken is None or begun is None:

@@ -98,6 +98,12 @@ class Books:
             there += self.state.voided.get(friend_id, 0)
             require(there == earned, f"friend {friend_id} earned {earned} micro-units, but has {there}")
 
+    def overdue_micro(self, log_us: int) -> int:
+        """Held still, though by then the hold was over."""
+        held = [held for _, held in self._held.items() if held.open]
+        over_us = log_us - self._crew.settings.now.hold_s * 1_000_000
+        return sum(sum(one.friends.values()) for one in held if one.settled_us < over_us)
+
     @property
     def paid_micro(self) -> int:
         return sum(amount for account, amount in self.balances.items() if account.endswith(":paid"))

@@ -116,6 +116,7 @@ class State(msgspec.Struct):
     used: dict[UUID, UUID] = {}  # invite -> node
     # (position, the latest time of an event up to there) wherever that grew by STEP_US; of the last few.
     came: list[tuple[int, int]] = []
+    dated_back: tuple[int, int] = (0, -1)  # the most that an event was behind that, and its position
 
 
 class Crew:
@@ -131,6 +132,9 @@ class Crew:
     def passed(self, position: int, at_us: int) -> None:
         """Before what is judged of the event at `position`."""
         came = self.state.came
+        behind_us = came[-1][1] - at_us if came else 0
+        if behind_us > max(RACE_US, self.state.dated_back[0]):
+            self.state.dated_back = (behind_us, position)
         if not came or at_us >= came[-1][1] + STEP_US:
             came.append((position, at_us))
             if len(came) > 2 * CAME:

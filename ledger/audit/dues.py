@@ -180,6 +180,10 @@ class Dues:
                 return True
         return False
 
+    def unsettled_bytes(self) -> int:
+        """Credited, and in no settlement yet."""
+        return sum(int(rows["size"][rows["kind"] != SEEN].sum(dtype=object) or 0) for rows in self._facts())
+
     def in_this_epoch(self, times_us: list[int]) -> bool:
         """Whether events of these times begin no other epoch than the last event's."""
         runs = self.state.runs

@@ -26,7 +26,7 @@ from ledger.audit.lifecycles import Lifecycles
 from ledger.audit.lifecycles import State as LifecyclesState
 from ledger.audit.payouts import Payouts
 from ledger.audit.payouts import State as PayoutsState
-from ledger.audit.report import AuditFailure, Counts
+from ledger.audit.report import AuditFailure, Counts, Open
 from ledger.audit.signatures import Signatures
 from ledger.audit.store import Store
 from ledger.audit.stream import Entries
@@ -292,6 +292,19 @@ class Replay:
         self._deliveries.finish()
         self._payouts.finish()
         self.books.finish()
+
+    def open_ends(self) -> Open:
+        """What is left open at the end, or looks odd."""
+        state, balances = self.crew.state, self.books.balances.items()
+        back_us, back_at = state.dated_back
+        return Open(
+            unsettled_bytes=self._dues.unsettled_bytes(),
+            overdue_micro=self.books.overdue_micro(state.came[-1][1] if state.came else 0),
+            in_flight_micro=sum(amount for account, amount in balances if account.endswith(":in_flight")),
+            disputes=len(self.books.state.disputes),
+            dated_back_s=back_us // 1_000_000,
+            dated_back_at=back_at if back_us else None,
+        )
 
     def _follow(self, event: Event | Delivery) -> None:
         """An aggregate's events are numbered 1, 2, 3, ... and the books are one aggregate."""

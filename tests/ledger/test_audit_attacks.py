@@ -1,20 +1,26 @@
 """A hub that owns every key and says many things at once that fit together: what it did is found where it stands."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import msgspec
 import pytest
-from crew_life import HOUR_US, HUB, Life, make_id
+from crew_life import HOUR_US, HUB, LOG, Life, make_id, make_key
+from forged_log import publish_entries
 from hostile_log import replayed
 
 from bench.evening import MemoryLedger
 from ledger.aggregates.book import Book
 from ledger.aggregates.payout import payout_id
+from ledger.audit import Open, audit
 from ledger.batch import HEADER_BYTES, Batch
 from ledger.events import (
+    AdjustmentBooked,
     BroadcastStarted,
     CrewFounded,
     EpochSettled,
@@ -26,6 +32,7 @@ from ledger.events import (
     PayoutPlanned,
     PayoutProposed,
     PayoutResolved,
+    Posting,
     ReceiptsRefused,
     SegmentsPublished,
     SegmentsServed,
@@ -34,6 +41,7 @@ from ledger.events import (
     StreamWentLive,
     TariffSet,
     TicketIssued,
+    Transfer,
     encode,
 )
 from ledger.ids import BOOK_ID, delivery_id, ticket_record_id
@@ -348,7 +356,7 @@ def test_a_rail_is_not_called_for_money_that_stays_available(world: World) -> No
     attempted = PayoutAttempted(**common, originator_version=4, key=key)
     answered = PayoutResolved(**common, originator_version=5, outcome="unknown", reference="")
     position, why = world.refused(*plan, attempted, answered)
-    assert (position, "its money stays available" in why) == (len(world.entries) + 3, True)
+    assert (position, "its money stays available" in why) == (len(world.entries) + 4, True)
 
 
 @pytest.mark.parametrize(
@@ -400,3 +408,78 @@ def test_an_aggregate_begins_once_and_with_its_first_event(world: World) -> None
     _, registered = world.find(StreamRegistered)
     again = replaced(registered, **world.next_of(world.life.stream_id), owner_id=make_id("me"))
     assert "begin with the event that founds it" in world.refused(again)[1]
+
+
+# --- what is told
+
+
+def test_a_checkpoint_is_not_signed_by_a_key_that_was_retired(world: World, tmp_path: Path) -> None:
+    publish_entries(tmp_path / "before", world.entries)
+    assert audit(tmp_path / "before").problem is None
+    crew.add_key(world.ledger, "log", make_key("next").public_key, at_us=world.life.tick())
+    crew.retire_key(world.ledger, "log", LOG.key_id, at_us=world.life.tick())
+    publish_entries(tmp_path / "after", world.entries)
+    problem = audit(tmp_path / "after").problem
+    assert problem is not None
+    assert problem.reason == "the key that signs the checkpoint was retired"
+
+
+def test_what_a_hub_calls_things_does_not_repaint_the_terminal(world: World, tmp_path: Path) -> None:
+    paint = "fees\x1b[2J\x9b1m\r\nEverything holds.\u202e" + "x" * 5_000
+    moved = Transfer("adjustment", (Posting(paint, -1), Posting("fees", 1)))
+    adjusted = AdjustmentBooked(**world.next_of(BOOK_ID), reference="r", reason="why", transfer=moved)
+    publish_entries(tmp_path, [*world.entries, encode(adjusted)])
+    done = subprocess.run(
+        [sys.executable, "-m", "hub.cli", "audit", str(tmp_path), "--state", str(tmp_path / "state")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 5, done.stderr
+    assert "\\x1b[2J" in done.stdout
+    assert "Everything holds." not in done.stdout.splitlines()
+    assert not any(c in done.stdout for c in "\x1b\x9b\r\u202e")
+    assert len(done.stdout) < 5_000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x81\xa1a" + b"\x91" * 60_000 + b"\xc0",
+        b"\x82\xa1a" + b"\x81\xc0" * 30_000 + b"\xc0" + b"\xa4type\xb1crew.key_added.v1",
+    ],
+)
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_bytes_that_are_very_deep_are_an_event_that_does_not_hold(
+    world: World, tmp_path: Path, data: bytes, jobs: int
+) -> None:
+    publish_entries(tmp_path, [*world.entries, data])
+    problem = audit(tmp_path, jobs=jobs).problem
+    assert problem is not None
+    assert problem.position == len(world.entries)
+
+
+def test_what_is_left_open_is_told(world: World, tmp_path: Path) -> None:
+    """No rule says how soon a hub settles and releases: whoever waits can see it."""
+    served_for_an_hour(world)
+    publish_entries(tmp_path / "1", world.entries)
+    credited = audit(tmp_path / "1")
+    assert credited.open == Open(unsettled_bytes=credited.counts.credited_bytes)
+    world.life.tick(3_600)
+    world.life.settle()
+    world.life.tick(100 * 3_600)
+    world.life.join("cleo")
+    publish_entries(tmp_path / "2", world.entries)
+    overdue = audit(tmp_path / "2")
+    pending = sum(amount for account, amount in overdue.balances.items() if account.endswith(":pending"))
+    assert overdue.open == Open(overdue_micro=pending)
+    assert pending > 0
+
+
+def test_an_event_that_is_dated_back_is_told(world: World, tmp_path: Path) -> None:
+    early = encode(tariff(world, effective_epoch=5, at_us=world.life.now_us - HOUR_US))
+    publish_entries(tmp_path, [*world.entries, early])
+    report = audit(tmp_path)
+    assert report.problem is None
+    assert report.open.dated_back_at == len(world.entries)
+    assert 3_500 < report.open.dated_back_s <= 3_600
