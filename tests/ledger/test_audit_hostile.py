@@ -21,11 +21,11 @@ from hostile_log import Change, changes, replayed
 from bench.evening import MemoryLedger
 from ledger.audit import audit
 from ledger.events import EVENT_TYPES, Event, encode, tag_of
+from ledger.settings import BOUNDS
 from ledger.tlog.publisher import Publisher
 
 ALL: Final = os.environ.get("HOSTILE_CHANGES") == "all"
 SEED: Final = int(os.environ.get("HOSTILE_SEED", "1"))
-TRIES: Final = 12  # until a change that is said to be unseen is
 DOCS: Final = Path(__file__).parents[2] / "docs/auditors.md"
 
 # Why nobody can see it: as docs/auditors.md says it.
@@ -40,7 +40,73 @@ LAST = "what was published last and claimed by nobody"
 OUTSIDE = "what happened outside"
 WHICH = "which of equals was meant"
 
-UNSEEN: Final[dict[str, str]] = {}
+UNSEEN: Final[dict[str, str]] = {
+    "book.adjustment_booked.v1 reason": WORDS,
+    "book.adjustment_booked.v1 reference": WORDS,
+    "book.adjustment_booked.v1 transfer.rests_on": DECIDED,
+    "book.adjustment_booked.v1 transfer.rests_on[]": DECIDED,
+    "book.budget_deposited.v1 reference": WORDS,
+    "book.budget_withdrawn.v1 reference": WORDS,
+    "book.dispute_opened.v1 reason": WORDS,
+    "book.dispute_rejected.v1 reason": WORDS,
+    "book.dispute_upheld.v1 reason": WORDS,
+    "book.tariff_set.v1 effective_epoch": DECIDED,
+    "book.tariff_set.v1 fee_bp": DECIDED,
+    "book.tariff_set.v1 floor_bp": DECIDED,
+    "book.tariff_set.v1 plain_bp": DECIDED,
+    "book.tariff_set.v1 plain_income_cap_bp": DECIDED,
+    "book.tariff_set.v1 rate_micro_per_gb": DECIDED,
+    "broadcast.ended.v1 reason": WORDS,
+    "broadcast.interrupted.v1 reason": WORDS,
+    "broadcast.segments_published.v1 segments": LAST,
+    "broadcast.segments_published.v1 segments[].discontinuity": MEDIA,
+    "broadcast.segments_published.v1 segments[].duration_us": MEDIA,
+    "broadcast.segments_published.v1 segments[].program_us": MEDIA,
+    "broadcast.segments_published.v1 segments[].segment_bytes": MEDIA,
+    "broadcast.segments_published.v1 segments[].sha256": MEDIA,
+    "broadcast.started.v1 audio_codec": WORDS,
+    "broadcast.started.v1 video_codec": WORDS,
+    "crew.founded.v1 name": WORDS,
+    "crew.founded.v1 unit": WORDS,
+    "delivery.segments_served.v1 batch_header": WHICH,
+    "delivery.segments_served.v2 batch_header": WHICH,
+    "invite.created.v1 expires_us": DECIDED,
+    "node.joined.v1 prefix_commitment": HIDDEN,
+    "node.moved.v1 prefix_commitment": HIDDEN,
+    "node.probed.v1 latency_us": MEASURED,
+    "node.probed.v1 outcome": MEASURED,
+    "node.probed.v1 segment_bytes": MEASURED,
+    "node.probed.v1 sequence": MEASURED,
+    "node.probed.v2 latency_us": MEASURED,
+    "node.probed.v2 outcome": MEASURED,
+    "node.probed.v2 segment_bytes": MEASURED,
+    "node.probed.v2 sequence": MEASURED,
+    "node.reinstated.v1 reason": WORDS,
+    "node.retired.v1 reason": WORDS,
+    "node.seen_at.v1 prefix_commitment": HIDDEN,
+    "node.suspended.v1 reason": WORDS,
+    "node.went_offline.v1 reason": WORDS,
+    "payout.approved.v1 operator": WORDS,
+    "payout.cancelled.v1 reason": WORDS,
+    "payout.planned.v1 lines": DECIDED,
+    "payout.planned.v1 lines[].amount_micro": DECIDED,
+    "payout.planned.v1 lines[].destination_commitment": HIDDEN,
+    "payout.planned.v1 lines[].friend_id": DECIDED,
+    "payout.planned.v1 rail": WORDS,
+    "payout.proposed.v1 operator": WORDS,
+    "payout.resolved.v1 reference": OUTSIDE,
+    "session.observed.v1 base_sequence": MEASURED,
+    "session.observed.v1 fetched_at_hub": MEASURED,
+    "session.observed.v1 polled": MEASURED,
+    "session.opened.v1 account_id": PEOPLE,
+    "stream.archived.v1 reason": WORDS,
+    "stream.key_rotated.v1 key_sha256": HIDDEN,
+    "stream.registered.v1 key_sha256": HIDDEN,
+    "stream.registered.v1 owner_id": PEOPLE,
+    "stream.went_offline.v1 reason": WORDS,
+    "tree.state_recorded.v1 position": WHICH,
+    **{f"crew.settings_changed.v1 settings[{name}]": DECIDED for name in BOUNDS},
+}
 
 
 @lru_cache(1)
@@ -120,7 +186,7 @@ def test_what_is_said_otherwise_is_refused_or_known_to_be_unseen(tag: str) -> No
             passed = [(at, data.hex()) for at, data in (some if ALL else some[:1]) if passes(tag, at, data)]
             if passed:
                 wrong[path] = passed[0]
-        elif not any(passes(tag, at, data) for at, data in some[:TRIES]):
+        elif not any(passes(tag, at, data) for at, data in some):
             wrong[path] = "is seen after all"  # type: ignore[assignment]
     assert wrong == {}
 
