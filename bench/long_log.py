@@ -12,12 +12,15 @@ from bench.evening import HUB, LOG, T0_US, evening, make_bytes, make_id
 from ledger.batch import HEADER_BYTES, Batch
 from ledger.checkpoint import Checkpoint
 from ledger.events import (
+    BroadcastEnded,
     BroadcastStarted,
     Event,
     Segment,
     SegmentsPublished,
     SegmentsServed,
     SessionOpened,
+    StreamWentLive,
+    StreamWentOffline,
     TicketIssued,
     encode,
 )
@@ -26,6 +29,7 @@ from ledger.judged import Judged, pack
 from ledger.keys import KeyPair
 from ledger.note import VerifierKey
 from ledger.receipt import Receipt, to_bitmap
+from ledger.settings import Settings
 from ledger.ticket import Ticket, ViewerClass
 from ledger.tlog.tiles import Tile, TileBuilder
 
@@ -69,8 +73,10 @@ def _entries() -> Iterator[bytes]:
 def _broadcast(number: int, at_us: int) -> Iterator[Event]:
     stream, node = stream_id("main"), KeyPair(make_bytes("node 0"))
     broadcast, rendition = make_id(f"long broadcast {number}"), make_id(f"long rendition {number}")
-    first, serving = 1_000_000 + number * SEGMENTS, node_id(node.public_key)
+    first, serving = number * SEGMENTS, node_id(node.public_key)
     common: dict[str, Any] = {"originator_id": broadcast, "at_us": at_us}
+    live, offline = 2 * number + 2, 2 * number + 3  # versions of the stream, which was registered
+    yield StreamWentLive(originator_id=stream, originator_version=live, at_us=at_us, broadcast_id=broadcast)
     yield BroadcastStarted(
         **common,
         originator_version=1,
@@ -111,6 +117,9 @@ def _broadcast(number: int, at_us: int) -> Iterator[Event]:
             version = viewer // IN_BATCH + 1
             yield _served(node, broadcast, first, tickets, version, at_us)
             tickets = []
+    over: dict[str, Any] = {"at_us": at_us, "reason": "over", "next_sequence": first + SEGMENTS}
+    yield StreamWentOffline(originator_id=stream, originator_version=offline, broadcast_id=broadcast, **over)
+    yield BroadcastEnded(originator_id=broadcast, originator_version=3, **over)
 
 
 def _ticket(session: UUID, stream: UUID, rendition: UUID, node: KeyPair, first: int, at_us: int) -> Ticket:
@@ -125,9 +134,9 @@ def _ticket(session: UUID, stream: UUID, rendition: UUID, node: KeyPair, first: 
         node_key=node.public_key,
         first_sequence=first,
         last_sequence=first + SEGMENTS - 1,
-        settle_by_s=at_us // 1_000_000 + 3_600,
+        settle_by_s=at_us // 1_000_000 + Settings().settle_by_s,
         tariff_version=1,
-        byte_budget=4_000_000_000,
+        byte_budget=Settings().ticket_bytes_max,
         nonce=bytes(16),
     )
 

@@ -559,6 +559,8 @@ UPCASTERS: Final[dict[type[Event], Callable[[Any], Event]]] = {
     SegmentsServedV1: _served_in_columns,
 }
 
+# What a decoder raises: the last for arrays within arrays, thousands deep.
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _encoder: Final = msgspec.msgpack.Encoder(uuid_format="bytes")
 _parts: Final = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _decoders: Final = {tag: msgspec.msgpack.Decoder(cls) for tag, cls in EVENT_TYPES.items()}
@@ -605,7 +607,7 @@ def decode_stored(data: bytes | memoryview, tag: str | None = None) -> Event:
         raise UnknownEventError(
             f"unknown event type {e.args[0]!r}: this program is older than the log"
         ) from e
-    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
+    except _UNREADABLE as e:
         raise UnknownEventError(f"stored bytes are not a {tag or 'known'} event: {e}") from e
 
 
@@ -659,7 +661,7 @@ def happened_us(data: bytes) -> int:
     """`at_us` of stored bytes, also of a type that this program does not know. Raises UnknownEventError."""
     try:
         return _when.decode(data).at_us
-    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
+    except _UNREADABLE as e:
         raise UnknownEventError(f"stored bytes are no event: {e}") from e
 
 

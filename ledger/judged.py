@@ -109,6 +109,17 @@ def numbers_fit(
     )
 
 
+def in_order(sessions: bytes, session_of: bytes, networks: Sequence[bytes], network_of: bytes) -> bool:
+    """Whether sessions and networks stand once each, in the order in which they are first met, as `pack` has them."""
+    known = {sessions[i : i + SESSION_BYTES] for i in range(0, len(sessions), SESSION_BYTES)}
+    return (
+        bytes(dict.fromkeys(session_of)) == _NUMBERS[: len(sessions) // SESSION_BYTES]
+        and bytes(dict.fromkeys(network_of)) == _NUMBERS[: len(networks)]
+        and len(known) * SESSION_BYTES == len(sessions)
+        and len(set(networks)) == len(networks)
+    )
+
+
 def _all_below(limit: int, numbers: bytes) -> bool:
     return not numbers.translate(None, _NUMBERS[:limit])
 

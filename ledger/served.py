@@ -14,7 +14,7 @@ import numpy as np
 
 from ledger.batch import HEADER_BYTES
 from ledger.events import SegmentsServed, decode_stored, prefix_of
-from ledger.judged import SESSION_BYTES, SIZE_BYTES, UNITS_BYTES, numbers_fit
+from ledger.judged import SESSION_BYTES, SIZE_BYTES, UNITS_BYTES, in_order, numbers_fit
 from ledger.receipt import SIGNED_BYTES
 
 NETWORK_BYTES: Final = 16  # of a commitment, where there is one
@@ -35,6 +35,7 @@ class Delivery(msgspec.Struct, array_like=True):
     originator_id: UUID
     originator_version: int
     at_us: int
+    in_order: bool  # ledger.judged, of its sessions and networks
     entry: memoryview | None = None  # set by whoever has it
 
     @property
@@ -160,6 +161,9 @@ def _read(index: int, entry: memoryview, head: bytes) -> tuple[Delivery, Said]:
         raise _Other
     if not numbers_fit(len(sessions) // SESSION_BYTES, known, session_of, network_of, verdicts, caps):
         raise _Other
+    different = [
+        networks[i * NETWORK_BYTES : i * NETWORK_BYTES + size] for i, size in enumerate(network_bytes)
+    ]
     delivery = Delivery(
         index,
         receipts_at,
@@ -171,6 +175,7 @@ def _read(index: int, entry: memoryview, head: bytes) -> tuple[Delivery, Said]:
         _id(originator),
         version,
         at_us,
+        in_order(sessions, session_of, different, network_of),
     )
     receipts = entry[receipts_at : receipts_at + size]
     said = Said(

@@ -8,18 +8,21 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from ledger.audit import Report
+from ledger.audit import Open, Report
 from ledger.audit import audit as run_audit
 from ledger.money import decimal_text
 from ledger.note import NoteError
 from ledger.tlog.files import write_atomic
+from ledger.tlog.source import printable
 
 EXIT_FAILED = 5
 
@@ -108,6 +111,24 @@ def _read_kept(path: Path) -> str:
         raise typer.BadParameter(f"{path} cannot be read: {error}") from error
 
 
+def _open(found: Open) -> Iterator[str]:
+    if found.unsettled_bytes:
+        yield f"{found.unsettled_bytes:,} bytes not settled"
+    if found.overdue_micro:
+        yield f"{decimal_text(found.overdue_micro)} held for longer than said"
+    if found.in_flight_micro:
+        yield f"{decimal_text(found.in_flight_micro)} on its way"
+    if found.disputes:
+        yield f"{found.disputes} dispute{'s' if found.disputes > 1 else ''} not decided"
+
+
+def _dates(found: Open) -> str:
+    if found.dated_back_at is None:
+        return ""
+    back = timedelta(seconds=found.dated_back_s)
+    return f"position {found.dated_back_at:,} is dated {back} (h:mm:ss) before what stands before it"
+
+
 def _show(report: Report) -> None:
     console = Console()
     counts = report.counts
@@ -130,12 +151,14 @@ def _show(report: Report) -> None:
         "delivered": f"{counts.credited_bytes:,} bytes",
         "settlements": f"{counts.epochs:,} epochs, {counts.transfers:,} transfers",
         "state leaves": f"{counts.state_leaves:,}",
+        "left open": ", ".join(_open(report.open)),
+        "dates": _dates(report.open),
         "paid out": f"{decimal_text(report.paid_micro)} in {counts.payout_lines:,} payments",
     }
     width = max(map(len, rows)) + 2
     for name, value in rows.items():
         if value:  # in one line, however long: a key in pieces cannot be copied or compared
-            typer.echo(f"{name:<{width}}{value}")
+            typer.echo(f"{name:<{width}}{printable(value)}")
     problem = report.problem
     if problem is None:
         console.print("[bold green]Everything holds.[/]")

@@ -13,20 +13,21 @@ from typing import Final
 
 from ledger.audit.helpers import Helpers
 from ledger.audit.replay import Replay
-from ledger.audit.report import AuditFailure, Counts, NothingThere, Problem, Report
+from ledger.audit.report import AuditFailure, Counts, NothingThere, Open, Problem, Report
 from ledger.audit.resume import Resume
 from ledger.audit.store import Store, StoreBusy
 from ledger.audit.stream import Log
 from ledger.checkpoint import Checkpoint
 from ledger.note import MAX_NOTE_BYTES, Note, NoteError, VerifierKey
 from ledger.tlog.cosignature import WitnessKey
-from ledger.tlog.source import Source, SourceUnavailable, open_source
+from ledger.tlog.source import Source, SourceUnavailable, open_source, printable
 from ledger.tlog.tiles import WIDTH
 
 __all__ = [
     "AuditFailure",
     "Counts",
     "NothingThere",
+    "Open",
     "Problem",
     "Progress",
     "Report",
@@ -78,7 +79,7 @@ def audit(
             _cosigned(asked, report)
             kept = _kept(since, checkpoint) if since is not None else None
         except AuditFailure as failure:
-            report.problem = Problem(failure.reason, failure.position, failure.file)
+            report.problem = _problem(failure)
             return report
         run = _Run(files, helpers, checkpoint, key, since, kept, save_every_s, progress)
         keep = state if verify_signatures else None
@@ -97,14 +98,20 @@ def audit(
                 )
                 report.resumed_from = begun.edge.size if begun is not None else 0
                 broken = run.replay(replay, saved)
+                report.open = replay.open_ends() if broken is None else Open()
                 if saved is not None:
                     saved.finish()
             if broken is None or begun is None:
                 break
     _fill(report, replay, kept if broken is None else None)
     if broken is not None:
-        report.problem = Problem(broken.reason, broken.position, broken.file)
+        report.problem = _problem(broken)
     return report
+
+
+def _problem(failure: AuditFailure) -> Problem:
+    """Some of the reason may be the hub's own words."""
+    return Problem(printable(failure.reason), failure.position, failure.file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +241,8 @@ def _check_log_keys(replay: Replay, checkpoint: Checkpoint, key: VerifierKey, si
     named = replay.crew.log_keys()
     if checkpoint.size and key.public_key not in named:
         raise AuditFailure("the key that signs the checkpoint is not in the log", file="checkpoint")
+    if checkpoint.size and named[key.public_key]:
+        raise AuditFailure("the key that signs the checkpoint was retired", file="checkpoint")
     if since is not None:
         try:
             Checkpoint.open(since.encode(), key, *(VerifierKey(checkpoint.origin, k) for k in named))

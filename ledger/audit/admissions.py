@@ -140,8 +140,8 @@ class Admissions:
         segments, settle, budget = np.array(limits, np.uint64)
         within = (
             (numbers["last"] - numbers["first"] < segments)
-            & (numbers["settle_by_s"] <= now_s + settle)
-            & (numbers["byte_budget"] <= budget)
+            & (numbers["settle_by_s"] == now_s + settle)
+            & (numbers["byte_budget"] == budget)
         )
         if not within.all():
             return None

@@ -78,8 +78,13 @@ class Batches:
         complete, batch = self._complete.get(name), self._batches.get(name)
         if self._verify and signed != (batch.signed if batch is not None else complete):
             self._sign(position, "the batch", Signed(node_key, DOMAINS[version], body, signature))
-        if complete is not None:
-            return  # sent again after the hub had forgotten it: judged again, receipt by receipt
+        if (
+            complete is not None
+        ):  # sent again after the hub had forgotten it: judged again, receipt by receipt
+            require(all(index < count for index in indices), "the batch has no such receipt to judge")
+            if whole and len(indices) == count and self._verify:
+                self._sign(position, "the batch", Contents(version, digest, event.receipts))
+            return
         known = batch.receipts if batch is not None else {}
         if not whole or known or len(indices) > count:
             for index in indices:

@@ -8,15 +8,16 @@ Invariants, checked after every event: each transfer sums to zero and moves what
 full, and not before its time; what a friend earned is what stands in the friend's accounts.
 """
 
+from typing import Final
 from uuid import UUID
 
 import msgspec
 
 from ledger.aggregates.tree import balances_digest
-from ledger.audit.crew import Crew, present, require
+from ledger.audit.crew import RACE_US, Crew, present, require
 from ledger.audit.dues import Dues
 from ledger.audit.facts import struct_table
-from ledger.audit.report import Counts
+from ledger.audit.report import AuditFailure, Counts
 from ledger.audit.store import Store, number_key
 from ledger.events import (
     AdjustmentBooked,
@@ -33,7 +34,11 @@ from ledger.events import (
     TariffSet,
     Transfer,
 )
+from ledger.money import BP, MAX_AMOUNT_MICRO
 from ledger.settlement import Page, Tariff, pages, settle
+
+REFERENCE_CHARS: Final = 100
+REASON_CHARS: Final = 100
 
 
 class _Held(msgspec.Struct, array_like=True):
@@ -57,12 +62,12 @@ class State(msgspec.Struct):
     covered: int = -1  # position that the last state leaf covers
     tariffs: dict[UUID, list[TariffSet]] = {}
     expected: list[Page] = []  # pages of the settlement in hand that are still to come
-    settling: tuple[int, int, int] = (0, 0, 0)  # its epoch and its part of the log
+    settling: tuple[int, int, int, int] = (0, 0, 0, 0)  # its epoch, its part of the log, and when
     disputes: dict[int, DisputeOpened] = {}  # the open ones
     disputed: set[tuple[int, int]] = set()
     voided: dict[UUID, int] = {}
     earned: dict[UUID, int] = {}
-    releasing: int | None = None  # epoch whose pages of releases are not complete
+    releasing: tuple[int, int, int] | None = None  # epoch, page and pages of a release that is not complete
     next_epoch: int = 0
     settled_to: int = 0
 
@@ -93,6 +98,12 @@ class Books:
             there += self.state.voided.get(friend_id, 0)
             require(there == earned, f"friend {friend_id} earned {earned} micro-units, but has {there}")
 
+    def overdue_micro(self, log_us: int) -> int:
+        """Held still, though by then the hold was over."""
+        held = [held for _, held in self._held.items() if held.open]
+        over_us = log_us - self._crew.settings.now.hold_s * 1_000_000
+        return sum(sum(one.friends.values()) for one in held if one.settled_us < over_us)
+
     @property
     def paid_micro(self) -> int:
         return sum(amount for account, amount in self.balances.items() if account.endswith(":paid"))
@@ -118,7 +129,15 @@ class Books:
         if touched:
             self._digest = None
 
-    def move(self, position: int, transfer: Transfer, reason: str, source: str, target: str) -> int:
+    def move(
+        self,
+        position: int,
+        transfer: Transfer,
+        reason: str,
+        source: str,
+        target: str,
+        rests_on: tuple[int, ...] = (),
+    ) -> int:
         """Book one transfer that must be exactly `source -> target`. Returns the amount."""
         self.nothing_pending()
         amount = transfer.postings[-1].amount_micro if transfer.postings else 0
@@ -127,6 +146,7 @@ class Books:
             amount > 0 and transfer.postings == expected, f"a {reason} must move from {source} to {target}"
         )
         require(transfer.reason == reason, f"the transfer says {transfer.reason!r} and should say {reason!r}")
+        require(transfer.rests_on == rests_on, f"a {reason} that does not rest on {list(rests_on)}")
         self.post(position, (transfer,))
         return amount
 
@@ -146,6 +166,7 @@ class Books:
 
     def refer(self, reference: str) -> None:
         key = reference.encode()
+        require(1 <= len(reference) <= REFERENCE_CHARS, "a reference has 1 to 100 characters")
         require(key not in self._references, f"the reference {reference!r} was used before")
         self._references.put(key, b"")
 
@@ -156,12 +177,17 @@ class Books:
         require(
             event.effective_epoch >= self.state.next_epoch, "a tariff for an epoch that is settled already"
         )
+        parts = (event.fee_bp, event.floor_bp, event.plain_bp, event.plain_income_cap_bp)
+        possible = 0 <= event.rate_micro_per_gb <= MAX_AMOUNT_MICRO and all(0 <= bp <= BP for bp in parts)
+        require(possible, "a tariff has a rate of zero or more and parts of 0 to 10,000 basis points")
         if known:
             require(
                 event.effective_epoch > self._crew.epoch_of(event.at_us)
                 and event.effective_epoch >= known[-1].effective_epoch,
                 "a tariff changes the price of work that is being done",
             )
+            done = self._dues.delivered_in(event.stream_id, event.effective_epoch)
+            require(not done, "a tariff changes the price of work that stands in the log before it")
         known.append(event)
 
     def _tariff(self, stream_id: UUID, epoch: int) -> Tariff | None:
@@ -192,7 +218,7 @@ class Books:
         )
         _same_lines(event.lines, expected.lines)
         require(event.transfers == expected.transfers, "the transfers are not those that the lines give")
-        said = (event.epoch, event.log_from, event.log_to)
+        said = (event.epoch, event.log_from, event.log_to, event.at_us)
         require(said == self.state.settling, "the page is of another settlement")
         self.post(position, event.transfers)
         held = self._held_for(event.epoch) or _Held()
@@ -223,6 +249,12 @@ class Books:
         require(event.log_from <= event.log_to <= position, "the log range is not before the settlement")
         cut = self._dues.cut(event.epoch, position, event.at_us)
         require(event.log_to <= cut, "the settlement takes in credits of a later epoch")
+        # The hub appends a moment after it read. What was there when the log had gone on from it, long before that
+        # moment, is not left out. (A machine that slept may append what it judged before together with this.)
+        for at, came_us in self._crew.came_before(event.at_us - RACE_US):
+            stood = self._dues.stated_before(came_us)
+            if event.log_to <= stood < min(at, cut):
+                raise AuditFailure(f"the settlement of epoch {event.epoch} leaves out what stands at {stood}")
         due, _ = present(self._dues.due(position, event.at_us), "no epoch is due")
         # With nothing in it, it may be that of another epoch: the hub had not read yet what came just before it.
         its_own = due == event.epoch or not self._dues.any_before(event.log_to)
@@ -243,7 +275,7 @@ class Books:
             to_the_byte=bool(rules.rate_to_the_byte),
         )
         self.state.expected = pages(entries)
-        self.state.settling = (event.epoch, event.log_from, event.log_to)
+        self.state.settling = (event.epoch, event.log_from, event.log_to, event.at_us)
         require(
             event.pages == len(self.state.expected),
             f"the settlement has {len(self.state.expected)} pages by the rules",
@@ -251,12 +283,16 @@ class Books:
 
     def released(self, position: int, event: HoldsReleased) -> None:
         require(not self.state.expected, "pages of a settlement are missing")
-        require(self.state.releasing in (None, event.epoch), "pages of a release are missing")
+        epoch, page, pages_ = self.state.releasing or (event.epoch, 0, event.pages)
+        follows = (event.epoch, event.page, event.pages) == (epoch, page + 1, pages_)
+        require(
+            follows, f"page {event.page} of {event.pages} of a release of epoch {event.epoch} does not follow"
+        )
         held = present(self._held_for(event.epoch), f"nothing is held for epoch {event.epoch}")
         friends = held.friends
         over = any(
             held.settled_us + s.hold_s * 1_000_000 <= event.at_us
-            for s in self._crew.settings.in_force(event.at_us)
+            for s in self._crew.settings.in_force(event.at_us, self._crew.log_us(position))
         )
         require(over, f"the hold on epoch {event.epoch} is not over")
         due = sorted(friends)[: len(event.transfers)]
@@ -275,7 +311,7 @@ class Books:
         for f in due:
             del friends[f]
         require((event.page == event.pages) == (not friends), "the release ends before or after what is held")
-        self.state.releasing = event.epoch if friends else None
+        self.state.releasing = (event.epoch, event.page, event.pages) if friends else None
         self._held.put(number_key(event.epoch), held)
         if not friends:
             self._close(event.epoch, held)
@@ -310,6 +346,7 @@ class Books:
         )
         require(line.amount_micro > 0, "the line has no amount to freeze")
         require(event.opened_by in ("operator", "friend", "creator"), "nobody may open a dispute so")
+        _check_reason(event.reason)
         held.friends[line.friend_id] -= line.amount_micro
         if not held.friends[line.friend_id]:
             del held.friends[line.friend_id]
@@ -322,6 +359,7 @@ class Books:
         dispute = present(
             self.state.disputes.pop(event.dispute, None), f"dispute {event.dispute} is not open"
         )
+        _check_reason(event.reason)
         said = (event.friend_id, event.amount_micro)
         require(said == (dispute.friend_id, dispute.amount_micro), "the decision is on another amount")
         epoch = self._held_for(dispute.epoch)
@@ -331,9 +369,8 @@ class Books:
         reason, target = ("dispute_upheld", budget) if upheld else ("dispute_rejected", f"{friend}:available")
         require(len(event.transfers) == int(upheld or not held), "the decision moves too much or too little")
         for transfer in event.transfers:
-            amount = self.move(position, transfer, reason, f"{friend}:pending", target)
+            amount = self.move(position, transfer, reason, f"{friend}:pending", target, (dispute.position,))
             require(amount == dispute.amount_micro, f"{dispute.amount_micro} micro-units were disputed")
-            require(transfer.rests_on == (dispute.position,), "the decision rests on another settlement")
         if upheld:
             _add(self.state.voided, dispute.friend_id, dispute.amount_micro)
         elif held:
@@ -346,12 +383,12 @@ class Books:
     def adjusted(self, position: int, event: AdjustmentBooked) -> None:
         self.refer(event.reference)
         require(len(event.transfer.postings) == 2, "an adjustment has one source and one target")
+        _check_reason(event.reason)
         source, target = (p.account for p in event.transfer.postings)
-        amount = self.move(position, event.transfer, "adjustment", source, target)
+        rests_on = event.transfer.rests_on
+        amount = self.move(position, event.transfer, "adjustment", source, target, rests_on)
         require(source != target, "an adjustment moves nothing")
-        require(
-            all(0 <= at < position for at in event.transfer.rests_on), "it rests on what is not there yet"
-        )
+        require(all(0 <= at < position for at in rests_on), "it rests on what is not there yet")
         friends = [_adjusted_friend(account) for account in (source, target)]
         require(None in friends, "an adjustment moves money from friend to friend")
         if friends[0] is not None:
@@ -364,6 +401,7 @@ class Books:
 
     def state_recorded(self, position: int, event: StateRecorded) -> None:
         """Other events may have come between the balances it speaks of and the leaf itself: those are undone."""
+        self.nothing_pending()
         require(
             self.state.covered < event.position <= position, "the state leaf covers another part of the log"
         )
@@ -400,6 +438,12 @@ def _adjusted_friend(account: str) -> UUID | None:
         kind == "friend" and state == "available" and str(UUID(friend)) == friend, f"{account} is adjusted"
     )
     return UUID(friend)
+
+
+def _check_reason(reason: str) -> None:
+    """Nobody takes anything without saying why."""
+    plain = reason.isascii() and reason.isprintable()
+    require(1 <= len(reason) <= REASON_CHARS and plain, "a reason has 1 to 100 printable characters")
 
 
 def _same_lines(recorded: tuple[SettlementLine, ...], expected: tuple[SettlementLine, ...]) -> None:

@@ -5,8 +5,10 @@ decided on them, and the log orders only each aggregate by itself; so a value th
 an event's time is as good as the present one.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import itemgetter
 from typing import Final, Generic, TypeVar
 from uuid import UUID
 
@@ -27,15 +29,17 @@ from ledger.events import (
     NodeSeenAt,
     NodeSuspended,
     SettingsChanged,
-    StreamRegistered,
 )
-from ledger.ids import invite_id, node_id, stream_id
+from ledger.ids import invite_id, node_id
 from ledger.judge import NodeFacts
 from ledger.keys import PUBLIC_KEY_BYTES, key_id
 from ledger.networks import Networks, seen
 from ledger.settings import Settings
 
 RACE_US: Final = 60_000_000
+STEP_US: Final = 10_000_000
+CAME: Final = 512  # deliveries wait for others within a bundle of 256 events
+EPOCH_MOST_S: Final = 7 * 86_400
 
 # What malformed facts make the rules raise. Anything else is a defect of this program and is not hidden.
 _BROKEN: Final = (ValueError, KeyError, IndexError, TypeError, OverflowError, DomainError)
@@ -85,11 +89,14 @@ class Dated(msgspec.Struct, Generic[V]):
         self.past = [(t, v) for t, v in self.past if t > at_us - RACE_US] + [(at_us, self.now)]
         self.now = value
 
-    def in_force(self, at_us: int) -> Iterator[V]:
-        """The present value, then those that were in force around `at_us`, newest first."""
+    def in_force(self, at_us: int, log_us: int) -> Iterator[V]:
+        """The present value, then those that were in force around `at_us`, newest first.
+
+        `log_us`: how far the log had come. An event that is dated back does not bring back what was long ago.
+        """
         yield self.now
         for changed_us, value in reversed(self.past):
-            if abs(changed_us - at_us) < RACE_US:
+            if abs(changed_us - at_us) < RACE_US and log_us - changed_us < 2 * RACE_US:
                 yield value
 
 
@@ -107,6 +114,9 @@ class State(msgspec.Struct):
     keys: dict[tuple[str, bytes], Key] = {}  # (purpose, key id)
     invites: dict[UUID, tuple[UUID, int]] = {}  # invite -> (friend, expiry)
     used: dict[UUID, UUID] = {}  # invite -> node
+    # (position, the latest time of an event up to there) wherever that grew by STEP_US; of the last few.
+    came: list[tuple[int, int]] = []
+    dated_back: tuple[int, int] = (0, -1)  # the most that an event was behind that, and its position
 
 
 class Crew:
@@ -119,6 +129,28 @@ class Crew:
     def settings(self) -> Dated[Settings]:
         return self.state.settings
 
+    def passed(self, position: int, at_us: int) -> None:
+        """Before what is judged of the event at `position`."""
+        came = self.state.came
+        behind_us = came[-1][1] - at_us if came else 0
+        if behind_us > max(RACE_US, self.state.dated_back[0]):
+            self.state.dated_back = (behind_us, position)
+        if not came or at_us >= came[-1][1] + STEP_US:
+            came.append((position, at_us))
+            if len(came) > 2 * CAME:
+                del came[:CAME]
+
+    def log_us(self, position: int) -> int:
+        """The latest time of an event up to `position`, one of the last few hundred."""
+        came = self.state.came
+        before = bisect_right(came, position, key=itemgetter(0))
+        return came[max(before - 1, 0)][1] if came else 0
+
+    def came_before(self, at_us: int) -> list[tuple[int, int]]:
+        """Where in the last few hundred steps the log had come that far, up to `at_us`: positions and times, both
+        ascending."""
+        return self.state.came[: bisect_right(self.state.came, at_us, key=itemgetter(1))]
+
     def epoch_of(self, at_us: int) -> int:
         return max(0, (at_us - self.state.genesis_us) // self.state.epoch_us) if self.state.epoch_us else 0
 
@@ -130,9 +162,10 @@ class Crew:
         require(not retired, f"signed by the ticket key {key_id_.hex()}, which was retired")
         return key.public_key
 
-    def log_keys(self) -> list[bytes]:
-        """Every key that was ever allowed to sign checkpoints."""
-        return [k.public_key for (purpose, _), k in self.state.keys.items() if purpose == "log"]
+    def log_keys(self) -> dict[bytes, bool]:
+        """Every key that was ever allowed to sign checkpoints, and whether it was retired since."""
+        keys = self.state.keys.items()
+        return {k.public_key: k.retired_us is not None for (purpose, _), k in keys if purpose == "log"}
 
     def node(self, nid: UUID) -> Dated[NodeFacts]:
         node = self.state.nodes.get(nid)
@@ -146,13 +179,17 @@ class Crew:
 
     def founded(self, event: CrewFounded) -> None:
         require(self.state.epoch_us == 0, "the crew is founded twice")
-        require(event.epoch_length_s > 0, "an epoch has no length")
+        require(0 < event.epoch_length_s <= EPOCH_MOST_S, "an epoch lasts from 1 second to 7 days")
+        length_us = event.epoch_length_s * 1_000_000
+        begins = event.genesis_us == event.at_us - event.at_us % length_us
+        require(begins, "epoch 0 is not the one in which the crew was founded")
         self.state.genesis_us, self.state.epoch_us = event.genesis_us, event.epoch_length_s * 1_000_000
 
     def settings_changed(self, event: SettingsChanged) -> None:
         self.settings.change(Settings.recorded(event.settings), event.at_us)
 
     def key_added(self, event: KeyAdded) -> None:
+        require(event.purpose in ("ticket", "log"), f"a key for {event.purpose!r}")
         require(
             len(event.public_key) == PUBLIC_KEY_BYTES and event.key_id == key_id(event.public_key),
             "the key's id is not its own",
@@ -166,9 +203,6 @@ class Crew:
         )
         require(key.retired_us is None, "the key was retired before")
         key.retired_us = event.at_us
-
-    def stream_registered(self, event: StreamRegistered) -> None:
-        require(event.originator_id == stream_id(event.name), "the stream's id does not follow from its name")
 
     def invite_created(self, event: InviteCreated) -> None:
         require(event.originator_id == invite_id(event.code_sha256), "the invite's id is not its code's")

@@ -37,9 +37,10 @@ from ledger.events import (
 )
 from ledger.ids import delivery_id, ticket_record_id
 from ledger.judge import parse_receipt
-from ledger.judged import VERDICT_CODES, Judged
+from ledger.judged import VERDICT_CODES, Judged, in_order
+from ledger.keys import PUBLIC_KEY_BYTES
 from ledger.receipt import SIGNED_BYTES
-from ledger.served import Delivery
+from ledger.served import NETWORK_BYTES, Delivery
 from ledger.settings import Settings
 from ledger.ticket import BODY_BYTES as TICKET_BODY_BYTES
 from ledger.ticket import DOMAIN as TICKET_DOMAIN
@@ -53,6 +54,9 @@ _WRONG_NODE, _BAD_SIGNATURE = (
     VERDICT_CODES[Verdict.WRONG_NODE.value],
     VERDICT_CODES[Verdict.BAD_SIGNATURE.value],
 )
+
+# A receipt that a viewer sends itself is judged for the node that its ticket names, once its signature holds.
+_NEVER_ALONE: Final = (_WRONG_NODE, _BAD_SIGNATURE)
 
 
 @dataclass(slots=True)
@@ -126,6 +130,10 @@ class Deliveries:
         require(event.session_id == event.originator_id, "the session's id is not its own")
         key, account = event.session_id.bytes, event.account_id
         require(key not in self._facts.sessions, "the session was opened before")
+        kind, key_bytes = event.viewer_class, len(event.viewer_key)
+        right = (kind, key_bytes) in ((ViewerClass.SIGNING, PUBLIC_KEY_BYTES), (ViewerClass.PLAIN, 0))
+        require(right, "a viewer who signs has a key, and no other has")
+        require(len(event.prefix_commitment) in (0, NETWORK_BYTES), "no commitment has that length")
         self._facts.sessions.put(
             key,
             KnownSession(
@@ -143,6 +151,7 @@ class Deliveries:
         known = self._facts.sessions.get(event.session_id.bytes)
         opened = known is not None and known.position < position
         require(opened, "an observation of a session that was never opened")
+        self._dues.states(position, event.at_us)
         self._dues.observed(position, event)
 
     def node_probed(self, position: int, event: NodeProbed) -> None:
@@ -179,8 +188,11 @@ class Deliveries:
         plain = fields.viewer_class == ViewerClass.PLAIN
         viewer_key = fields.node_key if plain else session.viewer_key
         require(fields.viewer_key == viewer_key, "the ticket is for another viewer")
-        within = any(_within(fields, s, event.at_us) for s in self._crew.settings.in_force(event.at_us))
-        require(within, "the ticket promises more than the settings in force allow")
+        log_us = self._crew.log_us(position)
+        within = any(
+            _within(fields, s, event.at_us) for s in self._crew.settings.in_force(event.at_us, log_us)
+        )
+        require(within, "the ticket does not promise what the settings in force do")
         key = self._crew.ticket_key(fields.hub_key_id, event.at_us)
         self.sign(position, "the ticket", Signed(key, TICKET_DOMAIN, body, signature))
         self._counts.tickets += 1
@@ -217,6 +229,7 @@ class Deliveries:
             and len(event.indices) == len(event.judged),
             "receipts and verdicts differ in number",
         )
+        require(bool(event.batch_header), "the hub records no such receipt by itself")
         self._batches.collect(position, event, event.originator_id)
         for data, judged in zip(split(event.receipts), event.judged, strict=True):
             signed = parse_receipt(data)
@@ -236,6 +249,7 @@ class Deliveries:
         )
         broadcast = present(self._facts.broadcast(key), "a delivery of a broadcast that never started")
         node, settings = self._crew.node(event.node_id).now, self._crew.settings.now
+        self._dues.states(position, event.at_us)
         count, limit = len(event.indices), event.network_limit
         together = settings.prefix_sessions_max == limit
         wait = self._waiting.get(key)
@@ -247,7 +261,12 @@ class Deliveries:
             wait = wait or self._waiting.setdefault(key, _Wait(broadcast))
             wait.nodes.add(event.node_id)
             self._waiting_count += count
+        require(_in_order(event), "sessions or networks do not stand once each, as they are first met")
         self._batches.collect(position, event, event.node_id)
+        if not event.batch_header:
+            require(
+                _first_verdict(event, found) not in _NEVER_ALONE, "the hub records no such receipt by itself"
+            )
         then = broadcast.now()
         if wait is None:
             facts: list[Fact] = []
@@ -357,11 +376,24 @@ class Deliveries:
 
 
 def _within(ticket: TicketFields, settings: Settings, at_us: int) -> bool:
+    """Whether it promises what the settings do. Less of these would be refused to a node that has served."""
     return (
         ticket.last - ticket.first < settings.ticket_segments
-        and ticket.settle_by_s <= at_us // 1_000_000 + settings.settle_by_s
-        and ticket.byte_budget <= settings.ticket_bytes_max
+        and ticket.settle_by_s == at_us // 1_000_000 + settings.settle_by_s
+        and ticket.byte_budget == settings.ticket_bytes_max
     )
+
+
+def _in_order(event: SegmentsServed | Delivery) -> bool:
+    if isinstance(event, Delivery):
+        return event.in_order
+    return in_order(event.sessions, event.session_of, event.networks, event.network_of)
+
+
+def _first_verdict(event: SegmentsServed | Delivery, found: Ints | None) -> int:
+    if found is not None and found.shape[1]:
+        return int(found[told.VERDICT, 0])
+    return _whole(event).verdicts[0]
 
 
 def _whole(event: SegmentsServed | Delivery) -> SegmentsServed:

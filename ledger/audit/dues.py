@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
+from operator import itemgetter
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -37,6 +38,7 @@ from ledger.services.credit_index import DAY_US, BrokenLogError
 from ledger.settings import Settings
 from ledger.settlement import Credit
 
+STEP_US: Final = 10_000_000  # times of what was stated are kept this exactly
 ROWS: Final = 4_096  # facts in one row of the store
 SIGNED, PLAIN, SEEN = range(3)
 _FEW: Final = 1 << 54  # bytes; 256 receipts of so many are fewer than 2^63
@@ -127,6 +129,8 @@ class State(msgspec.Struct):
     chunks: tuple[int, int] = (0, 0)  # facts in the store: rows [from, to)
     taken: int = 0  # facts of the first of them that are settled
     newest: bytes = b""  # facts that are not in the store yet
+    # (position, when) of events that may state facts, each the last before which all are older: both ascend.
+    stated: list[tuple[int, int]] = []
 
 
 class Dues:
@@ -154,6 +158,31 @@ class Dues:
         epoch, runs = self.epoch_of(at_us), self.state.runs
         if not runs or runs[-1][1] != epoch:
             runs.append((position, epoch))
+
+    def states(self, position: int, at_us: int) -> None:
+        """The event there may bring facts, and says that it is of that time."""
+        stated, step = self.state.stated, at_us // STEP_US * STEP_US
+        while stated and stated[-1][1] >= step:
+            stated.pop()
+        stated.append((position, step))
+
+    def stated_before(self, at_us: int) -> int:
+        """The position of the last event that may bring facts and is older than that; -1 when there is none."""
+        before = bisect_left(self.state.stated, at_us // STEP_US * STEP_US, key=itemgetter(1))
+        return self.state.stated[before - 1][0] if before else -1
+
+    def delivered_in(self, stream_id: UUID, epoch: int) -> bool:
+        """Whether something is to be paid, and not settled yet, that was published and judged in the epoch or later."""
+        pools = [number for number, pool in self.state.pools.items() if pool.stream_id == stream_id]
+        for rows in self._facts():
+            later = (rows["published"] >= epoch) & (rows["epoch"] >= epoch) & (rows["kind"] != SEEN)
+            if (later & np.isin(rows["pool"], pools)).any():
+                return True
+        return False
+
+    def unsettled_bytes(self) -> int:
+        """Credited, and in no settlement yet."""
+        return sum(int(rows["size"][rows["kind"] != SEEN].sum(dtype=object) or 0) for rows in self._facts())
 
     def in_this_epoch(self, times_us: list[int]) -> bool:
         """Whether events of these times begin no other epoch than the last event's."""
@@ -325,6 +354,7 @@ class Dues:
         self._drop(event.log_to)
         later = [s for s in state.settings if s[0] >= event.log_to]
         state.settings = [(0, self.settings(event.log_to)), *later]
+        state.stated = [s for s in state.stated if s[0] >= event.log_to]
         state.runs = state.runs[max(0, bisect_left(state.runs, (event.log_to + 1, -1)) - 1) :]
         state.next_epoch, state.settled_to = event.epoch + 1, event.log_to
         self._draft = None

@@ -91,17 +91,32 @@ class Payouts:
                 f"line {number} of payout {batch_id} is {state}, but its money is {money}", position=position
             )
 
+    def before(self, event: object) -> None:
+        """A payout is saved together with its money: nothing comes between what became of a line and that."""
+        for (_, number), (batch_id, state, money, _) in self.state.uneven.items():
+            moves = isinstance(event, PayoutLineReserved | PayoutLineConfirmed | PayoutLineFailed) and (
+                (event.batch_id, event.line) == (batch_id, number)
+            )
+            if not moves:
+                raise AuditFailure(
+                    f"line {number} of payout {batch_id} is {state}, but its money stays {money}"
+                )
+
     # --- the payout's own events
 
     def planned(self, position: int, event: PayoutPlanned) -> None:
         expected = uuid5(BOOK_ID, f"payout:{self.state.planned + 1}")
         require(event.originator_id == expected, "the payout is not the next one")
         numbers = [line.line for line in event.lines]
-        require(numbers == list(range(1, len(numbers) + 1)), "the lines are not numbered from 1")
+        numbered = bool(numbers) and numbers == list(range(1, len(numbers) + 1))
+        require(numbered, "the lines are not numbered from 1")
         require(len({line.friend_id for line in event.lines}) == len(numbers), "a friend has two lines")
         require(all(line.amount_micro > 0 for line in event.lines), "a line has no amount")
         total = sum(line.amount_micro for line in event.lines)
-        within = any(total <= s.payout_batch_max_micro for s in self._crew.settings.in_force(event.at_us))
+        within = any(
+            total <= s.payout_batch_max_micro
+            for s in self._crew.settings.in_force(event.at_us, self._crew.log_us(position))
+        )
         require(within, "the payout is larger than the crew's limit")
         self.state.planned += 1
         batch = _Batch(self.state.planned, {x.line: _Line(x, position) for x in event.lines}, total)
@@ -113,13 +128,15 @@ class Payouts:
         batch.planned_by = event.operator
         self._batches.put(event.originator_id.bytes, batch)
 
-    def approved(self, event: PayoutApproved) -> None:
+    def approved(self, position: int, event: PayoutApproved) -> None:
         batch = self._batch(event.originator_id)
         require(not batch.cancelled, "a cancelled payout is approved")
-        other = bool(batch.planned_by) and event.operator != batch.planned_by
+        require(not batch.approved, "the payout was approved before")
+        require(bool(event.operator), "nobody approves the payout")
+        other = bool(batch.planned_by) and not _same_person(event.operator, batch.planned_by)
         enough = any(
             other or not 0 < s.payout_second_above_micro < batch.total_micro
-            for s in self._crew.settings.in_force(event.at_us)
+            for s in self._crew.settings.in_force(event.at_us, self._crew.log_us(position))
         )
         require(enough, "a payout of so much is approved by the operator who planned it")
         batch.approved = True
@@ -129,6 +146,7 @@ class Payouts:
         batch = self._batch(event.originator_id)
         begun = any(line.state != "planned" for line in batch.lines.values())
         require(not begun, "a payout is cancelled after it began")
+        require(not batch.cancelled, "the payout was cancelled before")
         batch.cancelled = True
         self._batches.put(event.originator_id.bytes, batch)
 
@@ -145,6 +163,7 @@ class Payouts:
     def resolved(self, position: int, event: PayoutResolved) -> None:
         batch = self._batch(event.originator_id)
         line = _line(event.originator_id, batch, event.line)
+        require(batch.approved and not batch.cancelled, "an answer for a payout that is not approved")
         allowed = event.outcome in _ANSWERS[line.state] and event.attempt == line.attempt
         # A line that fails without an attempt was never given to the rail, and stays so.
         require(
@@ -163,7 +182,8 @@ class Payouts:
         total = self.state.days.get(day, 0) + amount
         # What a rail paid after it had said no is booked in any case.
         within = line.state == "confirmed" or any(
-            total <= s.payout_day_max_micro for s in self._crew.settings.in_force(event.at_us)
+            total <= s.payout_day_max_micro
+            for s in self._crew.settings.in_force(event.at_us, self._crew.log_us(position))
         )
         require(within, "more is given to rails than the crew's limit of the day")
         self._move(position, event, "payout_reserved", "available", "in_flight", ("attempted", "confirmed"))
@@ -224,6 +244,10 @@ class Payouts:
             self.state.uneven.pop(key, None)
         else:
             self.state.uneven[key] = (batch_id, line.state, line.money, line.position)
+
+
+def _same_person(one: str, other: str) -> bool:
+    return one.strip().casefold() == other.strip().casefold()
 
 
 def _line(batch_id: UUID, batch: _Batch, number: int) -> _Line:

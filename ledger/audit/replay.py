@@ -22,9 +22,11 @@ from ledger.audit.dues import Dues
 from ledger.audit.dues import State as DuesState
 from ledger.audit.facts import Facts
 from ledger.audit.helpers import Helpers
+from ledger.audit.lifecycles import Lifecycles
+from ledger.audit.lifecycles import State as LifecyclesState
 from ledger.audit.payouts import Payouts
 from ledger.audit.payouts import State as PayoutsState
-from ledger.audit.report import AuditFailure, Counts
+from ledger.audit.report import AuditFailure, Counts, Open
 from ledger.audit.signatures import Signatures
 from ledger.audit.store import Store
 from ledger.audit.stream import Entries
@@ -56,6 +58,8 @@ from ledger.events import (
     NodeRetired,
     NodeSeenAt,
     NodeSuspended,
+    NodeWentOffline,
+    NodeWentOnline,
     PayoutApproved,
     PayoutAttempted,
     PayoutCancelled,
@@ -73,6 +77,9 @@ from ledger.events import (
     SessionOpened,
     SettingsChanged,
     StateRecorded,
+    StreamArchived,
+    StreamKeyRotated,
+    StreamMarkedStale,
     StreamRegistered,
     StreamWentLive,
     StreamWentOffline,
@@ -92,6 +99,7 @@ class _State(msgspec.Struct):
     books: BooksState | None = None
     payouts: PayoutsState | None = None
     dues: DuesState | None = None
+    lifecycles: LifecyclesState | None = None
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -101,6 +109,26 @@ _ONLY: Final[dict[type, UUID | None]] = {
     Delivery: None,
     **{cls: _FIXED.get(tag.partition(".")[0]) for tag, cls in EVENT_TYPES.items()},
 }
+# The first event of an aggregate, and only that one, is of the type that founds it; those not named have no such type.
+_FOUNDING: Final = {
+    "crew": CrewFounded,
+    "stream": StreamRegistered,
+    "broadcast": BroadcastStarted,
+    "session": SessionOpened,
+    "ticket": TicketIssued,
+    "invite": InviteCreated,
+    "node": NodeJoined,
+    "payout": PayoutPlanned,
+}
+_FOUNDS: Final[dict[type, bool | None]] = {
+    Delivery: None,
+    **{
+        cls: cls is founding if (founding := _FOUNDING.get(tag.partition(".")[0])) is not None else None
+        for tag, cls in EVENT_TYPES.items()
+    },
+}
+# These come by the bundle, or one by one.
+_ADMITTED: Final = frozenset((SessionOpened, TicketIssued))
 # Deliveries may wait for others while these are met: what a verdict rests on does not change, it only grows.
 _TOGETHER: Final = frozenset((Delivery, SegmentsPublished, SegmentsServed, SessionOpened, TicketIssued))
 # These neither change what a session or a ticket rests on, nor look at those that come after them.
@@ -149,6 +177,7 @@ class Replay:
             self.crew, self.signatures, self._dues, facts, store, self.counts, in_columns
         )
         self._payouts = Payouts(self.books, self.crew, store, self.counts, state.payouts)
+        self._lifecycles = Lifecycles(store, state.lifecycles)
         self._versions = store.table(b"v", lambda n: n.to_bytes(8), int.from_bytes, 131_072)
         self._admissions = Admissions(
             self.crew, facts, self._dues, self._versions, self.counts, self.signatures
@@ -181,7 +210,8 @@ class Replay:
         for low, end in [*spans, (first, len(entries))]:
             some = admitted.between(low, end)
             between = [(start + i, event) for i in range(low, end) if (event := events.get(i)) is not None]
-            if some.count >= FEWEST and self._admissions.take(start, entries, some, between):
+            even = not self._payouts.state.uneven
+            if some.count >= FEWEST and even and self._admissions.take(start, entries, some, between):
                 for position, event in between:
                     self._apply(position, event)
                 self._due(start + end)
@@ -217,7 +247,11 @@ class Replay:
         self._due(position)
         try:
             with failing_at(position):
+                if self._payouts.state.uneven:
+                    self._payouts.before(event)
                 self._follow(event)
+                if type(event) not in _ADMITTED:
+                    self.crew.passed(position, event.at_us)
                 if type(event) not in _TOGETHER:
                     self._deliveries.settle()
                 rule = self._rules.get(type(event))
@@ -244,7 +278,12 @@ class Replay:
         self.signatures.finish()
         self.counts.signatures = self.signatures.count
         state = _State(
-            self.counts, self.crew.state, self.books.state, self._payouts.state, self._dues.saved()
+            self.counts,
+            self.crew.state,
+            self.books.state,
+            self._payouts.state,
+            self._dues.saved(),
+            self._lifecycles.state,
         )
         return _encoder.encode(state)
 
@@ -255,6 +294,19 @@ class Replay:
         self._deliveries.finish()
         self._payouts.finish()
         self.books.finish()
+
+    def open_ends(self) -> Open:
+        """What is left open at the end, or looks odd."""
+        state, balances = self.crew.state, self.books.balances.items()
+        back_us, back_at = state.dated_back
+        return Open(
+            unsettled_bytes=self._dues.unsettled_bytes(),
+            overdue_micro=self.books.overdue_micro(state.came[-1][1] if state.came else 0),
+            in_flight_micro=sum(amount for account, amount in balances if account.endswith(":in_flight")),
+            disputes=len(self.books.state.disputes),
+            dated_back_s=back_us // 1_000_000,
+            dated_back_at=back_at if back_us else None,
+        )
 
     def _follow(self, event: Event | Delivery) -> None:
         """An aggregate's events are numbered 1, 2, 3, ... and the books are one aggregate."""
@@ -269,6 +321,9 @@ class Replay:
             kind is not SessionOpened and kind is not TicketIssued
         ):  # those are known by their rows
             self._versions.put(key, expected)
+        founds = _FOUNDS[kind]
+        if founds is not None and founds != (expected == 1):
+            raise AuditFailure("the aggregate does not begin with the event that founds it, or begins twice")
         only = _ONLY[kind]
         require(only is None or only == event.originator_id, "the event is not in the aggregate of its kind")
 
@@ -283,25 +338,62 @@ class Replay:
         self.crew.settings_changed(event)
         self._dues.settings_changed(position, event)
 
+    def _broadcast_started(self, _position: int, event: BroadcastStarted) -> None:
+        self._lifecycles.started(event)
+        self._deliveries.broadcast_started(event)
+
+    def _published(self, _position: int, event: SegmentsPublished) -> None:
+        self._lifecycles.published(event)
+        self._deliveries.segments_published(event)
+
+    def _broadcast_changed(
+        self, _position: int, event: BroadcastInterrupted | BroadcastResumed | BroadcastEnded
+    ) -> None:
+        broadcast = self._facts.broadcast(event.originator_id.bytes)
+        self._lifecycles.broadcast_changed(event, broadcast.manifest.next if broadcast is not None else 0)
+
+    def _node_joined(self, _position: int, event: NodeJoined) -> None:
+        self.crew.node_joined(event)
+        self._lifecycles.node_changed(event)
+
+    def _node_stopped(self, _position: int, event: NodeSuspended | NodeRetired) -> None:
+        self._lifecycles.node_changed(event)
+        self.crew.node_stopped(event)
+
+    def _node_reinstated(self, _position: int, event: NodeReinstated) -> None:
+        self._lifecycles.node_changed(event)
+        self.crew.node_reinstated(event)
+
     def _rules_by_type(self) -> dict[type, Callable[[int, Any], None]]:
         crew, deliveries, books, payouts = self.crew, self._deliveries, self.books, self._payouts
+        lives = self._lifecycles
         return {
             CrewFounded: self._founded,
             SettingsChanged: self._settings_changed,
             KeyAdded: _without_position(crew.key_added),
             KeyRetired: _without_position(crew.key_retired),
-            StreamRegistered: _without_position(crew.stream_registered),
+            StreamRegistered: _without_position(lives.registered),
+            StreamKeyRotated: _without_position(lives.stream_changed),
+            StreamWentLive: _without_position(lives.stream_changed),
+            StreamWentOffline: _without_position(lives.stream_changed),
+            StreamArchived: _without_position(lives.stream_changed),
+            StreamMarkedStale: _without_position(lives.stream_changed),
             InviteCreated: _without_position(crew.invite_created),
             InviteUsed: _without_position(crew.invite_used),
-            NodeJoined: _without_position(crew.node_joined),
+            NodeJoined: self._node_joined,
             NodeMoved: _without_position(crew.node_moved),
             NodeSeenAt: _without_position(crew.node_moved),
             NodeProbed: deliveries.node_probed,
-            NodeSuspended: _without_position(crew.node_stopped),
-            NodeRetired: _without_position(crew.node_stopped),
-            NodeReinstated: _without_position(crew.node_reinstated),
-            BroadcastStarted: _without_position(deliveries.broadcast_started),
-            SegmentsPublished: _without_position(deliveries.segments_published),
+            NodeWentOnline: _without_position(lives.node_changed),
+            NodeWentOffline: _without_position(lives.node_changed),
+            NodeSuspended: self._node_stopped,
+            NodeRetired: self._node_stopped,
+            NodeReinstated: self._node_reinstated,
+            BroadcastStarted: self._broadcast_started,
+            BroadcastInterrupted: self._broadcast_changed,
+            BroadcastResumed: self._broadcast_changed,
+            BroadcastEnded: self._broadcast_changed,
+            SegmentsPublished: self._published,
             SessionOpened: deliveries.session_opened,
             SessionObserved: deliveries.session_observed,
             TicketIssued: deliveries.ticket_issued,
@@ -320,7 +412,7 @@ class Replay:
             StateRecorded: books.state_recorded,
             PayoutPlanned: payouts.planned,
             PayoutProposed: _without_position(payouts.proposed),
-            PayoutApproved: _without_position(payouts.approved),
+            PayoutApproved: payouts.approved,
             PayoutCancelled: _without_position(payouts.cancelled),
             PayoutAttempted: payouts.attempted,
             PayoutResolved: payouts.resolved,

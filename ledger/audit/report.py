@@ -40,6 +40,20 @@ class Counts:
 
 
 @dataclass(slots=True)
+class Open:
+    """What breaks no rule, and is for people to look at: a hub may be slow, or take its time."""
+
+    unsettled_bytes: int = 0  # credited, and in no settlement yet
+    overdue_micro: int = 0  # still held, though the hold is over
+    in_flight_micro: int = 0  # given to a rail that has not answered for good
+    disputes: int = 0  # nobody has decided yet
+    dated_back_s: int = (
+        0  # the most that an event is dated before one that stands before it, when over a minute
+    )
+    dated_back_at: int | None = None  # its position
+
+
+@dataclass(slots=True)
 class Report:
     """The outcome of an audit of the first `size` events."""
 
@@ -54,6 +68,7 @@ class Report:
     consistent_with: int | None = None  # size of the checkpoint the auditor had kept
     resumed_from: int = 0  # the events before were replayed by an earlier audit of this auditor
     counts: Counts = field(default_factory=Counts)
+    open: Open = field(default_factory=Open)
     paid_micro: int = 0  # all that ever reached friends' `paid` accounts
     balances: dict[str, int] = field(default_factory=dict)  # account -> micro-units, where not zero
     problem: Problem | None = None

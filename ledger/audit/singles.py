@@ -10,7 +10,7 @@ from itertools import product
 from typing import Final, NamedTuple
 
 from ledger.audit.credits import Credits, Scratch
-from ledger.audit.crew import Crew, present, require
+from ledger.audit.crew import RACE_US, Crew, present, require
 from ledger.audit.dues import Due, Dues, Fact
 from ledger.audit.facts import Broadcast, Facts, Published
 from ledger.audit.facts import Ticket as KnownTicket
@@ -86,7 +86,7 @@ class Singles:
         networks = tuple([x.session.network for x in claims])
         require(event.viewer_networks == networks, "networks are not the sessions'")
         require(event.first_sequence == broadcast.manifest.first, "the first sequence is not the broadcast's")
-        self._credit(broadcast, claims, self._judge_again(event, broadcast, then, claims))
+        self._credit(broadcast, claims, self._judge_again(position, event, broadcast, then, claims))
         dues = []
         for i, (receipt, known, ticket, _, judged) in enumerate(claims):
             self._counts.accepted += judged.verdict == _ACCEPTED
@@ -167,20 +167,27 @@ class Singles:
                 self._credits.credit(claim.ticket.session_id, claim.session.network, broadcast, fresh)
 
     def _judge_again(
-        self, event: SegmentsServed, broadcast: Broadcast, then: Published, claims: list[_Claim]
+        self,
+        position: int,
+        event: SegmentsServed,
+        broadcast: Broadcast,
+        then: Published,
+        claims: list[_Claim],
     ) -> list[Units]:
         """What to credit, when some state that the hub may have seen leads to the recorded verdicts."""
+        log_us = self._crew.log_us(position)
         settings = [
             s
-            for s in self._crew.settings.in_force(event.at_us)
+            for s in self._crew.settings.in_force(event.at_us, log_us)
             if s.prefix_sessions_max == event.network_limit
         ]
         require(bool(settings), "the network limit is not the one in force")
         failure: AuditFailure | None = None
         nodes = self._crew.node(event.node_id)
         scratch = self._scratch(broadcast, claims)
-        for manifest in broadcast.manifests(event.at_us, then):
-            for node, rules in product(nodes.in_force(event.at_us), settings):
+        # A verdict that is dated back was not given before what was published a good while ago.
+        for manifest in broadcast.manifests(max(event.at_us, log_us - RACE_US), then):
+            for node, rules in product(nodes.in_force(event.at_us, log_us), settings):
                 try:
                     return _judge_all(
                         event.indices, event.at_us, scratch.copy(), claims, node, rules, manifest

@@ -1,15 +1,30 @@
 """Where a published log is read from: a folder, or the URL it is served at.
 
-Invariant: nothing larger than the caller's bound is ever held, and a file that does not exist is told apart from one
-that could not be fetched this time.
+Invariant: nothing larger than the caller's bound is ever held, whoever wrote the files or answers; reading a file ends;
+and a file that does not exist is told apart from one that could not be fetched this time.
 """
 
+import errno
+import io
+import os
+import stat
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-TIMEOUT_S: Final = 30.0
+from ledger.tlog.tiles import WIDTH
+
+if TYPE_CHECKING:
+    import httpx2
+
+TIMEOUT_S: Final = 30.0  # between two bytes
+PATIENCE_S = 60.0  # until an answer begins; after that it must come
+SLOWEST: Final = 8_000  # bytes a second, on average
+REDIRECTS_MAX: Final = 5
+_WIDTHS: Final = frozenset(map(str, range(1, WIDTH)))
 
 
 class SourceUnavailable(Exception):
@@ -38,6 +53,16 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
+def printable(text: str, most: int = 500) -> str:
+    """Text of strangers, fit for a terminal: what would move a cursor, or hide or turn what is read, is spelled out."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
+    return shown if len(text) <= most else f"{shown} ..."
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 class FolderSource:
     def __init__(self, folder: Path) -> None:
         self.name = str(folder)
@@ -45,7 +70,7 @@ class FolderSource:
 
     def read(self, path: str, max_bytes: int) -> bytes | None:
         try:
-            with open(self._folder / path, "rb") as f:
+            with io.BufferedReader(self._open(path)) as f:
                 data = f.read(max_bytes + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -57,7 +82,7 @@ class FolderSource:
     def read_into(self, path: str, memory: memoryview) -> int | None:
         length = 0
         try:
-            with open(self._folder / path, "rb", buffering=0) as f:
+            with self._open(path) as f:
                 while count := f.readinto(memory[length:]):
                     length += count
         except (FileNotFoundError, NotADirectoryError):
@@ -70,7 +95,18 @@ class FolderSource:
         folder = self._folder / f"{tile}.p"
         if not folder.is_dir():
             return []
-        return sorted(int(f.name) for f in folder.iterdir() if f.name.isascii() and f.name.isdigit())
+        try:
+            return sorted(int(f.name) for f in folder.iterdir() if f.name in _WIDTHS)
+        except OSError as e:
+            raise SourceUnavailable(f"{tile}.p: {e.strerror}") from e
+
+    def _open(self, path: str) -> io.FileIO:
+        """Only a file is one: what a pipe or a device gives may be without end, or never come."""
+        f = io.FileIO(self._folder / path, opener=_without_waiting)
+        if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
+            f.close()
+            raise OSError(errno.EINVAL, "this is not a file")
+        return f
 
     def close(self) -> None:
         pass
@@ -82,24 +118,76 @@ class HttpSource:
         import httpx2  # takes long, and an audit of a folder starts several processes that have no use for it
 
         self.name = url.rstrip("/").removesuffix("/checkpoint")
-        self._client = httpx2.Client(timeout=TIMEOUT_S, follow_redirects=True)
-        self._error = httpx2.HTTPError
+        # Unpacked by us, a compressed answer of kilobytes could be gigabytes before we saw its size.
+        as_is = {"Accept-Encoding": "identity"}
+        self._client = httpx2.Client(timeout=TIMEOUT_S, follow_redirects=False, headers=as_is)
+        # The last is what httpx says of an address that it cannot parse; RuntimeError, that it was closed meanwhile.
+        self._errors = (httpx2.HTTPError, httpx2.InvalidURL, RuntimeError)
+        self._too_slow = False
 
     def read(self, path: str, max_bytes: int) -> bytes | None:
+        url = f"{self.name}/{path}"
         try:
-            with self._client.stream("GET", f"{self.name}/{path}") as response:
+            with self._answer(url) as response:
                 if response.status_code in (404, 410):
                     return None
                 if response.status_code != 200:
-                    raise SourceUnavailable(f"{self.name}/{path}: the server answered {response.status_code}")
-                data = bytearray()
-                for chunk in response.iter_bytes():
-                    data += chunk
-                    if len(data) > max_bytes:
-                        break
-                return bytes(data[: max_bytes + 1])
-        except self._error as e:
-            raise SourceUnavailable(f"{self.name}/{path}: {str(e) or type(e).__name__}") from e
+                    raise SourceUnavailable(f"{url}: the server answered {response.status_code}")
+                if response.headers.get("Content-Encoding", "identity") != "identity":
+                    raise SourceUnavailable(f"{url}: the server sends it compressed, which nobody asked for")
+                return self._body(response, max_bytes)
+        except self._errors as e:
+            why = "the server is too slow" if self._too_slow else printable(str(e)) or type(e).__name__
+            raise SourceUnavailable(f"{url}: {why}") from e
+
+    @contextmanager
+    def _answer(self, url: str) -> "Iterator[httpx2.Response]":
+        """Redirects lead to nowhere else: a log must not make its reader ask other machines for something."""
+        request = self._client.build_request("GET", url)
+        for _ in range(REDIRECTS_MAX + 1):
+            with self._in_time():
+                response = self._client.send(request, stream=True)
+            try:
+                following = response.next_request
+                if following is None:
+                    yield response
+                    return
+                before, after = request.url, following.url
+                if after.host != before.host or after.scheme not in (before.scheme, "https"):
+                    moved = printable(str(after))
+                    raise SourceUnavailable(
+                        f"{url} is at another server: {moved}. If you trust it, ask there"
+                    )
+                request = following
+            finally:
+                response.close()
+        raise SourceUnavailable(f"{url}: the server redirects too often")
+
+    def _body(self, response: "httpx2.Response", max_bytes: int) -> bytes:
+        data, began_s = bytearray(), time.monotonic()
+        for chunk in response.iter_raw():
+            data += chunk
+            if len(data) > max_bytes:
+                break
+            if time.monotonic() - began_s > PATIENCE_S + len(data) / SLOWEST:
+                raise SourceUnavailable(f"{response.url}: the server is too slow")
+        return bytes(data[: max_bytes + 1])
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """Bytes that come one by one are each in time: the whole is timed here."""
+        timer = threading.Timer(PATIENCE_S, self._give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _give_up(self) -> None:
+        self._too_slow = True
+        with suppress(Exception):  # whoever reads is told so, by an error of theirs
+            self._client.close()
 
     def read_into(self, path: str, memory: memoryview) -> int | None:
         data = self.read(path, len(memory) - 1)

@@ -489,7 +489,7 @@ FORGERIES: dict[str, tuple[Forge, str, type[Event] | None]] = {
     "a payout of another amount": (_payout_amount, "were planned", PayoutLineReserved),
     "a payout that was never approved": (
         _change(PayoutApproved, originator_id=make_id("x"), originator_version=1),
-        "never planned",
+        "does not begin with",
         None,
     ),
     "an attempt with another key": (_change(PayoutAttempted, key="other"), "another key", None),
@@ -498,7 +498,7 @@ FORGERIES: dict[str, tuple[Forge, str, type[Event] | None]] = {
         "money moves for a payout line that is failed",
         PayoutLineConfirmed,
     ),
-    "a payment counted twice": (_change(PayoutLineConfirmed, 1, line=1), "the line's money is paid", None),
+    "a payment counted twice": (_change(PayoutLineConfirmed, 1, line=1), "its money stays in_flight", None),
     "a state leaf of other books": (
         _change(StateRecorded, 4, balances_sha256=bytes(32)),
         "the balances after the first",
@@ -511,7 +511,7 @@ FORGERIES: dict[str, tuple[Forge, str, type[Event] | None]] = {
         SegmentsServed,
     ),
     "a foreign ticket key": (_change(KeyAdded, public_key=bytes(32)), "id is not its own", None),
-    "a broadcast that began elsewhere": (_change(BroadcastStarted, first_sequence=7), "", SegmentsPublished),
+    "a broadcast that began elsewhere": (_change(BroadcastStarted, first_sequence=7), "does not go on", None),
 }
 
 

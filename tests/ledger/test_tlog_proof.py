@@ -1,5 +1,6 @@
 """Proof files: made from tiles, verified offline; and the commands an auditor types."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from typer.testing import CliRunner
 
 from hub.cli import app
 from ledger.checkpoint import Checkpoint
-from ledger.events import KeyAdded, NodeWentOnline, StreamArchived, encode
-from ledger.ids import CREW_ID
+from ledger.events import CrewFounded, InviteCreated, KeyAdded, StreamArchived, encode
+from ledger.ids import CREW_ID, invite_id
 from ledger.keys import key_id
 from ledger.note import NoteError, VerifierKey
 from ledger.tlog.proof import ProofError, TlogProof, make_proof
@@ -22,19 +23,37 @@ from ledger.tlog.source import FolderSource, open_source
 
 KEY_ADDED = KeyAdded(
     originator_id=CREW_ID,
-    originator_version=1,
+    originator_version=2,
     at_us=1,
     purpose="log",
     key_id=key_id(LOG.public_key),
     public_key=LOG.public_key,
 )
-ENTRIES = [
-    encode(KEY_ADDED),
-    *(
-        encode(NodeWentOnline(originator_id=make_id(f"n{i}"), originator_version=1, at_us=i))
-        for i in range(1, 600)
-    ),
-]
+FOUNDED = CrewFounded(
+    originator_id=CREW_ID,
+    originator_version=1,
+    at_us=1,
+    name="crew",
+    unit="EUR",
+    genesis_us=0,
+    epoch_length_s=3_600,
+)
+
+
+def invited(n: int) -> bytes:
+    code = hashlib.sha256(b"%d" % n).digest()
+    event = InviteCreated(
+        originator_id=invite_id(code),
+        originator_version=1,
+        at_us=n,
+        friend_id=make_id("friend"),
+        code_sha256=code,
+        expires_us=n + 1,
+    )
+    return encode(event)
+
+
+ENTRIES = [encode(FOUNDED), encode(KEY_ADDED), *map(invited, range(2, 600))]
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +205,7 @@ def test_a_proof_is_made_and_verified_from_the_command_line(folder: Path, tmp_pa
     done = run(app, ["proof", "verify", str(file), "--vkey", str(VKEY)])
     assert done.exit_code == 0, done.output
     shown = json.loads(done.stdout)
-    assert (shown["position"], shown["size"], shown["event"]["type"]) == (300, 600, "node.went_online.v1")
+    assert (shown["position"], shown["size"], shown["event"]["type"]) == (300, 600, "invite.created.v1")
     file.write_bytes(file.read_bytes().replace(b"index 300", b"index 301"))
     refused = run(app, ["proof", "verify", str(file), "--vkey", str(VKEY)])
     assert refused.exit_code == 5
@@ -194,14 +213,14 @@ def test_a_proof_is_made_and_verified_from_the_command_line(folder: Path, tmp_pa
 
 
 def test_log_show_prints_events_as_json_lines_with_bytes_as_hex(folder: Path) -> None:
-    done = run(app, ["log", "show", "--from", str(folder), "--type", "crew"])
+    done = run(app, ["log", "show", "--from", str(folder), "--type", "crew.key"])
     assert done.exit_code == 0, done.output
     (line,) = done.stdout.splitlines()
     event = json.loads(line)
-    assert (event["position"], event["type"]) == (0, "crew.key_added.v1")
+    assert (event["position"], event["type"]) == (1, "crew.key_added.v1")
     assert event["public_key"] == LOG.public_key.hex()
     one = run(app, ["log", "show", "299", "--from", str(folder)])
-    assert json.loads(one.stdout)["originator_id"] == str(make_id("n299"))
+    assert json.loads(one.stdout)["expires_us"] == 300
     beyond = run(app, ["log", "show", "600", "--from", str(folder)])
     assert getattr(beyond.exception, "exit_code", None) == 4
 
