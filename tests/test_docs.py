@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from api.metrics import Metrics
 from api.problems import ProblemType
 from bench.__main__ import AREAS
 from hub.cli import COMMANDS, app
@@ -82,6 +83,13 @@ def test_the_areas_of_the_bench_are_documented() -> None:
 @pytest.mark.parametrize("problem", ProblemType)
 def test_every_problem_type_is_documented(problem: ProblemType) -> None:
     assert f"`/problems/{problem.slug}` | {problem.status} |" in DOCS[ROOT / "docs" / "api.md"]
+
+
+def test_every_metric_is_documented() -> None:
+    families = [family.name for family in Metrics().registry.collect()]
+    assert families
+    for name in families:
+        assert re.search(rf"`{name}(_total)?`", DOCS[ROOT / "docs" / "api.md"]), name
 
 
 def test_the_make_targets_in_the_docs_exist() -> None:
