@@ -5,12 +5,12 @@ Invariant: a stream key or a creator's token is shown once, when it is made; the
 
 import json
 from collections.abc import Callable
-from uuid import uuid4
 
 import typer
 
 from api.directory import Role
-from hub.bootstrap import new_stream_key, now_us
+from api.newcomers import new_stream_key, register_stream
+from hub.bootstrap import now_us
 from hub.operator import Console, console, micro_from_text, micro_to_text
 from ledger.services import budgets, crew, streams
 
@@ -24,19 +24,14 @@ DRY_RUN = typer.Option(False, "--dry-run", help="Show what would happen; change 
 def create(slug: str, as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
     """Register a stream; show its key and its creator's page once."""
     with console() as at:
-        key, owner_id = new_stream_key(slug), uuid4()
-        stream_id = streams.register_stream(
-            at.ledger, slug=slug, owner_id=owner_id, stream_key=key, at_us=now_us()
-        )
-        budgets.set_tariff(at.ledger, stream_id, at_us=now_us())
-        creator_token = at.directory.create_token(Role.CREATOR, owner_id, slug, at_us=now_us())
-        watch_url, creator_url = f"{at.settings.base_url}/watch/{slug}", _creator_url(at, creator_token)
+        new = register_stream(at.ledger, at.directory, slug, at_us=now_us())
+        watch_url, creator_url = f"{at.settings.base_url}/watch/{slug}", _creator_url(at, new.creator_token)
         server = at.settings.rtmp_server
     if as_json:
-        shown = {"stream": slug, "rtmp_server": server, "stream_key": key}
-        typer.echo(json.dumps(shown | {"creator_token": creator_token, "watch_url": watch_url}))
+        shown = {"stream": slug, "rtmp_server": server, "stream_key": new.stream_key}
+        typer.echo(json.dumps(shown | {"creator_token": new.creator_token, "watch_url": watch_url}))
         return
-    _show_key(server, slug, key, as_json=False)
+    _show_key(server, slug, new.stream_key, as_json=False)
     typer.echo(f"Watch       {watch_url}\nCreator     {creator_url}   (shown once: keep it)")
 
 

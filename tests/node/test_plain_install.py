@@ -1,4 +1,4 @@
-"""A friend's plain install has none of the hub's packages: the node, the viewers and whoever audits must not need them."""
+"""A friend's plain install has none of the hub's packages: node, viewers and whoever audits must not need them."""
 
 import subprocess
 import sys
