@@ -63,6 +63,7 @@ class LazyGroup(TyperGroup):
             app.command(cmd_name)(getattr(module, cmd_name))
         command = typer.main.get_command(app)
         command.name = cmd_name
+        command.help = command.help or COMMANDS[cmd_name]
         command.params = [one for one in command.params if one.name not in _COMPLETION]
         return command
 

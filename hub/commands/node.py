@@ -177,7 +177,7 @@ def install_service_command(
     tls_key: TlsKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Start the node with this computer from now on (Linux with systemd)."""
+    """Start the node with this computer (Linux with systemd)."""
     folder = _folder(data_dir)
     profile = _joined(folder)
     tls = _tls(folder, tls_cert, tls_key)

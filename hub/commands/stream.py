@@ -46,7 +46,7 @@ def key(slug: str, as_json: bool = typer.Option(False, "--json", help="Print JSO
 
 @app.command()
 def token(slug: str) -> None:
-    """Make a new link to the creator's page; the old one stops working at once."""
+    """A new link to the creator's page; the old one stops working."""
     with console() as at:
         owner_id = at.stream(slug).owner_id
         at.directory.revoke_tokens(Role.CREATOR, owner_id, at_us=now_us())
@@ -72,7 +72,7 @@ def withdraw(
     reference: str = REFERENCE,
     dry_run: bool = DRY_RUN,
 ) -> None:
-    """Give unspent budget back to the creator: the books have it as gone, you pay it by hand."""
+    """Give unspent budget back to the creator. The books have it as gone; you pay it by hand."""
     _move(budgets.withdraw, slug, amount, reference, dry_run=dry_run)
 
 
@@ -81,7 +81,7 @@ def tariff(
     slug: str,
     rate_per_gb: str = typer.Option(..., help="In units of account per 10^9 bytes, such as 0.01."),
 ) -> None:
-    """Set what a delivered gigabyte earns, from the next epoch on (a stream's first tariff: at once)."""
+    """Set what a delivered gigabyte costs. From the next epoch on; a stream's first tariff at once."""
     with console() as at:
         version = budgets.set_tariff(
             at.ledger,
