@@ -4,20 +4,19 @@ Invariant: every step may be repeated; a hub that died in the middle of its firs
 What is secret is returned once, to be printed, and kept only as a hash.
 """
 
-import secrets
 import time
 from dataclasses import dataclass
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from api.directory import Directory, Role
+from api.newcomers import invite_friend, new_stream_key
 from hub.keystore import KeyStore
 from hub.settings import Settings
 from ledger.application import Ledger
-from ledger.services import crew, nodes, streams
+from ledger.services import crew, streams
 from ledger.services.budgets import set_tariff
 
 FIRST_STREAM = "main"
-INVITE_VALID_S = 7 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +54,10 @@ def first_run(settings: Settings, ledger: Ledger, directory: Directory) -> First
     stream_key = new_stream_key(FIRST_STREAM)
     creator_token = directory.create_token(Role.CREATOR, owner_id, FIRST_STREAM, at_us=at_us)
     operator_token = directory.create_token(Role.OPERATOR, None, "first run", at_us=at_us)
-    friend_id, code = new_invite(ledger, directory, "first friend", at_us=at_us)
-    friend_token = directory.create_token(Role.FRIEND, friend_id, "first friend", at_us=at_us)
+    friend = invite_friend(ledger, directory, "first friend", at_us=at_us)
     # Last: its presence says that the first run is complete.
     stream_id = streams.register_stream(
         ledger, slug=FIRST_STREAM, owner_id=owner_id, stream_key=stream_key, at_us=at_us
     )
     set_tariff(ledger, stream_id, at_us=at_us)
-    return FirstRun(FIRST_STREAM, operator_token, stream_key, code, friend_token, creator_token)
-
-
-def new_stream_key(slug: str) -> str:
-    return streams.make_stream_key(slug, secrets.token_bytes(streams.SECRET_BYTES))
-
-
-def new_invite(ledger: Ledger, directory: Directory, friend_name: str, *, at_us: int) -> tuple[UUID, str]:
-    """A new friend's id and the code with which one node of theirs can join within a week."""
-    friend_id = uuid4()
-    code = secrets.token_hex(10)
-    directory.name_person(friend_id, friend_name)
-    nodes.create_invite(
-        ledger, friend_id=friend_id, code=code, expires_us=at_us + INVITE_VALID_S * 1_000_000, at_us=at_us
-    )
-    return friend_id, code
+    return FirstRun(FIRST_STREAM, operator_token, stream_key, friend.code, friend.token, creator_token)

@@ -22,9 +22,9 @@ COMMANDS: Final = {
     "node": "Join a crew and carry its stream (for friends).",
     "doctor": "What keeps this node or this hub from working?",
     "stream": "Register streams, rotate keys, fund budgets, set tariffs.",
-    "invite": "Invite friends.",
-    "crew": "The crew's rules and keys.",
-    "token": "API tokens.",
+    "invite": "Invite a friend: the line to send them.",
+    "crew": "The crew's rules: show and change them.",
+    "token": "Operators' API tokens.",
     "payout": "Plan, approve and run payouts.",
     "dispute": "Freeze settlement lines, decide on them.",
     "adjust": "Correct the books by hand.",
@@ -32,17 +32,12 @@ COMMANDS: Final = {
     "explain": "Why is this amount what it is?",
     "audit": "Replay a published log and check every figure.",
     "proof": "Show and check the proof of one event.",
-    "log": "The transparency log: keys, checkpoints, witnesses.",
+    "log": "Events of a published log; is the database still the log?",
     "witness": "Witness somebody's log: cosign it as long as it only grows.",
     "projections": "Rebuild and check the read models.",
 }
 _ALIASES: Final = {"relay": "node"}  # what a node does; typed as often
 _OURS = frozenset({"api", "hub", "ledger", "projections", "relay"})
-_EXIT_BY_NAME: Final = {
-    "NotFound": 4,
-    "Unavailable": 10,
-    "Conflict": 10,
-}  # ledger.application, not imported here
 _COMPLETION = frozenset({"install_completion", "show_completion"})  # of the whole program, not of a command
 _FOLDER = Path(__file__).parent / "commands"
 
@@ -68,6 +63,7 @@ class LazyGroup(TyperGroup):
             app.command(cmd_name)(getattr(module, cmd_name))
         command = typer.main.get_command(app)
         command.name = cmd_name
+        command.help = command.help or COMMANDS[cmd_name]
         command.params = [one for one in command.params if one.name not in _COMPLETION]
         return command
 
@@ -134,7 +130,7 @@ def _describe(error: Exception) -> tuple[str, int]:
         return f"this command needs the hub's packages ({error.name}): pip install 'streamrp2p[{extras}]'", 1
     from hub.logs import mask_text  # only on the way out: structlog is slow to import
 
-    code = getattr(error, "exit_code", None) or _EXIT_BY_NAME.get(type(error).__name__)
+    code = getattr(error, "exit_code", None)
     if code is not None:
         return mask_text(str(error) or type(error).__name__), int(code)
     detail = mask_text(f"{type(error).__name__}: {error}")

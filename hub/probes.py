@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qs, urljoin, urlsplit
 
-import httpx2 as httpx
+import httpx2
 import structlog
 
 from ledger.aggregates.broadcast import Broadcast
@@ -127,18 +127,18 @@ class Prober:
                         await asyncio.sleep(REFRESH_S)
         except TimeoutError:
             return last
-        except (httpx.HTTPError, IndexError) as error:
+        except (httpx2.HTTPError, IndexError) as error:
             if _went_off_air(error):
                 return last
             log.warning("the hub's own playlist cannot be read", slug=slug, error=_one_line(error))
         return last
 
-    async def _open(self, hub: httpx.AsyncClient, slug: str) -> str:
+    async def _open(self, hub: httpx2.AsyncClient, slug: str) -> str:
         """The address of a new session's media playlist."""
         master = f"{self._hub_url}/live/{slug}.m3u8"
         return urljoin(master, _uris((await _get(hub, master, _OPEN)).text)[0])
 
-    async def _segment(self, http: httpx.AsyncClient, slug: str, url: str) -> Probed | None:
+    async def _segment(self, http: httpx2.AsyncClient, slug: str, url: str) -> Probed | None:
         """None for a segment that is no longer known, or whose ticket cannot be read: no fault of the node's."""
         try:
             ticket = SignedTicket.decode_url(parse_qs(urlsplit(url).query)["t"][0]).ticket
@@ -174,12 +174,12 @@ def fetch(url: str, known_sha256: bytes, *, deadline_s: float = DEADLINE_S) -> t
 
 
 async def _fetch(
-    http: httpx.AsyncClient, url: str, known_sha256: bytes, deadline_s: float
+    http: httpx2.AsyncClient, url: str, known_sha256: bytes, deadline_s: float
 ) -> tuple[str, int]:
     digest, size = hashlib.sha256(), 0
     try:
         async with asyncio.timeout(deadline_s):
-            answer = await http.send(httpx.Request("GET", url, headers=_PLAY), stream=True)
+            answer = await http.send(httpx2.Request("GET", url, headers=_PLAY), stream=True)
             try:
                 if answer.status_code != 200:
                     return "refused", 0
@@ -190,24 +190,24 @@ async def _fetch(
                     digest.update(part)
             finally:
                 await answer.aclose()
-    except (TimeoutError, httpx.TimeoutException):
+    except (TimeoutError, httpx2.TimeoutException):
         return "slow", size
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError):  # ValueError: a host name that cannot be one
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError):  # ValueError: a host name that cannot be one
         return "unreachable", size
     return ("ok" if digest.digest() == known_sha256 else "wrong_bytes"), size
 
 
-async def _get(http: httpx.AsyncClient, url: str, headers: Headers) -> httpx.Response:
-    return (await http.send(httpx.Request("GET", url, headers=headers))).raise_for_status()
+async def _get(http: httpx2.AsyncClient, url: str, headers: Headers) -> httpx2.Response:
+    return (await http.send(httpx2.Request("GET", url, headers=headers))).raise_for_status()
 
 
-def _player(proxy: str | None = None) -> httpx.AsyncClient:
-    return httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False, proxy=proxy)
+def _player(proxy: str | None = None) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(timeout=TIMEOUT_S, trust_env=False, proxy=proxy)
 
 
 def _went_off_air(error: Exception) -> bool:
     """Nothing is wrong: every broadcast ends, and a new one has no segment for two seconds."""
-    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.NOT_FOUND
+    return isinstance(error, httpx2.HTTPStatusError) and error.response.status_code == httpx2.codes.NOT_FOUND
 
 
 def _one_line(error: Exception) -> str:

@@ -26,11 +26,8 @@ if TYPE_CHECKING:
 # The evm modules are imported where they are used: they are slow to load, and an extra (`streamrp2p[hub,evm]`).
 EVM: Final = "evm"
 _EVM_PREFIX: Final = "eip155:"
-NAMES: Final = (
-    "csv",
-    pain001.NAME,
-    EVM,
-)  # as typed; in the log a chain's rail has the name of what it pays with
+# As typed; in the log a chain's rail has the name of what it pays with.
+NAMES: Final = ("csv", pain001.NAME, EVM)
 
 
 @dataclass(frozen=True, slots=True)

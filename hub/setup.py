@@ -25,9 +25,8 @@ def set_up(settings: Settings) -> FirstRun:
     migrate(database_url)
     ledger = Ledger(database_url)
     try:
-        if (
-            load_stream(ledger, FIRST_STREAM) is None
-        ):  # later, the worker sees to them without holding up the start
+        if load_stream(ledger, FIRST_STREAM) is None:
+            # At a later start the worker sees to them, without holding it up.
             engine = create_sql_engine(database_url)
             Runner(ledger, engine).prepare()
             engine.dispose()

@@ -50,13 +50,19 @@ KEPT: Final[dict[type[Aggregate], Callable[[Any], bool]]] = {Book: _balanced}
 class Conflict(Exception):
     """Somebody else's events came first. Load again and decide again."""
 
+    exit_code = 10
+
 
 class Unavailable(Exception):
     """The database is away or too slow. Try again later; after a save, load first: it may have been recorded."""
 
+    exit_code = 10
+
 
 class NotFound(Exception):
     """No aggregate has this id."""
+
+    exit_code = 4
 
 
 class LogGapError(Exception):

@@ -15,9 +15,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     payout_threshold_micro: int = 1_000_000
     payout_batch_max_micro: int = 100_000_000_000  # of one payout
     payout_day_max_micro: int = 100_000_000_000  # given to rails in one UTC day, over all payouts
-    payout_second_above_micro: int = (
-        0  # a payout of more is approved by somebody else than planned it; 0: never asked
-    )
+    # a payout of more is approved by somebody else than planned it; 0: never asked
+    payout_second_above_micro: int = 0
     ticket_segments: int = 300  # about 10 minutes
     settle_by_s: int = 48 * 3600  # how long after its issue a ticket's receipts are taken
     ticket_bytes_max: int = 4_000_000_000
@@ -25,16 +24,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     prefix_sessions_max: int = 2  # paid sessions per viewer network and segment
     same_network_forbidden: int = 1
     suspended_signed_paid: int = 1  # what viewers signed is paid also after the node was suspended
-    node_rate_factor: int = (
-        4  # a node carries at most so many times what probes measured of its line; 0: no bound
-    )
+    # a node carries at most so many times what probes measured of its line; 0: no bound
+    node_rate_factor: int = 4
     node_rate_floor: int = 5_000_000  # bytes a second that every node is believed to carry
-    rate_to_the_byte: int = (
-        1  # what is within the rate is paid to the byte; 0: a part of a segment is left out
-    )
-    late_by_own_tariff: int = (
-        1  # late delivery is paid by the tariff it was made under; 0: by that of the epoch that settles it
-    )
+    # what is within the rate is paid to the byte; 0: a part of a segment is left out
+    rate_to_the_byte: int = 1
+    # late delivery is paid by the tariff it was made under; 0: by that of the epoch that settles it
+    late_by_own_tariff: int = 1
     floor_most_bp: int = 10_000  # a node's floor share, beside what it earns by weight; 0: no bound
     rate_micro_per_gb: int = 10_000
     fee_bp: int = 500

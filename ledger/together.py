@@ -81,10 +81,8 @@ class Together(Generic[T, R]):
                     if mine.leads:
                         self._hand_over()
             _wake_one(mine.to_wake)
-        error, mine.error = (
-            mine.error,
-            None,
-        )  # whose traceback leads here: what it holds is free when it is handled
+        # Its traceback leads here: what it holds is free when it is handled.
+        error, mine.error = mine.error, None
         try:
             if error is not None:
                 raise error
@@ -131,7 +129,6 @@ def _wake_one(sleeping: deque[Turn[T, R]]) -> None:
         except IndexError:
             return
         turn.woken.release()
-        if (
-            not turn.gone
-        ):  # else it was interrupted, and may have passed here before there was anybody to wake
+        # Else it was interrupted, and may have passed here before there was anybody to wake.
+        if not turn.gone:
             return

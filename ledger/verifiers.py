@@ -21,9 +21,8 @@ from typing import Final
 
 from ledger.keys import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, verify
 
-DOMAIN: Final = (
-    b"restream/receipt/v1\n"  # as in ledger.receipt, which a process that only verifies need not load
-)
+# As in ledger.receipt, which a process that only verifies need not load.
+DOMAIN: Final = b"restream/receipt/v1\n"
 BODY_BYTES: Final = 141
 RECORD_BYTES: Final = PUBLIC_KEY_BYTES + BODY_BYTES + SIGNATURE_BYTES
 LENGTH_BYTES: Final = 4
@@ -140,9 +139,8 @@ class _Process:
             self._close()
 
     def _close(self) -> None:
-        if (
-            self.failed and not self.waiting
-        ):  # else the number of the file could be another's while it is read
+        # Else the number of the file could be another's while it is read.
+        if self.failed and not self.waiting:
             self.socket.close()
 
 

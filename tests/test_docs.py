@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import typer
+from pydantic_core import PydanticUndefined
 
+from api.metrics import Metrics
 from api.problems import ProblemType
 from bench.__main__ import AREAS
 from hub.cli import COMMANDS, app
 from hub.settings import PREFIX, Settings
+from ledger.settings import BOUNDS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
@@ -28,6 +31,21 @@ def tracked(*patterns: str) -> list[Path]:
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_documented(name: str) -> None:
     assert f"| `{PREFIX}{name.upper()}` |" in OPERATORS
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, field in Settings.model_fields.items() if field.default not in (None, PydanticUndefined)],
+)
+def test_every_default_is_as_documented(name: str) -> None:
+    default = str(Settings.model_fields[name].default)
+    said = default.lower() if default in ("True", "False") else default
+    assert f"| `{PREFIX}{name.upper()}` | `{said}` |" in OPERATORS
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_every_rule_of_a_crew_is_documented(name: str) -> None:
+    assert f"`{name}`" in OPERATORS
 
 
 def test_every_documented_setting_exists() -> None:
@@ -82,6 +100,13 @@ def test_the_areas_of_the_bench_are_documented() -> None:
 @pytest.mark.parametrize("problem", ProblemType)
 def test_every_problem_type_is_documented(problem: ProblemType) -> None:
     assert f"`/problems/{problem.slug}` | {problem.status} |" in DOCS[ROOT / "docs" / "api.md"]
+
+
+def test_every_metric_is_documented() -> None:
+    families = [family.name for family in Metrics().registry.collect()]
+    assert families
+    for name in families:
+        assert re.search(rf"`{name}(_total)?`", DOCS[ROOT / "docs" / "api.md"]), name
 
 
 def test_the_make_targets_in_the_docs_exist() -> None:

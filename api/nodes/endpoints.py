@@ -1,15 +1,15 @@
 """Invites, joining, heartbeats, and who carries the crew's streams. No address of a node is ever shown."""
 
-import secrets
 from typing import Annotated
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from fastapi import APIRouter, Depends, Response
 
 from api.auth import NodeKey, Operator
 from api.deps import PeerIp, Services, ServicesDep, per_ip
-from api.directory import NodeProfile, Role
+from api.directory import NodeProfile
 from api.liveness import HEARTBEAT_S, LivenessUnknown, Pulse
+from api.newcomers import invite_friend
 from api.nodes.addresses import literal_address, node_address
 from api.nodes.schemas import (
     CreateInvite,
@@ -34,8 +34,6 @@ from projections.queries import NodeView
 
 router = APIRouter(prefix="/api", tags=["nodes"])
 
-_CODE_BYTES = 10
-
 
 @router.post(
     "/invites",
@@ -49,19 +47,15 @@ _CODE_BYTES = 10
 )
 def create_invite(body: CreateInvite, at: ServicesDep, _: Operator) -> InviteCreated:
     """A new friend, with a code that lets one node join."""
-    now_us, base = at.now_us(), at.settings.public_url
-    friend_id, code = uuid4(), secrets.token_hex(_CODE_BYTES)
-    expires_us = now_us + at.settings.invite_ttl_s * 1_000_000
-    at.directory.name_person(friend_id, body.friend_name)
-    commands.create_invite(at.ledger, friend_id=friend_id, code=code, expires_us=expires_us, at_us=now_us)
-    token = at.directory.create_token(Role.FRIEND, friend_id, body.friend_name, at_us=now_us)
+    base = at.settings.public_url
+    new = invite_friend(at.ledger, at.directory, body.friend_name, at_us=at.now_us())
     return InviteCreated(
-        code=code,
-        friend_id=friend_id,
-        friend_token=token,
-        friend_url=f"{base}/friend#{token}",
-        command=f"streamrp2p node run {base} {code}",
-        expires_us=expires_us,
+        code=new.code,
+        friend_id=new.friend_id,
+        friend_token=new.token,
+        friend_url=f"{base}/friend#{new.token}",
+        command=f"streamrp2p node run {base} {new.code}",
+        expires_us=new.expires_us,
     )
 
 

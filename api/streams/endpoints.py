@@ -1,8 +1,7 @@
 """Streams: register, look, rotate the key, fund, price."""
 
-import secrets
 from collections.abc import Mapping
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from fastapi import APIRouter, Response
 
@@ -10,6 +9,8 @@ from api.auth import Creator, Operator, OperatorOrCreator
 from api.balances.schemas import DisputeOut, EstimateOut, OpenDispute
 from api.deps import Services, ServicesDep
 from api.directory import Role
+from api.newcomers import new_stream_key
+from api.newcomers import register_stream as register
 from api.problems import Problem, ProblemType, not_found, responses
 from api.streams.schemas import (
     Budget,
@@ -71,17 +72,10 @@ def register_stream(
 
 
 def _register(body: RegisterStream, at: Services) -> StreamRegistered:
-    now_us = at.now_us()
-    owner_id = uuid4()
-    if body.owner_name:
-        at.directory.name_person(owner_id, body.owner_name)
-    stream_key = _new_key(body.slug)
-    stream_id = commands.register_stream(
-        at.ledger, slug=body.slug, owner_id=owner_id, stream_key=stream_key, at_us=now_us
+    new = register(at.ledger, at.directory, body.slug, owner_name=body.owner_name, at_us=at.now_us())
+    return _registered(
+        new.stream_id, body.slug, at, stream_key=new.stream_key, creator_token=new.creator_token
     )
-    budgets.set_tariff(at.ledger, stream_id, at_us=now_us)
-    token = at.directory.create_token(Role.CREATOR, owner_id, body.slug, at_us=now_us)
-    return _registered(stream_id, body.slug, at, stream_key=stream_key, creator_token=token)
 
 
 def _registered(
@@ -192,7 +186,7 @@ def rotate_key(slug: SlugPath, at: ServicesDep, token: OperatorOrCreator) -> Key
     stream = _load(slug, at)
     if token.role is Role.CREATOR and token.subject_id != stream.owner_id:
         raise Problem(ProblemType.FORBIDDEN, "this is another creator's stream")
-    stream_key = _new_key(slug)
+    stream_key = new_stream_key(slug)
     commands.rotate_key(at.ledger, stream.id, stream_key=stream_key, at_us=at.now_us())
     return KeyRotated(stream_key=stream_key)
 
@@ -241,7 +235,3 @@ def _load(slug: str, at: Services) -> Stream:
     if stream is None:
         raise not_found("there is no stream of this name")
     return stream
-
-
-def _new_key(slug: str) -> str:
-    return commands.make_stream_key(slug, secrets.token_bytes(commands.SECRET_BYTES))

@@ -23,7 +23,7 @@ def export(
         None, "--from", metavar="URL|FOLDER", help="A published log, instead of the running hub's database."
     ),
 ) -> None:
-    """Print every transfer as a journal for beancount or hledger, balances asserted at the end."""
+    """Print every transfer for beancount or hledger. All balances are asserted at the end."""
     if format_name not in FORMATS:
         raise typer.BadParameter(f"there is no format {format_name!r}; there are: {', '.join(FORMATS)}")
     with open_log(source) as log:

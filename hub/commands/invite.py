@@ -4,8 +4,8 @@ import json
 
 import typer
 
-from api.directory import Role
-from hub.bootstrap import INVITE_VALID_S, new_invite, now_us
+from api.newcomers import INVITE_VALID_S, invite_friend
+from hub.bootstrap import now_us
 from hub.operator import console
 
 
@@ -15,12 +15,16 @@ def invite(
 ) -> None:
     """Invite a friend: prints the command to send them."""
     with console() as at:
-        friend_id, code = new_invite(at.ledger, at.directory, name, at_us=now_us())
-        token = at.directory.create_token(Role.FRIEND, friend_id, name, at_us=now_us())
-        page = f"{at.settings.base_url}/friend#{token}"
-        command = f"streamrp2p node run {at.settings.base_url} {code}"
+        new = invite_friend(at.ledger, at.directory, name, at_us=now_us())
+        page = f"{at.settings.base_url}/friend#{new.token}"
+        command = f"streamrp2p node run {at.settings.base_url} {new.code}"
     if as_json:
-        shown = {"friend_id": str(friend_id), "code": code, "friend_token": token, "command": command}
+        shown = {
+            "friend_id": str(new.friend_id),
+            "code": new.code,
+            "friend_token": new.token,
+            "command": command,
+        }
         typer.echo(json.dumps(shown))
         return
     typer.echo(

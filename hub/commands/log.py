@@ -48,10 +48,7 @@ def show(
 
 @app.command()
 def check() -> None:
-    """Hold this hub's whole database against itself and its published log, and mend files that were lost.
-
-    The hub may run meanwhile.
-    """
+    """Hold this hub's database against its published log. Mends files that were lost; the hub may run meanwhile."""
     from hub.keystore import KeyStore  # the hub's packages: not in a friend's plain install
     from hub.worker import log_origin
     from ledger.application import Ledger

@@ -19,6 +19,7 @@ from hub.logs import configure_logging
 from hub.own_node import own_status
 from hub.service_unit import Unit, install, own_command
 from hub.settings import load_settings
+from ledger.money import decimal_text
 from relay.node.hub_client import HubError
 from relay.node.identity import (
     IdentityError,
@@ -36,7 +37,6 @@ app = typer.Typer(
 )
 _T = TypeVar("_T")
 _EXIT_BY_STATUS: Final = {401: 3, 403: 3, 404: 4, 409: 3, 422: 2}
-MAX_STATUS_BYTES: Final = 256 * 1024
 
 DataDir = Annotated[
     Path | None,
@@ -177,7 +177,7 @@ def install_service_command(
     tls_key: TlsKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Start the node with this computer from now on (Linux with systemd)."""
+    """Start the node with this computer (Linux with systemd)."""
     folder = _folder(data_dir)
     profile = _joined(folder)
     tls = _tls(folder, tls_cert, tls_key)
@@ -353,7 +353,9 @@ def _describe(health: dict[str, Any]) -> str:
             (earned["paid_micro"], "paid"),
         )
         unit = f" ({earned['unit']})" if earned["unit"] else ""
-        lines.append("earned     " + ", ".join(f"{_units(amount)} {what}" for amount, what in parts) + unit)
+        lines.append(
+            "earned     " + ", ".join(f"{decimal_text(amount)} {what}" for amount, what in parts) + unit
+        )
     return "\n".join(lines)
 
 
@@ -363,9 +365,3 @@ def _port(port: dict[str, Any]) -> str:
     return f"{port['public']}" + (
         f", opened in your router by {port['opened_by']}" if port["opened_by"] else ""
     )
-
-
-def _units(amount_micro: int) -> str:
-    """Exact, in units of account: integers only."""
-    sign = "-" if amount_micro < 0 else ""
-    return f"{sign}{abs(amount_micro) // 1_000_000}.{abs(amount_micro) % 1_000_000:06d}"

@@ -84,7 +84,7 @@ def _opened() -> Iterator[tuple[Ledger, Engine]]:
     except ReadModelUnavailable as error:
         raise Unavailable(str(error)) from error
     except TRANSIENT as error:
-        if getattr(error, "exit_code", None) is not None or isinstance(error, Unavailable):
+        if getattr(error, "exit_code", None) is not None:
             raise
         raise Unavailable(f"the database is not available: {error}") from error
     finally:

@@ -27,7 +27,7 @@ def make(
     place: str = typer.Argument(metavar="URL|FOLDER", help="Where the log is published."),
     out: Path | None = typer.Option(None, help="Where to write it. Not given: POSITION.tlog-proof."),
 ) -> None:
-    """Write the proof of one event to a file that can be verified for ever."""
+    """Write the proof of one event to a file. It can be verified for ever."""
     path = out or Path(f"{position}.tlog-proof")
     with open_source(place) as source:
         write_atomic(path.absolute(), make_from(source, position).encode())

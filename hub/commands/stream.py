@@ -5,12 +5,12 @@ Invariant: a stream key or a creator's token is shown once, when it is made; the
 
 import json
 from collections.abc import Callable
-from uuid import uuid4
 
 import typer
 
 from api.directory import Role
-from hub.bootstrap import new_stream_key, now_us
+from api.newcomers import new_stream_key, register_stream
+from hub.bootstrap import now_us
 from hub.operator import Console, console, micro_from_text, micro_to_text
 from ledger.services import budgets, crew, streams
 
@@ -24,19 +24,14 @@ DRY_RUN = typer.Option(False, "--dry-run", help="Show what would happen; change 
 def create(slug: str, as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
     """Register a stream; show its key and its creator's page once."""
     with console() as at:
-        key, owner_id = new_stream_key(slug), uuid4()
-        stream_id = streams.register_stream(
-            at.ledger, slug=slug, owner_id=owner_id, stream_key=key, at_us=now_us()
-        )
-        budgets.set_tariff(at.ledger, stream_id, at_us=now_us())
-        creator_token = at.directory.create_token(Role.CREATOR, owner_id, slug, at_us=now_us())
-        watch_url, creator_url = f"{at.settings.base_url}/watch/{slug}", _creator_url(at, creator_token)
+        new = register_stream(at.ledger, at.directory, slug, at_us=now_us())
+        watch_url, creator_url = f"{at.settings.base_url}/watch/{slug}", _creator_url(at, new.creator_token)
         server = at.settings.rtmp_server
     if as_json:
-        shown = {"stream": slug, "rtmp_server": server, "stream_key": key}
-        typer.echo(json.dumps(shown | {"creator_token": creator_token, "watch_url": watch_url}))
+        shown = {"stream": slug, "rtmp_server": server, "stream_key": new.stream_key}
+        typer.echo(json.dumps(shown | {"creator_token": new.creator_token, "watch_url": watch_url}))
         return
-    _show_key(server, slug, key, as_json=False)
+    _show_key(server, slug, new.stream_key, as_json=False)
     typer.echo(f"Watch       {watch_url}\nCreator     {creator_url}   (shown once: keep it)")
 
 
@@ -51,7 +46,7 @@ def key(slug: str, as_json: bool = typer.Option(False, "--json", help="Print JSO
 
 @app.command()
 def token(slug: str) -> None:
-    """Make a new link to the creator's page; the old one stops working at once."""
+    """A new link to the creator's page; the old one stops working."""
     with console() as at:
         owner_id = at.stream(slug).owner_id
         at.directory.revoke_tokens(Role.CREATOR, owner_id, at_us=now_us())
@@ -77,7 +72,7 @@ def withdraw(
     reference: str = REFERENCE,
     dry_run: bool = DRY_RUN,
 ) -> None:
-    """Give unspent budget back to the creator: the books have it as gone, you pay it by hand."""
+    """Give unspent budget back to the creator. The books have it as gone; you pay it by hand."""
     _move(budgets.withdraw, slug, amount, reference, dry_run=dry_run)
 
 
@@ -86,7 +81,7 @@ def tariff(
     slug: str,
     rate_per_gb: str = typer.Option(..., help="In units of account per 10^9 bytes, such as 0.01."),
 ) -> None:
-    """Set what a delivered gigabyte earns, from the next epoch on (a stream's first tariff: at once)."""
+    """Set what a delivered gigabyte costs. From the next epoch on; a stream's first tariff at once."""
     with console() as at:
         version = budgets.set_tariff(
             at.ledger,

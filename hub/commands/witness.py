@@ -51,7 +51,7 @@ def run(
         None, help="Folder of its key and memory. Not given: beside the hub's data."
     ),
 ) -> None:
-    """Cosign the log's checkpoints, each only when it continues the one before."""
+    """Cosign the log's checkpoints. Each only when it continues the one before."""
     settings = load_settings()
     configure_logging(json=settings.log_json, level=settings.log_level)
     folder = data or settings.data_dir / "witness"
@@ -72,7 +72,7 @@ def key(
     ),
     data: Path | None = typer.Option(None, help="Folder of its key and memory."),
 ) -> None:
-    """Print the witness's verifier key: give it to the log's operator and to auditors."""
+    """Print the witness's verifier key. Give it to the log's operator and to auditors."""
     folder = data or load_settings().data_dir / "witness"
     typer.echo(str(open_witness(folder, name, []).vkey))
 

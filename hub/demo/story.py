@@ -84,6 +84,7 @@ class Story:
             "STREAMRP2P_CREW_NAME": "demo-crew",
         }
         self._actors: list[Actor] = []
+        self._token = ""  # of the operator, when the house is open
         self._http = httpx2.AsyncClient(timeout=10.0, trust_env=False)
         self.outcome = Outcome()
 
@@ -209,9 +210,8 @@ class Story:
             for tally in viewer.tallies.all()
             if tally.ticket.ticket.node_key == mallory.key.public_key
         ]
-        for tally, viewer in mine[
-            :1
-        ]:  # a dozen batches: the hub takes sixty a minute from a node, its own among them
+        # One is a dozen batches: the hub takes sixty a minute from a node, its own among them.
+        for tally, viewer in mine[:1]:
             receipt = tally.receipt(viewer.key)
             await mallory.replay([receipt])
             await mallory.inflate(receipt, tally.ticket, viewer.key)
@@ -283,7 +283,7 @@ class Story:
         return await asyncio.to_thread(run_command, *arguments, environment=self._environment, ok=ok)
 
     async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        headers = {"Authorization": f"Bearer {self._token}"} if hasattr(self, "_token") else {}
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         answer = await self._http.request(method, self._base + path, json=body, headers=headers)
         if answer.status_code >= 400:
             raise DemoError(f"{method} {path}: {answer.status_code} {answer.text[:500]}")

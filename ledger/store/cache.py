@@ -45,9 +45,8 @@ class AggregateCache:
         key = (cls, aggregate_id)
         with self._lock:
             entries = self._entries.get(key, [])
-            for entry in sorted(
-                entries, key=_version, reverse=True
-            ):  # the one that has least to catch up with
+            # First the one that has least to catch up with.
+            for entry in sorted(entries, key=_version, reverse=True):
                 # Two references: the entry's own and getrefcount's argument.
                 if sys.getrefcount(entry.aggregate) > 2:
                     continue

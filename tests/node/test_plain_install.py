@@ -1,4 +1,4 @@
-"""A friend's plain install has none of the hub's packages: the node and the viewers must not need them."""
+"""A friend's plain install has none of the hub's packages: node, viewers and whoever audits must not need them."""
 
 import subprocess
 import sys
@@ -13,12 +13,14 @@ import sys
 for name in {HUB_ONLY!r}:
     sys.modules[name] = None
 import hub.cli, hub.commands.node, relay.node.service, relay.viewers, relay.viewers.cheat
+import hub.commands.audit, hub.commands.books, hub.commands.doctor, hub.commands.explain, hub.commands.log
+import hub.commands.proof, hub.commands.witness, ledger.tlog.published
 sys.argv = ["streamrp2p", "node", "--help"]
 hub.cli.main()
 """
 
 
-def test_the_node_and_the_viewers_run_without_the_hubs_packages():
+def test_node_viewers_and_audit_run_without_the_hubs_packages():
     done = subprocess.run([sys.executable, "-c", _CODE], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "join" in done.stdout
