@@ -390,9 +390,9 @@ def _in_order(event: SegmentsServed | Delivery) -> bool:
     return in_order(event.sessions, event.session_of, event.networks, event.network_of)
 
 
-def _first_verdict(event: SegmentsServed | Delivery, found: Ints | None) -> int:
-    if found is not None and found.shape[1]:
-        return int(found[told.VERDICT, 0])
+def _first_verdict(event: SegmentsServed | Delivery, found: told.Told | None) -> int:
+    if found is not None and found.begin < found.end:
+        return int(found.claims.between(found.begin, found.end)[told.VERDICT, 0])
     return _whole(event).verdicts[0]
 
 
