@@ -22,7 +22,7 @@ class StreamRegistered(BaseModel):
     stream_id: UUID
     slug: str
     stream_key: str | None = Field(description="shown once: null when the stream was registered before")
-    creator_token: str | None = Field(description="lets the creator rotate the key; shown once")
+    creator_token: str | None = Field(description="opens the creator's page; shown once")
     rtmp_server: str = Field(description='goes into "Server" in OBS')
     watch_url: str
 

@@ -18,7 +18,7 @@ from ledger.audit.replay import Replay
 from ledger.audit.report import AuditFailure
 from ledger.audit.store import Store
 from ledger.audit.stream import Entries
-from ledger.checks import SLOT_BYTES, parts_of, read_entries
+from ledger.checks import SLOT_BYTES, read_entries, told_in
 from ledger.events import Event
 from ledger.receipt import SIGNED_BYTES
 from ledger.tlog.tiles import WIDTH
@@ -110,7 +110,7 @@ def replayed(entries: Sequence[bytes]) -> AuditFailure | None:
             for start in range(0, len(entries), WIDTH):
                 some = [memoryview(data) for data in entries[start : start + WIDTH]]
                 read = read_entries(some, room)
-                claims = parts_of(room, read.claims)
+                claims = told_in(room, read.claims, read.named)
                 replay.apply_all(Entries(start, some, read.strange, read.admitted, read.deliveries, claims))
                 replay.trim()
         except AuditFailure as failure:

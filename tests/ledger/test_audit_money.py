@@ -20,6 +20,7 @@ from ledger.events import (
     EpochSettled,
     Event,
     HoldsReleased,
+    PayoutAttempted,
     PayoutLineConfirmed,
     PayoutLineReserved,
     PayoutLineReturned,
@@ -281,7 +282,7 @@ def test_each_forgery_is_found_where_it_stands(events: list[Event], tmp_path: Pa
         (DisputeRejected, 0, HoldsReleased, ""),
         (HoldsReleased, 0, DisputeRejected, ""),
         (AdjustmentBooked, 0, PayoutLineReserved, "negative"),
-        (PayoutLineConfirmed, 0, PayoutLineReturned, "money is in_flight"),
+        (PayoutLineConfirmed, 0, PayoutAttempted, "its money stays in_flight"),
     ],
 )
 def test_what_is_dropped_is_missed_by_what_rests_on_it(
