@@ -43,7 +43,7 @@ def show(
         for at, data in LogReader(source, checkpoint.size).entries(start, end):
             event = decode_stored(data)
             if kind is None or tag_of(event).startswith(kind):
-                typer.echo(json.dumps({"position": at, **readable(event)}, ensure_ascii=False))
+                typer.echo(_line({"position": at, **readable(event)}))
 
 
 @app.command()
@@ -67,6 +67,14 @@ def check() -> None:
     if checked is None:
         raise NotPublished("nothing is published yet")
     typer.echo(f"The first {checked.size} events of the database are those of the published log.")
+
+
+def _line(fields: dict[str, Any]) -> str:
+    """JSON in people's own letters; what a terminal would obey is spelled out, also where JSON need not."""
+    text = json.dumps(fields, ensure_ascii=False)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def readable(event: Event) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Invariant: an aggregate is in the state that its events so far lead to, and no e
 allow. Streams and nodes are in memory, they grow with the people; broadcasts and their renditions are on disk.
 """
 
+import re
 from typing import Final
 from uuid import UUID
 
@@ -32,6 +33,7 @@ from ledger.events import (
 )
 from ledger.ids import stream_id
 
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{1,38}")  # two that look alike are one
 _READY, _LIVE, _OFFLINE, _ARCHIVED, _STALE = "ready", "live", "offline", "archived", "stale"
 _RUNNING, _INTERRUPTED, _ENDED = b"r", b"i", b"e"
 _ACTIVE, _SUSPENDED, _RETIRED = "active", "suspended", "retired"
@@ -64,6 +66,7 @@ class Lifecycles:
 
     def registered(self, event: StreamRegistered) -> None:
         require(event.originator_id == stream_id(event.name), "the stream's id does not follow from its name")
+        require(_NAME.fullmatch(event.name) is not None, "a stream's name is 2 to 39 of a-z, 0-9 and -")
         self.state.streams[event.originator_id] = _Stream()
 
     def stream_changed(

@@ -44,7 +44,7 @@ from ledger.events import (
     Transfer,
     encode,
 )
-from ledger.ids import BOOK_ID, delivery_id, ticket_record_id
+from ledger.ids import BOOK_ID, delivery_id, stream_id, ticket_record_id
 from ledger.judged import Judged, pack
 from ledger.receipt import SIGNED_BYTES
 from ledger.services import broadcasts, crew, nodes, settle
@@ -408,6 +408,13 @@ def test_an_aggregate_begins_once_and_with_its_first_event(world: World) -> None
     _, registered = world.find(StreamRegistered)
     again = replaced(registered, **world.next_of(world.life.stream_id), owner_id=make_id("me"))
     assert "begin with the event that founds it" in world.refused(again)[1]
+
+
+def test_a_stream_is_not_called_almost_as_another(world: World) -> None:
+    _, registered = world.find(StreamRegistered)
+    for name in ("Main", "main ", "mаin", "m"):  # the third has a letter of another alphabet
+        other = replaced(registered, world.next_of(stream_id(name)), name=name)
+        assert "a stream's name is" in world.refused(other)[1]
 
 
 # --- what is told

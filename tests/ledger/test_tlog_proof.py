@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from crew_life import LOG, make_id, make_key
 from forged_log import ORIGIN, VKEY, publish_entries
@@ -223,6 +224,15 @@ def test_log_show_prints_events_as_json_lines_with_bytes_as_hex(folder: Path) ->
     assert json.loads(one.stdout)["expires_us"] == 300
     beyond = run(app, ["log", "show", "600", "--from", str(folder)])
     assert getattr(beyond.exception, "exit_code", None) == 4
+
+
+def test_log_show_spells_out_what_a_terminal_would_obey(tmp_path: Path) -> None:
+    name = "crew\x1b[2J\x9b1m\u202eé"
+    publish_entries(tmp_path, [encode(msgspec.structs.replace(FOUNDED, name=name))])
+    done = run(app, ["log", "show", "--from", str(tmp_path)])
+    assert json.loads(done.stdout)["name"] == name
+    assert done.stdout.rstrip("\n").isprintable()
+    assert "é" in done.stdout
 
 
 def test_the_checkpoint_the_tests_publish_is_a_real_one(folder: Path) -> None:
