@@ -5,7 +5,8 @@ verdicts, and then has credited the same units. It says no, and has changed noth
 what it does not decide is for the judge of single receipts. A property test holds the two together.
 
 Receipts of one group (a viewer network, or a session without one) see each other's credits, those of different groups
-do not: the first of each group are judged in columns, what follows in a group is judged one by one.
+do not: the first of each group are credited in columns, then the second, and so on, as long as there are many. What
+follows in a group is judged one by one.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from ledger import claims as told
 from ledger.audit import tickets as t
 from ledger.audit.credits import Credits
 from ledger.audit.facts import Broadcast, Ints, Published
-from ledger.audit.fresh import Claims, Sums, find
+from ledger.audit.fresh import Claims, Sums, Undo, find
 from ledger.events import SegmentsServed
 from ledger.judge import NodeFacts
 from ledger.judged import CAP_CODES, VERDICT_CODES
@@ -35,6 +36,7 @@ _WRONG_NODE, _BAD_SIGNATURE = (
 _LATE, _OUT_OF_RANGE = VERDICT_CODES[Verdict.LATE.value], VERDICT_CODES[Verdict.OUT_OF_RANGE.value]
 _MISMATCH, _DUPLICATE = VERDICT_CODES[Verdict.DIGEST_MISMATCH.value], VERDICT_CODES[Verdict.DUPLICATE.value]
 TOGETHER: Final = 4_096  # receipts that are judged at once
+ROUND: Final = 24  # receipts of groups that were met before, from which on columns are faster
 _LIMIT: Final = 1 << 62
 
 
@@ -101,18 +103,20 @@ def judge(
     single = (recorded == _MISMATCH) | (claims[told.END] == 0)
     if int(tickets[t.BUDGET].min()) < sums.most(MAX_SEGMENTS):
         single |= sums.between(np.minimum(tickets[t.LOW], reach), reach) > tickets[t.BUDGET]
-    single |= ~credits.tickets.firsts(tickets[t.GROUP])
+    rounds, rest = _rounds(credits.tickets, tickets[t.GROUP])
+    single[rest] = True
 
     def bitmaps(which: Ints) -> tuple[Words, Ints]:
         data = np.frombuffer(b"".join([s.event.receipts for s in served]), told.RECEIPT)[which]
         words = np.ascontiguousarray(data["bitmap"]).view("<u8").reshape(len(data), -1)
         return words.astype(np.uint64), data["base"].astype(np.int64) - (tickets[t.START] + first)[which]
 
-    start = tickets[t.START]
-    asked = Claims(low - start, end - start, claims[told.RUN] == 1, bitmaps)
-    found = find(credits, tickets, asked, ~(outside | single), settings.prefix_sessions_max, sums)
-    if found is None:
-        return None
+    found = _Found(credits, tickets, Claims(low, end, claims[told.RUN] == 1, bitmaps), sums)
+    accepted_, which = recorded == _ACCEPTED, ~outside
+    for at in rounds:
+        if not found.judge(at, which, single, accepted_, settings.prefix_sessions_max):
+            found.undo()
+            return None
 
     verdicts = np.full(len(of), _ACCEPTED)
     capped = _caps(served, each, of, settings, tickets, found.units)
@@ -132,15 +136,69 @@ def judge(
         & (found.units * accepted == claims[told.UNITS])
         & (found.sizes * accepted == claims[told.SIZE])
     )
-    if not (same | single).all():
-        return None
-
-    # Credited; taken back when one of the rest is not as recorded.
-    undo = found.credit(accepted & ~single)
-    if single.any() and not judge_rest(_by_event(single, of, counts)):
-        undo()
+    # What was credited is taken back when a verdict is not the recorded one.
+    if not (same | single).all() or (single.any() and not judge_rest(_by_event(single, of, counts))):
+        found.undo()
         return None
     return Columns(places, tickets, claims, of)
+
+
+class _Found:
+    """What receipts claim that is new, found and credited in rounds: taking for true what was recorded of those before.
+    If it is not, what follows is wrong, but so is a recorded verdict: then all of it is taken back."""
+
+    def __init__(self, credits: Credits, tickets: Ints, claims: Claims, sums: Sums) -> None:
+        self._credits, self._tickets, self._claims, self._sums = credits, tickets, claims, sums
+        self._undo: list[Undo] = []
+        count = tickets.shape[1]
+        self.any = np.zeros(count, np.bool_)
+        self.units, self.sizes = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        self._blocked: Bools | None = None  # groups that have a receipt which is judged by itself
+
+    def judge(self, at: Ints | slice, which: Bools, single: Bools, accepted: Bools, limit: int) -> bool:
+        """The next of each group. What comes behind one that is judged by itself becomes `single`, too."""
+        tickets, claims = self._tickets, self._claims
+        if not isinstance(at, slice):
+            tickets = tickets.take(at, axis=1)
+        alone = single[at]
+        if not isinstance(at, slice):
+            groups = tickets[t.GROUP]
+            if self._blocked is None:
+                self._blocked = np.zeros(int(self._tickets[t.GROUP].max()) + 1, np.bool_)
+            alone = single[at] = alone | self._blocked[groups]
+            self._blocked[groups[alone]] = True
+
+        def bitmaps(some: Ints) -> tuple[Words, Ints]:
+            return claims.bitmaps(some if isinstance(at, slice) else at[some])
+
+        start = tickets[t.START]
+        asked = Claims(claims.low[at] - start, claims.end[at] - start, claims.run[at], bitmaps)
+        found = find(self._credits, tickets, asked, which[at] & ~alone, limit, self._sums)
+        if found is None:
+            return False
+        self.any[at], self.units[at], self.sizes[at] = found.any, found.units, found.sizes
+        self._undo.append(found.credit(accepted[at] & ~alone))
+        return True
+
+    def undo(self) -> None:
+        for undo in reversed(self._undo):
+            undo()
+
+
+def _rounds(tickets: t.Tickets, groups: Ints) -> tuple[list[Ints | slice], Ints]:
+    """The first receipts of each group, the second, and so on; and those that are too few for a round of their own."""
+    left = np.arange(len(groups))
+    firsts = tickets.firsts(groups)
+    if firsts.all():
+        return [slice(None)], left[:0]
+    rounds: list[Ints | slice] = []
+    while len(left):
+        if rounds and np.count_nonzero(firsts) < ROUND:
+            break
+        rounds.append(left[firsts])
+        left = left[~firsts]
+        firsts = tickets.firsts(groups[left])
+    return rounds, left
 
 
 def _found(tickets: t.Tickets, served: Sequence[Served]) -> tuple[Ints, Ints, Ints] | None:

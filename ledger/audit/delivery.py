@@ -64,7 +64,6 @@ class _Wait:
     """Deliveries of one broadcast that are judged together."""
 
     broadcast: Broadcast
-    nodes: set[UUID] = field(default_factory=set)
     served: list[columns.Served] = field(default_factory=list)
 
 
@@ -253,13 +252,11 @@ class Deliveries:
         count, limit = len(event.indices), event.network_limit
         together = settings.prefix_sessions_max == limit
         wait = self._waiting.get(key)
-        again = wait is not None and event.node_id in wait.nodes  # with receipts of the same viewers
-        if not together or again or self._waiting_count >= columns.TOGETHER:
+        if not together or self._waiting_count >= columns.TOGETHER:
             self.settle()
             wait = None
         if together:  # signatures are held back from here on
             wait = wait or self._waiting.setdefault(key, _Wait(broadcast))
-            wait.nodes.add(event.node_id)
             self._waiting_count += count
         require(_in_order(event), "sessions or networks do not stand once each, as they are first met")
         self._batches.collect(position, event, event.node_id)
@@ -309,12 +306,18 @@ class Deliveries:
         few = sum(len(one.event.indices) for one in wait.served) < self._in_columns
         if not wait.served or (not few and self._judged_in_columns(wait.served, wait.broadcast, done)):
             return
-        for one in wait.served:
+        for some in _once(wait.served):
+            tried = len(some) in (1, len(wait.served))  # or is in the next step
+            if few or tried or not self._judged_in_columns(some, wait.broadcast, done):
+                self._settle_each(some, wait.broadcast, done)
+
+    def _settle_each(self, served: list[columns.Served], broadcast: Broadcast, done: _Done) -> None:
+        for one in served:
             with failing_at(one.position):
                 few = len(one.event.indices) < self._in_columns
-                if few or not self._judged_in_columns([one], wait.broadcast, done):
+                if few or not self._judged_in_columns([one], broadcast, done):
                     check = self._singles.judge(
-                        one.position, _whole(one.event), wait.broadcast, one.then, done.facts
+                        one.position, _whole(one.event), broadcast, one.then, done.facts
                     )
                     if check is not None:
                         done.checks.append((one.position, "a receipt", check))
@@ -373,6 +376,19 @@ class Deliveries:
             self._held.append((position, what, check))
         else:
             self._signatures.add(position, what, check)
+
+
+def _once(served: list[columns.Served]) -> list[list[columns.Served]]:
+    """In parts in which no node sends twice: what is odd about one is not to cost the others much."""
+    parts: list[list[columns.Served]] = []
+    nodes: set[UUID] = set()
+    for one in served:
+        if not parts or one.event.node_id in nodes:
+            parts.append([])
+            nodes.clear()
+        parts[-1].append(one)
+        nodes.add(one.event.node_id)
+    return parts
 
 
 def _within(ticket: TicketFields, settings: Settings, at_us: int) -> bool:

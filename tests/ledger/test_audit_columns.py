@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bench.evening import MemoryLedger
 from ledger.aggregates.broadcast import Broadcast
-from ledger.audit import credits, facts
+from ledger.audit import columns, credits, facts
 from ledger.audit.dues import Dues
 from ledger.audit.helpers import Helpers
 from ledger.audit.replay import Replay
@@ -284,17 +284,26 @@ def tampered(entries: Sequence[bytes], dice: random.Random) -> list[bytes]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 15), st.integers(0, 10**9) | st.none(), st.booleans())
-def test_columns_say_what_single_receipts_say(seed: int, tamper: int | None, tiny: bool) -> None:
+@given(
+    st.integers(0, 15),
+    st.integers(0, 10**9) | st.none(),
+    st.booleans(),
+    st.sampled_from([1, 1, 3, 24]),
+    st.sampled_from([0, 20, 100]),
+)
+def test_columns_say_what_single_receipts_say(
+    seed: int, tamper: int | None, tiny: bool, few: int, width: int
+) -> None:
     entries = crowd(seed)
     if tamper is not None:
         entries = tampered(entries, random.Random(tamper))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "ROUND", few)
         if tiny:  # everything is on disk, nearly always
             patch.setattr(credits, "BOUND", 3)
             patch.setattr(facts, "SMALL", 2)
             patch.setattr(facts, "BROADCASTS", 0)
-        assert replayed(entries, 1) == replayed(entries, NEVER)
+        assert replayed(entries, 1, width) == replayed(entries, NEVER)
     if tamper is None:
         assert replayed(entries, 1)[0] is None
 
