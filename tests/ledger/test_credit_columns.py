@@ -118,3 +118,24 @@ def test_what_is_credited_may_not_be_credited_again() -> None:
         credits.credit(SESSIONS[2], b"B", 0b1000)
     assert credits.credited(SESSIONS[1]) == 0b110
     assert credits.credited(SESSIONS[2]) == 0
+
+
+def test_who_shares_a_network_is_not_the_only_one_in_it_however_long_that_is_known() -> None:
+    credits, other = CreditColumns(), SESSIONS[4]
+    first, second, newcomer = SESSIONS[1], SESSIONS[5], SESSIONS[9]
+    credits.begin()
+    credits.credit(first, b"A" * 16, 0b1)
+    assert credits.plan(columns([(first, 0b11)])).sole.tolist() == [True]
+    assert sole(credits, second) == [False]  # it has nothing yet, and the network has somebody
+    credits.credit(second, b"A" * 16, 0b1)
+    credits.credit(newcomer, newcomer.bytes, 0b1)
+    for session in (first, second):
+        assert sole(credits, session) == [False]
+    assert sole(credits, newcomer, other) == [True, True]  # a network of its own, and none
+    credits.take_back()
+    assert sole(credits, first) == sole(credits, second) == [True]
+
+
+def sole(credits: CreditColumns, *sessions: UUID) -> list[bool]:
+    flags: list[bool] = credits.plan(columns([(session, 0b11) for session in sessions])).sole.tolist()
+    return flags

@@ -1,5 +1,7 @@
 """A batch judged in arrays gets, byte for byte, the verdicts of the judge who takes one receipt after the other."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -11,7 +13,17 @@ from hypothesis import strategies as st
 from ledger.credit import CreditSet, Units
 from ledger.credit_columns import CreditColumns
 from ledger.judge import Manifest, NodeFacts, SessionFacts, judge_signed, parse_receipt, refused
-from ledger.judge_columns import KNOWN, RECEIPT, TICKET, Known, Receipts, Viewers, judge, well_formed
+from ledger.judge_columns import (
+    KNOWN,
+    RECEIPT,
+    TICKET,
+    Known,
+    Receipts,
+    Viewers,
+    digests_by,
+    judge,
+    well_formed,
+)
 from ledger.judged import Judged, unpack
 from ledger.receipt import MAX_BASE_SEQUENCE, Receipt, fold_digests
 from ledger.settings import Settings
@@ -183,3 +195,45 @@ def test_the_last_base_sequence_is_the_same_in_arrays(base: int) -> None:
     )
     [well] = well_formed(np.frombuffer(data.body() + bytes(64), RECEIPT))
     assert well == (base == MAX_BASE_SEQUENCE)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    said=st.lists(
+        st.tuples(
+            st.sampled_from([b"1" * 16, b"2" * 16]),
+            st.sampled_from([0b1, 0b111, 0b101, 0b111 << 300]),
+            st.sampled_from(["right", "right", "right", "wrong", "another's"]),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    forgotten=st.booleans(),
+)
+def test_a_digest_holds_for_all_who_say_the_same_of_the_same(
+    said: list[tuple[bytes, int, str]], *, forgotten: bool
+) -> None:
+    def digest_of(nonce: bytes, sequences: Sequence[int]) -> bytes | None:
+        if forgotten and nonce.startswith(b"2"):
+            return None
+        return hashlib.sha256(nonce + repr(list(sequences)).encode()).digest()
+
+    receipts, tickets, holds = [], np.zeros(len(said), TICKET), []
+    for i, (nonce, bits, which) in enumerate(said):
+        tickets[i]["nonce"] = np.void(nonce)
+        sequences = [7 + n for n in range(512) if bits >> n & 1]
+        expected = digest_of(nonce, sequences)
+        others = digest_of(b"3" * 16, sequences)
+        digest = {"right": expected or bytes(32), "wrong": b"w" * 32, "another's": others or b""}[which]
+        receipt = Receipt(
+            ticket_hash=bytes(32),
+            counter=i,
+            base_sequence=7,
+            bitmap=bits.to_bytes(64, "little"),
+            digest=digest,
+        )
+        receipts.append(receipt.body() + bytes(64))
+        holds.append(expected is None or expected == digest)
+    check = digests_by(Receipts.of(b"".join(receipts)), tickets, digest_of)
+    assert check(np.arange(len(said))).tolist() == holds
+    assert check(np.arange(1, len(said), 2)).tolist() == holds[1::2]
