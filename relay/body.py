@@ -3,8 +3,8 @@
 Invariant: the bytes are in memory once, as an object or as a file, and go with the last reference.
 
 A file costs about as much as sending its bytes three times from the object, and saves half of each time after that: so
-it is made when somebody asks for the third time. One without a name in a folder is sent a tenth cheaper than a memfd
-(ADR 0042): it is never read from the disk, and never written to it if `settle` is called within Linux' half minute.
+it is made when somebody asks for the third time. One without a name in a folder is sent cheaper than a memfd (ADR
+0042): it is never read from the disk, and never written to it if `settle` is called within Linux' half minute.
 """
 
 import mmap
