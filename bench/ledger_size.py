@@ -77,6 +77,8 @@ class Crew:
             for n in range(ACCOUNTS, self.events, BATCH):
                 self.deposit(book, n)
                 self.ledger.save(book, *probes(BATCH - 1, 50))
+        else:  # after a restart each publication holds some older events against the log, until all are
+            self.publisher.check()
         self.ledger.load(Book, BOOK_ID)
         self.publisher.publish(at_us=self.events)
 
