@@ -49,10 +49,11 @@ class LostPayments(Exception):
 
     exit_code = 5
 
-    def __init__(self, batch_id: UUID, kind: str, what: str) -> None:
+    def __init__(self, batch_id: UUID, kind: str, what: str, or_else: str = "") -> None:
         super().__init__(
             f"the payment files hold {what} of payout {batch_id} ({kind}), and the ledger knows nothing of that: the "
-            f"database is older than what was paid. Restore a newer one; docs/operators.md, Backup, if there is none"
+            f"database is older than what was paid. Restore a newer one; docs/operators.md, Backup, if there is none."
+            f"{or_else}"
         )
 
 
@@ -292,13 +293,22 @@ def run(
     _refuse_lost(ledger, payout, given)
     if not payout.approved_by or payout.cancelled:
         raise DomainError(f"the payout is {payout.state}: only an approved one is run")
+    known = given.get(batch_id, {}).get(kind_of(payout.rail), frozenset())
+    lost = _not_taken_up(ledger, payout, given)
+    waits = lost is not None and any(x.planned.line not in known for x in to_submit(payout, destinations))
     if dry_run:
+        if lost is not None and waits:
+            raise lost
         return [_preview(line, destinations) for line in payout.lines.values()]
     unit, new = crew.crew(ledger).unit, to_submit(payout, destinations)
     for line in payout.lines.values():
         key = payout.key(line.planned.line)
         if line.state is LineState.PLANNED and rail.look_up(key).outcome is not Outcome.ABSENT:
             _show_again(ledger, rail, payout, line, destinations, unit)
+    if lost is not None and waits:  # what was paid before is taken up, and nothing else begins
+        for number in sorted(known):
+            _run_line(ledger, rail, batch_id, number, destinations, unit, at_us)
+        raise lost
     rail.prepare([line.planned.amount_micro for line in new])
     ran = (_run_line(ledger, rail, batch_id, n, destinations, unit, at_us) for n in sorted(payout.lines))
     return [replace(r, was=payout.lines[r.line].state.value) for r in ran]
@@ -307,20 +317,29 @@ def run(
 def _refuse_lost(ledger: Ledger, payout: Payout, given: Given) -> None:
     for batch_id, kinds in given.items():
         for kind, lines in kinds.items():
-            if batch_id == payout.id:
-                strange = lines if kind != kind_of(payout.rail) else lines - payout.lines.keys()
-            else:
-                strange = lines if _unknown(ledger, batch_id) else frozenset()
+            other = payout if batch_id == payout.id else _found(ledger, batch_id)
+            mine = other is not None and kind == kind_of(other.rail)
+            strange = lines - other.lines.keys() if other is not None and mine else lines
             if strange:
                 raise LostPayments(batch_id, kind, _lines_text(strange))
 
 
-def _unknown(ledger: Ledger, batch_id: UUID) -> bool:
+def _not_taken_up(ledger: Ledger, payout: Payout, given: Given) -> LostPayments | None:
+    """Lines of another payout that a rail was given, while the ledger never began them: whom they paid, only that
+    payout's own run can tell, and this one might pay the same people."""
+    for batch_id, kinds in given.items():
+        other = _found(ledger, batch_id) if batch_id != payout.id else None
+        for kind, lines in kinds.items() if other is not None else ():
+            if begun := sorted(n for n in lines if other is not None and not other.lines[n].attempt):
+                return LostPayments(batch_id, kind, _lines_text(begun), " Or run that payout first.")
+    return None
+
+
+def _found(ledger: Ledger, batch_id: UUID) -> Payout | None:
     try:
-        load(ledger, batch_id)
+        return load(ledger, batch_id)
     except NotFound:
-        return True
-    return False
+        return None
 
 
 def _lines_text(lines: Iterable[int]) -> str:
