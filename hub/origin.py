@@ -329,6 +329,7 @@ def main() -> None:
     rtmp, http, rtmps = (
         [socket.socket(fileno=int(fd)) for fd in text.split(",") if fd] for text in sys.argv[1:4]
     )
+    outage.called("origin")
     uvloop.run(OriginProcess(settings).run(rtmp, http, rtmps))
     leave()
 

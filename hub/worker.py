@@ -241,6 +241,7 @@ def log_origin(settings: Settings) -> str:
 def main() -> None:
     settings = load_settings()
     configure_logging(json=settings.log_json, level=settings.log_level)
+    outage.called("worker")
     Worker(settings).run()
     leave()
 

@@ -49,12 +49,11 @@ class LostPayments(Exception):
 
     exit_code = 5
 
-    def __init__(self, batch_id: UUID, kind: str, lines: Iterable[int], *, planned: bool = False) -> None:
-        first = ", or run that payout first, which takes up what is planned as it was" if planned else ""
+    def __init__(self, batch_id: UUID, kind: str, what: str, or_else: str = "") -> None:
         super().__init__(
-            f"the payment files hold {_lines_text(lines)} of payout {batch_id} ({kind}), and the ledger knows nothing "
-            f"of that: the database is older than what was paid. Restore a newer one{first}; docs/operators.md, "
-            f"Backup, if there is none"
+            f"the payment files hold {what} of payout {batch_id} ({kind}), and the ledger knows nothing of that: the "
+            f"database is older than what was paid. Restore a newer one; docs/operators.md, Backup, if there is none."
+            f"{or_else}"
         )
 
 
@@ -207,7 +206,7 @@ def cancel(
         payout = load(ledger, batch_id)
         if not any(line.attempt for line in payout.lines.values()):
             for kind, lines in given.get(batch_id, {}).items():
-                raise LostPayments(batch_id, kind, lines)
+                raise LostPayments(batch_id, kind, _lines_text(lines))
         payout.cancel(reason=reason, at_us=at_us)
         if not dry_run:
             ledger.save(payout)
@@ -288,57 +287,55 @@ def run(
     database from an older backup gives the numbers of lost ones again: what the rail knows already, and the ledger does
     not, is shown to it before anything is recorded. `given` is what all rails were given, read before the call.
     Raises DomainError, LostPayments for what was given and is in no payout, and what the rail raises: OtherPayment, and
-    in `prepare`, before anything new is reserved; later the line stays as recorded. Where another payout has lines that
-    were given and are not taken up yet, only what this rail knows is run before LostPayments: anything new may be of
-    somebody whom the other has paid.
+    in `prepare`, before anything new is reserved; later the line stays as recorded.
     """
     payout = _load_for(ledger, rail, batch_id)
-    elsewhere = _refuse_lost(ledger, payout, given)
+    _refuse_lost(ledger, payout, given)
     if not payout.approved_by or payout.cancelled:
         raise DomainError(f"the payout is {payout.state}: only an approved one is run")
-    fresh = {
-        number
-        for number, line in payout.lines.items()
-        if line.state is LineState.PLANNED and rail.look_up(payout.key(number)).outcome is Outcome.ABSENT
-    }
+    known = given.get(batch_id, {}).get(kind_of(payout.rail), frozenset())
+    lost = _not_taken_up(ledger, payout, given)
+    waits = lost is not None and any(x.planned.line not in known for x in to_submit(payout, destinations))
     if dry_run:
-        if elsewhere and fresh:
-            raise elsewhere
+        if lost is not None and waits:
+            raise lost
         return [_preview(line, destinations) for line in payout.lines.values()]
-    unit = crew.crew(ledger).unit
-    for number, line in payout.lines.items():
-        if line.state is LineState.PLANNED and number not in fresh:
+    unit, new = crew.crew(ledger).unit, to_submit(payout, destinations)
+    for line in payout.lines.values():
+        key = payout.key(line.planned.line)
+        if line.state is LineState.PLANNED and rail.look_up(key).outcome is not Outcome.ABSENT:
             _show_again(ledger, rail, payout, line, destinations, unit)
-    numbers = sorted(payout.lines.keys() - fresh if elsewhere else payout.lines)
-    new = (line for line in to_submit(payout, destinations) if line.planned.line in numbers)
+    if lost is not None and waits:  # what was paid before is taken up, and nothing else begins
+        for number in sorted(known):
+            _run_line(ledger, rail, batch_id, number, destinations, unit, at_us)
+        raise lost
     rail.prepare([line.planned.amount_micro for line in new])
-    ran = [_run_line(ledger, rail, batch_id, n, destinations, unit, at_us) for n in numbers]
-    if elsewhere and fresh:
-        raise elsewhere
+    ran = (_run_line(ledger, rail, batch_id, n, destinations, unit, at_us) for n in sorted(payout.lines))
     return [replace(r, was=payout.lines[r.line].state.value) for r in ran]
 
 
-def _refuse_lost(ledger: Ledger, payout: Payout, given: Given) -> LostPayments | None:
-    """Raises LostPayments for what no run takes up. Returns it for what a run of another payout may."""
-    waits = None
+def _refuse_lost(ledger: Ledger, payout: Payout, given: Given) -> None:
     for batch_id, kinds in given.items():
-        other = payout if batch_id == payout.id else _known(ledger, batch_id)
         for kind, lines in kinds.items():
-            if other is None:
-                raise LostPayments(batch_id, kind, lines)
-            its_own = kind == kind_of(other.rail)
-            if other is payout:
-                strange = lines - payout.lines.keys() if its_own else lines
-                if strange:
-                    raise LostPayments(batch_id, kind, strange)
-            else:
-                begun = {n for n, line in other.lines.items() if line.attempt} if its_own else set()
-                if lines - begun:
-                    waits = LostPayments(batch_id, kind, lines - begun, planned=True)
-    return waits
+            other = payout if batch_id == payout.id else _found(ledger, batch_id)
+            mine = other is not None and kind == kind_of(other.rail)
+            strange = lines - other.lines.keys() if other is not None and mine else lines
+            if strange:
+                raise LostPayments(batch_id, kind, _lines_text(strange))
 
 
-def _known(ledger: Ledger, batch_id: UUID) -> Payout | None:
+def _not_taken_up(ledger: Ledger, payout: Payout, given: Given) -> LostPayments | None:
+    """Lines of another payout that a rail was given, while the ledger never began them: whom they paid, only that
+    payout's own run can tell, and this one might pay the same people."""
+    for batch_id, kinds in given.items():
+        other = _found(ledger, batch_id) if batch_id != payout.id else None
+        for kind, lines in kinds.items() if other is not None else ():
+            if begun := sorted(n for n in lines if other is not None and not other.lines[n].attempt):
+                return LostPayments(batch_id, kind, _lines_text(begun), " Or run that payout first.")
+    return None
+
+
+def _found(ledger: Ledger, batch_id: UUID) -> Payout | None:
     try:
         return load(ledger, batch_id)
     except NotFound:

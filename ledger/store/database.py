@@ -5,7 +5,8 @@ the application role where that role exists, and cannot wait on a lock or run a 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -203,6 +204,17 @@ def connect_pool(
     return pool
 
 
+@contextmanager
+def _noticed() -> Iterator[None]:
+    """Around the making of a connection, of a program that has lost some and will try again."""
+    try:
+        yield
+    except psycopg.OperationalError as e:
+        outage.failed(str(e).strip())
+        raise
+    outage.connected()
+
+
 def create_sql_engine(
     url: str,
     schema: str = "crew_main",
@@ -215,13 +227,8 @@ def create_sql_engine(
     conninfo(url, schema)
 
     def creator() -> psycopg.Connection[TupleRow]:
-        try:
-            connection = connect(url, schema, statement_timeout_ms=statement_timeout_ms)
-        except psycopg.OperationalError as e:
-            outage.failed(str(e).strip())
-            raise
-        outage.connected()
-        return connection
+        with _noticed():
+            return connect(url, schema, statement_timeout_ms=statement_timeout_ms)
 
     return create_engine(
         "postgresql+psycopg://",
@@ -260,7 +267,8 @@ class Datastore(PostgresDatastore):
         """The library would connect here to look up a composite type that our recorder has no use for."""
 
     def listen_connection(self) -> psycopg.Connection[TupleRow]:
-        return connect(self.url, self.schema, autocommit=True)
+        with _noticed():
+            return connect(self.url, self.schema, autocommit=True)
 
     def close(self) -> None:
         self.closed = True

@@ -43,20 +43,22 @@ class Listener:
             self._woken.close()
 
     def _run(self) -> None:
-        interrupted = told = False
+        interrupted = False
         while not self._closing.is_set():
             try:
                 with self._connect() as connection:
                     connection.execute(self._listen)
                     if interrupted:
-                        (logger.info if told else logger.debug)("listening for new events again")
+                        logger.debug("listening for new events again")
                         interrupted = False
                     self._on_notify()
                     self._forward(connection)
             except psycopg.Error as e:
                 if not interrupted and not self._closing.is_set():
-                    what = "listening for new events was interrupted"
-                    told = outage.symptom(logger, what, error=str(e).strip())
+                    if isinstance(e, psycopg.OperationalError):
+                        outage.failed(str(e).strip())
+                    else:
+                        logger.warning("listening for new events was interrupted", error=str(e).strip())
                     interrupted = True
                 self._closing.wait(_RECONNECT_PAUSE_S)
 

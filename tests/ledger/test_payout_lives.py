@@ -40,6 +40,8 @@ T0 = 20_000 * DAY_US + DAY_US - 2  # two microseconds before midnight
 SELDOM = ["release", "dispute", "decide", "adjust", "limits", "limits", "move", "move", "wait"]
 sizes = st.lists(st.sampled_from([2_345_678, 10**6, 234_567, 1, 0]), min_size=3, max_size=3)
 some_friend = st.sampled_from([None, None, None, *FRIENDS])
+# What a rail answers to a payment, and whether it pays.
+whims = st.tuples(st.sampled_from(["confirmed", "unknown", "failed", "failed", "dies"]), st.booleans())
 operators = st.sampled_from(["ada", "Ada ", "bob"])
 
 
@@ -97,6 +99,7 @@ class PayoutLives(RuleBasedStateMachine):
         self.unreachable: set[bytes] = set()  # destinations that something came back from
         self.serial = 0
         self.kept = 0  # no backup is older than this
+        self.forgets = True
         self.restored = False
 
     def teardown(self) -> None:
@@ -123,8 +126,10 @@ class PayoutLives(RuleBasedStateMachine):
 
     # --- money comes
 
-    @initialize(sizes=sizes)
-    def begin(self, sizes: list[int]) -> None:
+    @initialize(sizes=sizes, forgets=st.booleans())
+    def begin(self, sizes: list[int], forgets: bool) -> None:
+        """More can be said of lives whose database never forgets: every other one."""
+        self.forgets = forgets
         self.earn(sizes, held=False)
 
     @rule(sizes=sizes, held=st.booleans())
@@ -332,14 +337,11 @@ class PayoutLives(RuleBasedStateMachine):
 
     @rule(
         data=st.data(),
-        whims=st.lists(
-            st.tuples(st.sampled_from(["confirmed", "unknown", "failed", "failed", "dies"]), st.booleans()),
-            max_size=3,
-        ),
+        some=st.lists(whims, max_size=3),
         dies_at=st.sampled_from([-1, -1, -1, 1, 2, 3, 4, 5]),
         dies_after=st.booleans(),
     )
-    def run(self, data: st.DataObject, whims: list[tuple[str, bool]], dies_at: int, dies_after: bool) -> None:
+    def run(self, data: st.DataObject, some: list[tuple[str, bool]], dies_at: int, dies_after: bool) -> None:
         payout = self.drawn(data)
         if payout is None:
             return
@@ -351,7 +353,7 @@ class PayoutLives(RuleBasedStateMachine):
             )
         assert (self.ledger.size(), len(self.left)) == (size, before)
         self.ledger.saves_left, self.ledger.dies_after = dies_at, dies_after
-        self.run_it(payout, whims)
+        self.run_it(payout, some)
 
     @rule(data=st.data())
     def reconcile(self, data: st.DataObject) -> None:
@@ -438,8 +440,8 @@ class PayoutLives(RuleBasedStateMachine):
             returns.book_forgotten(self.ledger, payout.id, self.memory.all(), at_us=self.now)
         assert returns.forgotten(self.book, self.memory.all()) == []
 
-    @rule(without=some_friend, moved=some_friend)
-    def pay_everybody(self, without: UUID | None, moved: UUID | None) -> None:
+    @rule(without=some_friend, moved=some_friend, some=st.lists(whims, max_size=2))
+    def pay_everybody(self, without: UUID | None, moved: UUID | None, some: list[tuple[str, bool]]) -> None:
         """All of it at once, so that random steps often get this far; one has no destination, one has another now."""
         if moved in self.where:
             self.serial += 1
@@ -458,14 +460,14 @@ class PayoutLives(RuleBasedStateMachine):
         for payout in payouts.batches(self.ledger):
             with suppress(DomainError):
                 payouts.approve(self.ledger, payout.id, operator="bob", at_us=self.now)
-            self.run_it(payout, [])
+            self.run_it(payout, some)  # whims are used up as they come
 
     @rule()
     def start_over(self) -> None:
         for payout in payouts.batches(self.ledger):
             with suppress(DomainError, payouts.LostPayments):
                 payouts.cancel(self.ledger, payout.id, reason="x", at_us=self.now, given=self.given())
-        self.pay_everybody(None, None)
+        self.pay_everybody(None, None, [])
 
     def run_it(self, payout: Payout, whims: list[tuple[str, bool]]) -> None:
         before = self.book.paid_out_on(self.now)
@@ -491,7 +493,7 @@ class PayoutLives(RuleBasedStateMachine):
 
     # --- the database is lost, the files are not
 
-    @precondition(lambda self: len(self.left) > 0)
+    @precondition(lambda self: self.forgets and len(self.left) > 0)
     @rule(data=st.data())
     def forget(self, data: st.DataObject) -> None:
         """A backup from after the last earnings: what was earned since would be lost with it, of no interest here."""

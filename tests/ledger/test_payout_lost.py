@@ -100,60 +100,66 @@ def test_nothing_is_run_while_the_files_know_of_more_lines(funded: Ledger, tmp_p
     assert balances(funded, "available") == amounts
 
 
-def plan_above(ledger: Ledger, threshold_micro: int) -> UUID:
-    plan = payouts.plan(
-        ledger, rail="csv", threshold_micro=threshold_micro, destinations=COMMITMENTS, at_us=AT
-    )
-    assert plan.batch_id is not None
-    payouts.approve(ledger, plan.batch_id, operator="op", at_us=AT)
-    return plan.batch_id
-
-
-def test_nothing_new_is_run_while_another_payout_has_not_taken_up_what_was_paid(
-    funded: Ledger, tmp_path: Path
+@pytest.mark.parametrize("lost", [[0, 1, 2], [0]])
+def test_another_payout_does_not_pay_who_was_paid_by_lost_lines_of_the_first(
+    funded: Ledger, tmp_path: Path, lost: list[int]
 ) -> None:
-    """All three were paid by the first payout. It is planned anew with a higher threshold, and leaves somebody to the
-    second one, which would pay them again."""
+    """The first payout, planned anew, leaves one out; the second would pay them what the first had paid already."""
     amounts = balances(funded, "available")
-    for n, amount in enumerate(amounts):
-        pay_lost(tmp_path, 1, n + 1, n, amount)
-    first = plan_above(funded, min(amounts) + 1)
-    second = plan_above(funded, 1)
+    for line, friend in enumerate(lost, 1):
+        pay_lost(tmp_path, 1, line, friend, amounts[friend])
+    rest = {f: c for f, c in COMMITMENTS.items() if f != FRIENDS[0]}
+    made = []
+    for where in (rest, COMMITMENTS):
+        plan = payouts.plan(funded, rail="csv", threshold_micro=1, destinations=where, at_us=AT)
+        assert plan.batch_id is not None
+        payouts.approve(funded, plan.batch_id, operator="op", at_us=AT)
+        made.append(plan.batch_id)
     for dry_run in (True, False):
-        with pytest.raises(payouts.LostPayments, match="run that payout first"):
+        with pytest.raises(payouts.LostPayments, match=str(payout_id(1))):
             payouts.run(
                 funded,
                 file_of(tmp_path, 2),
-                second,
+                made[1],
                 destinations=DESTINATIONS,
                 at_us=AT,
                 given=given(tmp_path),
                 dry_run=dry_run,
             )
     with pytest.raises((payouts.LostPayments, OtherPayment)):
-        run(funded, file_of(tmp_path, 1), first, tmp_path)
-    assert balances(funded, "available") == amounts == paid_in_files(tmp_path)
+        run(funded, file_of(tmp_path, 1), made[0], tmp_path)
+    assert balances(funded, "available") == amounts
+    assert paid_in_files(tmp_path) == [amounts[i] if i in lost else 0 for i in range(3)]
 
 
-def test_lost_payouts_are_taken_up_one_after_another_and_then_what_is_new_is_paid(
+def test_payouts_that_were_both_begun_are_taken_up_one_after_the_other(
     funded: Ledger, tmp_path: Path
 ) -> None:
-    """Two runs had paid a part each. Neither begins anything new before both are taken up."""
-    amounts = sorted(balances(funded, "available"))
-    one = {FRIENDS[n]: COMMITMENTS[FRIENDS[n]] for n in (0, 1)}
-    plan = payouts.plan(funded, rail="csv", threshold_micro=1, destinations=one, at_us=AT)
-    assert plan.batch_id is not None
-    payouts.approve(funded, plan.batch_id, operator="op", at_us=AT)
-    second = plan_above(funded, 1)
-    have = balances(funded, "available")
-    pay_lost(tmp_path, 1, 1, 0, have[0])
-    pay_lost(tmp_path, 2, 1, 2, have[2])
-    with pytest.raises(payouts.LostPayments, match=str(second)):
-        run(funded, file_of(tmp_path, 1), plan.batch_id, tmp_path)
-    assert balances(funded, "paid") == [have[0], 0, 0]  # what it knows it took up
-    assert run(funded, file_of(tmp_path, 2), second, tmp_path) == ["confirmed"]
-    assert run(funded, file_of(tmp_path, 1), plan.batch_id, tmp_path) == ["confirmed"] * 2
-    assert sorted(balances(funded, "paid")) == sorted(paid_in_files(tmp_path)) == amounts
+    """Of each a line was paid and one was not: neither waits for the other for ever."""
+    amounts = balances(funded, "available")
+    most = max(amounts[0] + amounts[1], amounts[2])
+    crew.change_settings(funded, {"payout_batch_max_micro": most}, at_us=AT)
+    earn(funded, 1)
+    plan = payouts.plan(funded, rail="csv", threshold_micro=1, destinations=COMMITMENTS, at_us=AT)
+    batches = [p.batch_id for p in (plan, *plan.further)]
+    assert len(batches) > 1
+    for batch_id in batches:
+        assert batch_id is not None
+        payouts.approve(funded, batch_id, operator="op", at_us=AT)
+    whole = balances(funded, "available")
+    for number in range(1, 1 + len(batches)):
+        pay_lost(tmp_path, number, 1, number - 1, whole[number - 1])
+    done: list[str] = []
+    for _ in range(3):
+        done = []
+        for number, batch_id in enumerate(batches, 1):
+            assert batch_id is not None
+            try:
+                done += run(funded, file_of(tmp_path, number), batch_id, tmp_path)
+            except payouts.LostPayments:
+                done.append("lost")
+    assert set(done) == {"confirmed"}
+    assert paid_in_files(tmp_path) == balances(funded, "paid") == whole
 
 
 @pytest.mark.parametrize("first", ["csv", "pain.001"])

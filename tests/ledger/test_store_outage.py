@@ -52,6 +52,7 @@ class Clock:
 def test_an_outage_is_two_lines_and_a_long_one_is_told_each_minute(lines: Lines) -> None:
     clock = Clock()
     seen = Outage(clock)
+    seen.called("worker")
     seen.connected()
     assert lines.log.calls == []
     for n in range(1 + int(3 * AGAIN_S)):
@@ -66,9 +67,11 @@ def test_an_outage_is_two_lines_and_a_long_one_is_told_each_minute(lines: Lines)
     ]
     assert [x["error"] for x in lines.fields("the database is still away")] == ["starting up"] * 3
     (back,) = lines.fields("the database is back")
-    assert back == {"after_s": 181.0, "failures": 181, "last_error": "starting up"}
+    assert back == {"process": "worker", "after_s": 181.0, "failures": 181, "last_error": "starting up"}
     seen.failed("refused")
     assert lines.told()[-1] == "the database is away"
+    seen.connected()  # the last error was the first: once is enough
+    assert lines.fields("the database is back")[-1] == {"process": "worker", "after_s": 0.0, "failures": 1}
 
 
 def test_what_is_met_meanwhile_is_detail_and_before_and_after_it_is_told(lines: Lines) -> None:
