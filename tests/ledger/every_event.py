@@ -21,7 +21,7 @@ from ledger.events import (
 from ledger.keys import key_id
 from ledger.rails import Answer, Outcome, Payment
 from ledger.receipt import Receipt, to_bitmap
-from ledger.services import broadcasts, budgets, crew, disputes, nodes, payouts, settle, streams
+from ledger.services import broadcasts, budgets, crew, disputes, nodes, payouts, returns, settle, streams
 from ledger.services.destinations import Destination
 
 
@@ -247,6 +247,16 @@ def _pay(life: Life) -> None:
     payouts.run(ledger, rail, payout_id(2), destinations=where, at_us=life.tick())
     results = payouts.reconcile(ledger, rail, payout_id(2), at_us=life.tick(60))
     assert [r.state for r in results] == ["confirmed"] * 3
+    for line, amount_micro in ((1, 1_000), (2, None)):
+        returns.return_line(
+            ledger,
+            payout_id(2),
+            line,
+            amount_micro=amount_micro,
+            reference=f"return {line}",
+            reason="account closed",
+            at_us=life.tick(),
+        )
     budgets.withdraw(ledger, life.stream_id, amount_micro=1_000, reference="back", at_us=life.tick())
 
 

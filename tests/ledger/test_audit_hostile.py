@@ -50,6 +50,8 @@ UNSEEN: Final[dict[str, str]] = {
     "book.dispute_opened.v1 reason": WORDS,
     "book.dispute_rejected.v1 reason": WORDS,
     "book.dispute_upheld.v1 reason": WORDS,
+    "book.payout_line_returned.v1 reason": WORDS,
+    "book.payout_line_returned.v1 reference": WORDS,
     "book.tariff_set.v1 effective_epoch": DECIDED,
     "book.tariff_set.v1 fee_bp": DECIDED,
     "book.tariff_set.v1 floor_bp": DECIDED,
