@@ -3,6 +3,7 @@
 Invariant: receipts and earnings are told only to who signs with the node's key, and to the page on loopback.
 """
 
+import functools
 import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -104,7 +105,9 @@ class NodeStatus:
         return signer == self.key.public_key
 
 
+@functools.cache
 def _version() -> str:
+    """Asked for with each `/health`; reading the files that say it took milliseconds on a busy machine."""
     try:
         return version("streamrp2p")
     except PackageNotFoundError:
