@@ -16,7 +16,8 @@ _MORE: Final = getattr(socket, "MSG_MORE", 0)
 
 
 class FileSender:
-    """One for a connection. `pause` and `resume` are the protocol's; `fail` ends the connection."""
+    """One for a connection. `pause`, which is called again whenever something has gone, and `resume` are the protocol's;
+    `fail` ends the connection."""
 
     def __init__(
         self,
@@ -64,9 +65,12 @@ class FileSender:
         self._socket.close()
 
     def _go_on(self) -> None:
+        at = self._at
         if self._went():
             self._loop.remove_writer(self._fd)
             self._resume()
+        elif self._at > at:
+            self._pause()  # slow, and no slower than that: as a transport would that drains and fills again
 
     def _went(self) -> bool:
         """Send what finds room. True when all has, or the connection is lost."""

@@ -296,6 +296,27 @@ def test_who_goes_or_takes_nothing_in_the_middle_of_a_file_leaves_nothing_behind
     uvloop.run(scenario())
 
 
+def test_who_reads_slowly_is_not_taken_for_somebody_who_stalls(monkeypatch):
+    """A file is one pause from its first byte to its last, and may take longer than anybody may stall."""
+
+    async def scenario() -> None:
+        app, _ = media_app()
+        async with serving(app) as port:
+            reader, writer = await made_a_file(port)
+            monkeypatch.setattr(http_bounds, "STALL_S", 1.0)
+            writer.write(get(segment(4)))
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert b" 200 " in head
+            got, started_s = 0, time.monotonic()
+            while got < SIZES[4]:
+                got += len(await reader.readexactly(min(2_400_000, SIZES[4] - got)))
+                await asyncio.sleep(0.2)
+            assert time.monotonic() - started_s > http_bounds.STALL_S
+            writer.close()
+
+    uvloop.run(scenario())
+
+
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_a_body_becomes_a_file_when_asked_for_often_and_its_bytes_stay_what_they_were(on_disk, tmp_path):
     data = os.urandom(100_000)
