@@ -477,3 +477,16 @@ def test_a_dry_run_changes_nothing(funded: Ledger, file: Path) -> None:
     assert [(r.state, r.action) for r in shown] == [("planned", "submit")] * 3
     assert size_after(lambda: payouts.reconcile(funded, CsvRail(file), batch_id, **options)) == before
     assert not file.exists()
+
+
+def test_a_line_for_which_too_little_is_left_fails_and_the_others_are_paid(
+    funded: Ledger, file: Path
+) -> None:
+    batch_id = planned(funded)
+    book = funded.load(Book, BOOK_ID)
+    source = f"friend:{FRIENDS[0]}:available"
+    book.adjust(source=source, target="fees", amount_micro=1, reference="a", reason="x", at_us=AT)
+    funded.save(book)
+    results = run(funded, CsvRail(file), batch_id)
+    assert [r.state for r in results] == ["failed", "confirmed", "confirmed"]
+    assert results[0].reference == "less available than planned"
