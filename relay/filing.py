@@ -16,8 +16,8 @@ _MORE: Final = getattr(socket, "MSG_MORE", 0)
 
 
 class FileSender:
-    """One for a connection. `pause` and `resume` are the protocol's; it is paused anew whenever something has gone. `fail`
-    ends the connection."""
+    """One for a connection. `pause` and `resume` are the protocol's; it is paused anew whenever something has gone.
+    `fail` ends the connection."""
 
     def __init__(
         self,
