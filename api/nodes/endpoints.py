@@ -6,6 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Response
 
 from api.auth import NodeKey, Operator
+from api.balances.endpoints import balances_of, estimate_of
 from api.deps import PeerIp, Services, ServicesDep, per_ip
 from api.directory import NodeProfile
 from api.liveness import HEARTBEAT_S, LivenessUnknown, Pulse
@@ -27,7 +28,6 @@ from ledger.aggregates.base import DomainError
 from ledger.aggregates.node import Node, NodeStatus
 from ledger.application import NotFound
 from ledger.ids import node_id
-from ledger.money import friend_account
 from ledger.services import crew
 from ledger.services import nodes as commands
 from projections.queries import NodeView
@@ -191,8 +191,9 @@ def _ticket_keys(at: Services) -> list[str]:
 
 
 def _earned(at: Services, friend_id: UUID) -> Earned:
-    amounts = {}
-    for state in ("pending", "available", "in_flight", "paid"):
-        balance = at.reads.balance(friend_account(friend_id, state))
-        amounts[f"{state}_micro"] = balance.amount_micro if balance else 0
-    return Earned(unit=crew.crew(at.ledger).unit, **amounts)
+    estimate = estimate_of(at, friend_id)
+    return Earned(
+        unit=crew.crew(at.ledger).unit,
+        estimate_micro=estimate.amount_micro if estimate else None,
+        **balances_of(at, friend_id),
+    )

@@ -73,6 +73,9 @@ class Earned(BaseModel):
     available_micro: int
     in_flight_micro: int
     paid_micro: int
+    estimate_micro: int | None = Field(
+        description="what is not settled yet, as if it were now: in none of the others; null: not known"
+    )
 
 
 class HeartbeatAnswer(BaseModel):

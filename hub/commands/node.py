@@ -356,6 +356,8 @@ def _describe(health: dict[str, Any]) -> str:
         lines.append(
             "earned     " + ", ".join(f"{decimal_text(amount)} {what}" for amount, what in parts) + unit
         )
+        if earned["estimate_micro"] is not None:
+            lines.append(f"           about {decimal_text(earned['estimate_micro'])} more is not settled yet")
     return "\n".join(lines)
 
 

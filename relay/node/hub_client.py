@@ -63,6 +63,7 @@ class Earned(msgspec.Struct, frozen=True):
     available_micro: int = 0
     in_flight_micro: int = 0  # a bank or a chain has it and has not confirmed it yet
     paid_micro: int = 0
+    estimate_micro: int | None = None  # of what is not settled yet; in none of the others
 
 
 class HeartbeatAnswer(msgspec.Struct, frozen=True):

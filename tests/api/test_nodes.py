@@ -71,6 +71,7 @@ def test_a_heartbeat_makes_the_node_alive_at_the_address_it_came_from(
         "available_micro": 0,
         "in_flight_micro": 0,
         "paid_micro": 0,
+        "estimate_micro": None,
     }
     nid = node_id(key.public_key)
     pulse = world.liveness.alive(now_us=world.now_us)[nid]

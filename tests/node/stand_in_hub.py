@@ -212,7 +212,7 @@ class StandInHub:
                 return 204, "application/json", b"", {}
             self.heartbeats.append(json.loads(body))
             earned = {"unit": "EUR", "pending_micro": 1_500_000, "available_micro": 20, "paid_micro": 0}
-            earned["in_flight_micro"] = 250_000
+            earned |= {"in_flight_micro": 250_000, "estimate_micro": 38_000}
             told = {"status": "active", "ticket_keys": keys, "earned": earned}
             return answer(
                 200, told if self.batch_version == 1 else told | {"batch_version": self.batch_version}

@@ -90,6 +90,7 @@ def test_status_is_told_and_a_clean_stop_sends_what_is_left(hub, node_process, t
     assert shown["receipts"]["verdicts"] == {"accepted": 1}
     assert shown["traffic"]["segments"] == 3
     assert shown["earned"]["pending_micro"] == 1_500_000
+    assert shown["earned"]["estimate_micro"] == 38_000
     assert "1.500000 pending, 0.000020 available, 0.250000 on its way, 0.000000 paid (EUR)" in _describe(
         shown
     )

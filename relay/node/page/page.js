@@ -50,6 +50,7 @@ function render(status) {
   for (const state of ["pending", "available", "in_flight", "paid"]) {
     show(state.replace("_", "-"), earned ? `${money(earned[`${state}_micro`])} ${earned.unit}` : "–");
   }
+  show("estimate", earned?.estimate_micro == null ? "–" : `${money(earned.estimate_micro)} ${earned.unit}`);
   show("port", status.port.public + (status.port.opened_by ? ` (${status.port.opened_by})` : ""));
   const recent = status.receipts.recent.slice(-SHOWN).reverse();
   document.getElementById("none").hidden = recent.length > 0;
