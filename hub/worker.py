@@ -6,12 +6,10 @@ slowly while the others go on.
 """
 
 import random
-import re
 import signal
 import threading
 from collections.abc import Callable
 from typing import Final
-from urllib.parse import urlsplit
 
 import structlog
 
@@ -25,8 +23,10 @@ from hub.estimating import Estimating
 from hub.heartbeats import HEARTBEATS_FOLDER, STEP_S, Heartbeats
 from hub.keystore import KeyStore
 from hub.leaving import leave
+from hub.log_name import log_origin
 from hub.logs import configure_logging
 from hub.probes import Prober
+from hub.rotation import LogKeyChange
 from hub.settings import Settings, load_settings
 from hub.troubles import TROUBLES_FOLDER, Troubles
 from ledger.aggregates.node import Node
@@ -46,7 +46,6 @@ from ledger.services.settle import (
 from ledger.store.database import create_sql_engine
 from ledger.store.outage import outage
 from ledger.tlog.cosigners import Cosigners, WitnessAddress
-from ledger.tlog.files import write_atomic
 from ledger.tlog.publisher import FolderInUse, Publisher
 from projections.queries import Queries, ReadModelUnavailable
 from projections.runner import Runner
@@ -77,6 +76,7 @@ class Worker:
         self._credits: CreditIndex | None = None  # not recalled yet
         self._clock = SteadyClock(now_us, kept=settings.data_dir / CLOCK_FILE)
         keys = KeyStore.open(settings.data_dir / "keys")
+        self._key_change = LogKeyChange(self._ledger, settings.data_dir / "keys")
         witnesses = WitnessAddress.parse_all(settings.witnesses or "")
         self._publisher = Publisher(
             self._ledger,
@@ -167,7 +167,9 @@ class Worker:
         self._estimating.step(self._credits, at_us=self._clock.checked(), settled=bool(settled), alive=alive)
 
     def publish(self) -> None:
+        self._publisher.former_key = self._key_change.former(at_us=now_us())
         self._publisher.publish(at_us=now_us())
+        self._key_change.published(at_us=now_us())
 
     def watch_nodes(self) -> None:
         """Record which nodes came and went since the last look."""
@@ -226,16 +228,6 @@ def _go_online(node: Node) -> None:
 
 def _go_offline(node: Node) -> None:
     node.go_offline(reason="no heartbeat", at_us=now_us())
-
-
-def log_origin(settings: Settings) -> str:
-    """The name of the log in its checkpoints: this hub's address and crew. It must not change in the log's life."""
-    path = settings.data_dir / "keys" / "log.origin"
-    if not path.exists():
-        host = urlsplit(settings.public_url).netloc if settings.public_url else "streamrp2p.local"
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", settings.crew_name)
-        write_atomic(path, f"{host}/{name}\n".encode())
-    return path.read_text().strip()
 
 
 def main() -> None:

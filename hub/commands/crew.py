@@ -15,6 +15,7 @@ from rich.table import Table
 from api.liveness import Liveness
 from api.valkey import connect
 from hub.bootstrap import now_us
+from hub.key_commands import app as key_app
 from hub.operator import Console, checked_reason, console
 from hub.settings import HubNotRunning
 from ledger.aggregates.node import Node
@@ -22,6 +23,7 @@ from ledger.services import crew
 from ledger.services import nodes as commands
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(key_app, name="key")
 
 JSON = typer.Option(False, "--json", help="Print JSON.")
 NODE = typer.Argument(metavar="NODE", help="Its id, or a name that only one node has.")

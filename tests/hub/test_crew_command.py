@@ -15,6 +15,8 @@ from api.newcomers import invite_friend
 from api.valkey import connect
 from hub.bootstrap import now_us
 from hub.cli import app
+from hub.keystore import KeyStore, KeyStoreError, SigningKeys
+from hub.rotation import take_up
 from ledger.aggregates.node import Node, NodeStatus
 from ledger.application import Ledger, NotFound
 from ledger.services import crew
@@ -158,3 +160,32 @@ def test_one_operators_token_is_revoked_and_the_others_stay(hub: Founded) -> Non
     typed("token", "revoke", listed[1]["name"])
     assert "1 revoked" in typed("token", "revoke", "--all")
     assert json.loads(typed("token", "list", "--json")) == {"tokens": []}
+
+
+def test_a_key_is_made_named_in_the_log_and_waits_for_the_next_start(hub: Founded, tmp_path: Path) -> None:
+    nowhere = asked("crew", "key", "rotate", "ticket")
+    assert isinstance(nowhere.exception, KeyStoreError)
+    KeyStore.open(tmp_path / "keys")
+    take_up(hub.ledger, tmp_path / "keys", at_us=now_us())
+
+    def states() -> list[tuple[str, str]]:
+        keys = json.loads(typed("crew", "key", "list", "--json"))["keys"]
+        return [(one["purpose"], one["state"]) for one in keys]
+
+    assert states() == [("ticket", "signs"), ("log", "signs")]
+    made = json.loads(typed("crew", "key", "rotate", "ticket", "--json"))
+    assert states() == [("ticket", "signs"), ("ticket", "signs from the next start on"), ("log", "signs")]
+    told = typed("crew", "key", "rotate", "log")
+    assert "live.example.org/crew+" in told
+    assert asked("crew", "key", "rotate", "network").exit_code == 2
+    take_up(hub.ledger, tmp_path / "keys", at_us=now_us())
+    assert states() == [
+        ("ticket", "retired"),
+        ("ticket", "signs"),
+        ("log", "signs beside the new one, and is retired soon"),
+        ("log", "signs"),
+    ]
+    assert SigningKeys(tmp_path / "keys", "ticket").current().key_id.hex() == made["key_id"]
+    refused = asked("crew", "key", "rotate", "log")
+    assert (refused.exit_code, "not retired yet" in refused.output) == (1, True)
+    assert asked("crew", "key", "rotate", "ticket").exit_code == 0
