@@ -28,6 +28,7 @@ from hub.logs import configure_logging
 from hub.probes import Prober
 from hub.rotation import LogKeyChange
 from hub.settings import Settings, load_settings
+from hub.stale import mark_stale_streams
 from hub.troubles import TROUBLES_FOLDER, Troubles
 from ledger.aggregates.node import Node
 from ledger.application import Conflict, Ledger, Unavailable
@@ -58,6 +59,7 @@ SETTLE_EVERY_S: Final = 1.0
 CLOCK_FILE: Final = "clock.last"
 WATCH_EVERY_S: Final = 2.0
 PROBE_EVERY_S: Final = 10.0
+STALE_EVERY_S: Final = 3_600
 TROUBLED_FIRST_S: Final = 2.0
 TROUBLED_MAX_S: Final = 300.0
 
@@ -74,6 +76,7 @@ class Worker:
         self._heartbeats = Heartbeats(settings.data_dir / HEARTBEATS_FOLDER)
         self._runner = Runner(self._ledger, self._engine, alive=self._alive("projections", PROJECTIONS_S))
         self._credits: CreditIndex | None = None  # not recalled yet
+        self._looked_us: int | None = None  # for streams that are not used
         self._clock = SteadyClock(now_us, kept=settings.data_dir / CLOCK_FILE)
         keys = KeyStore.open(settings.data_dir / "keys")
         self._key_change = LogKeyChange(self._ledger, settings.data_dir / "keys")
@@ -165,6 +168,13 @@ class Worker:
         hold_s = crew.settings(self._ledger).hold_s
         release_due_holds(self._ledger, hold_s=hold_s, at_us=self._clock.checked())
         self._estimating.step(self._credits, at_us=self._clock.checked(), settled=bool(settled), alive=alive)
+        self._mark_stale(self._clock.checked())
+
+    def _mark_stale(self, at_us: int) -> None:
+        """Once an hour, by the clock that is sure."""
+        if self._looked_us is None or abs(at_us - self._looked_us) >= STALE_EVERY_S * 1_000_000:
+            mark_stale_streams(self._ledger, self._queries, at_us=at_us)
+            self._looked_us = at_us
 
     def publish(self) -> None:
         self._publisher.former_key = self._key_change.former(at_us=now_us())
