@@ -90,8 +90,8 @@ def _is_named(ledger: Ledger, purpose: str, key: KeyPair) -> bool:
 class LogKeyChange:
     """The end of a rotation of the log's key, in the process that publishes: for a while both sign each checkpoint.
 
-    Before each publication `former` says which key signs too, after it comes `published`. The old key is retired when a
-    checkpoint without it is out, so whatever fails in between, none that knows of its end is signed by it.
+    Before each publication `former` says which key signs too, after it comes `published`. The old key is retired only
+    after a publication that did not use it: whatever fails in between, no checkpoint that has its end is signed by it.
     """
 
     def __init__(self, ledger: Ledger, folder: Path, *, both_sign_us: int = BOTH_SIGN_US) -> None:

@@ -94,7 +94,11 @@ class Worker:
         self._estimating = Estimating(self._ledger, Estimates(valkey))
         self._dice = random.SystemRandom()
         self._prober = Prober(
-            self._ledger, f"http://127.0.0.1:{settings.http_port}", self._dice, settings.probe_proxy
+            self._ledger,
+            f"http://127.0.0.1:{settings.http_port}",
+            self._dice,
+            settings.probe_proxy,
+            suspended=self._liveness.forget,
         )
 
     def run(self) -> None:
