@@ -16,6 +16,7 @@ from api.balances.endpoints import router as balances
 from api.deps import BODY_BYTES_MAX, Services
 from api.edge import Edge
 from api.events.endpoints import router as events
+from api.friends.endpoints import router as friends
 from api.health.endpoints import router as health
 from api.live import Live
 from api.log.endpoints import router as log
@@ -39,6 +40,7 @@ _ROUTERS: Final = (
     sessions,
     receipts,
     balances,
+    friends,
     payouts,
     events,
     health,

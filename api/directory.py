@@ -20,6 +20,7 @@ from ledger.application import Unavailable
 from ledger.services.destinations import load_destinations
 
 TOKEN_CHARS_MAX: Final = 80
+TOKEN_NAME_CHARS: Final = 12
 _CACHE_S: Final = 10  # how long a revoked token may still be taken
 _CACHE_SIZE: Final = 1_000
 
@@ -37,6 +38,15 @@ class Token:
     sha256: bytes
     role: Role
     subject_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenShown:
+    """What may be told of a token that is in force."""
+
+    name: str  # the first 12 hex digits of its SHA-256: what the log calls an operator who used the API
+    label: str
+    created_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +108,26 @@ class Directory:
         )
         return len(rows)
 
+    def tokens(self, role: Role) -> list[TokenShown]:
+        """Those that are not revoked, oldest first."""
+        rows = self._run(
+            "SELECT encode(token_sha256, 'hex'), label, created_us FROM api_tokens "
+            "WHERE role = %s AND revoked_us IS NULL ORDER BY created_us, token_sha256",
+            (role.value,),
+        )
+        return [TokenShown(digest[:TOKEN_NAME_CHARS], label, at_us) for digest, label, at_us in rows]
+
+    def revoke_token(self, role: Role, name: str, *, at_us: int) -> int:
+        """The one whose `TokenShown.name` this is; how many were revoked."""
+        with self._lock:
+            self._tokens.clear()
+        rows = self._run(
+            "UPDATE api_tokens SET revoked_us = %s WHERE role = %s AND left(encode(token_sha256, 'hex'), %s) = %s "
+            "AND revoked_us IS NULL RETURNING 1",
+            (at_us, role.value, TOKEN_NAME_CHARS, name),
+        )
+        return len(rows)
+
     # --- people
 
     def name_person(self, person_id: UUID, display_name: str) -> None:
@@ -116,6 +146,15 @@ class Directory:
             "SELECT person_id FROM people WHERE display_name = %s ORDER BY person_id", (display_name,)
         )
         return [row[0] for row in rows]
+
+    def friends(self) -> dict[UUID, str]:
+        """Names by id, in the order of the names: everybody who was ever given a friend's token."""
+        rows = self._run(
+            "SELECT person_id, display_name FROM people WHERE person_id IN "
+            "(SELECT subject_id FROM api_tokens WHERE role = %s) ORDER BY display_name, person_id",
+            (Role.FRIEND.value,),
+        )
+        return dict(rows)
 
     def destination_commitments(self) -> dict[UUID, bytes]:
         """What the log will know of where each friend is paid; friends who did not say are missing."""
@@ -150,6 +189,10 @@ class Directory:
         )
         return dict(rows)
 
+    def nodes_named(self, name: str) -> list[UUID]:
+        rows = self._run("SELECT node_id FROM node_profiles WHERE name = %s ORDER BY node_id", (name,))
+        return [row[0] for row in rows]
+
     def _run(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         try:
             with self._pool.connection() as connection:
@@ -157,6 +200,11 @@ class Directory:
                 return cursor.fetchall() if cursor.description else []
         except (psycopg.OperationalError, PoolTimeout) as e:
             raise Unavailable("the directory's tables cannot be reached") from e
+
+
+def token_name(token: str) -> str:
+    """By which `TokenShown` knows it."""
+    return _sha256(token).hex()[:TOKEN_NAME_CHARS]
 
 
 def _sha256(token: str) -> bytes:

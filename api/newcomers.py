@@ -41,6 +41,14 @@ def invite_friend(ledger: Ledger, directory: Directory, name: str, *, at_us: int
     return NewFriend(friend_id, code, token, expires_us)
 
 
+def new_friend_token(directory: Directory, friend_id: UUID, *, at_us: int) -> str:
+    """For a friend who is there already; every token they had is revoked. Raises Unavailable."""
+    directory.revoke_tokens(Role.FRIEND, friend_id, at_us=at_us)
+    return directory.create_token(
+        Role.FRIEND, friend_id, directory.person_name(friend_id) or "friend", at_us=at_us
+    )
+
+
 def register_stream(
     ledger: Ledger, directory: Directory, slug: str, *, owner_name: str | None = None, at_us: int
 ) -> NewStream:

@@ -17,6 +17,10 @@ Reference = Annotated[
 ]
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{1,38}$", examples=["main"])]
 SlugPath = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{1,38}$", examples=["main"])]
+# Into the log, which cannot forget: a word, not a story.
+Reason = Annotated[
+    str, Field(min_length=1, max_length=100, pattern=r"^[\x20-\x7e]+$", examples=["wrong bytes"])
+]
 AmountMicro = Annotated[int, Field(strict=True, ge=1, le=MAX_AMOUNT_MICRO, examples=[5_000_000])]
 Port = Annotated[int, Field(strict=True, ge=1, le=65_535)]
 Count = Annotated[int, Field(strict=True, ge=0, le=(1 << 53) - 1)]

@@ -11,6 +11,7 @@ from uuid import uuid4
 from api.directory import Directory, Role
 from api.newcomers import invite_friend, new_stream_key
 from hub.keystore import KeyStore
+from hub.rotation import take_up
 from hub.settings import Settings
 from ledger.application import Ledger
 from ledger.services import crew, streams
@@ -37,7 +38,8 @@ def now_us() -> int:
 
 def first_run(settings: Settings, ledger: Ledger, directory: Directory) -> FirstRun:
     """Make what is missing. Raises KeyStoreError, ledger.application.Unavailable."""
-    keys = KeyStore.open(settings.data_dir / "keys")
+    folder = settings.data_dir / "keys"
+    KeyStore.open(folder)  # makes those that are missing
     at_us = now_us()
     crew.found_crew(
         ledger,
@@ -46,8 +48,7 @@ def first_run(settings: Settings, ledger: Ledger, directory: Directory) -> First
         epoch_length_s=settings.epoch_length_s,
         at_us=at_us,
     )
-    crew.add_key(ledger, "ticket", keys.ticket.public_key, at_us=at_us)
-    crew.add_key(ledger, "log", keys.log.public_key, at_us=at_us)
+    take_up(ledger, folder, at_us=at_us)
     if streams.load_stream(ledger, FIRST_STREAM) is not None:
         return FirstRun(FIRST_STREAM)
     owner_id = uuid4()

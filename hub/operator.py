@@ -3,19 +3,26 @@
 Invariant: a command leaves no connection behind, and every error it can expect ends as one readable line.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
 
 import typer
 
 from api.directory import Directory
 from hub.settings import Settings, load_settings
 from ledger.aggregates.base import DomainError
+from ledger.aggregates.node import Node
 from ledger.aggregates.stream import Stream
 from ledger.application import Ledger, NotFound
 from ledger.services.streams import load_stream
-from ledger.store.database import connect_pool
+from ledger.store.database import connect_pool, create_sql_engine
+from projections.queries import Queries
+
+_REASON: Final = re.compile(r"[\x20-\x7e]{1,100}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +30,7 @@ class Console:
     settings: Settings
     ledger: Ledger
     directory: Directory
+    reads: Queries
 
     def stream(self, slug: str) -> Stream:
         """Raises NotFound with a readable message."""
@@ -31,21 +39,62 @@ class Console:
             raise NotFound(f"there is no stream {slug!r}")
         return found
 
+    def friend_id(self, text: str) -> UUID:
+        """By id, or by a name that only one friend has. Raises BadParameter, NotFound."""
+        found = _as_id(text)
+        if found is None:
+            named, friends = self.directory.people_named(text), self.directory.friends()
+            found = _only([one for one in named if one in friends] or named, "friends")
+        if found is None or self.directory.person_name(found) is None:
+            raise NotFound(f"there is no friend {text!r}; all of them: streamrp2p friend list")
+        return found
+
+    def node(self, text: str) -> Node:
+        """By id, or by a name that only one node has. Raises BadParameter, NotFound."""
+        found = _as_id(text) or _only(self.directory.nodes_named(text), "nodes")
+        try:
+            if found is not None:
+                return self.ledger.load(Node, found)
+        except NotFound:
+            pass
+        raise NotFound(f"there is no node {text!r}; all of them: streamrp2p crew nodes")
+
 
 @contextmanager
 def console() -> Iterator[Console]:
     """The ledger of the hub that these settings point to. Raises HubNotRunning; a refused command exits with 1."""
     settings = load_settings()
     url = settings.resolved_database_url()
-    ledger = Ledger(url)
+    ledger, engine = Ledger(url), create_sql_engine(url)
     try:
         with connect_pool(url) as pool:
-            yield Console(settings, ledger, Directory(pool))
+            yield Console(settings, ledger, Directory(pool), Queries(engine))
     except DomainError as error:
         typer.echo(f"streamrp2p: {error}", err=True)
         raise typer.Exit(1) from error
     finally:
         ledger.close()
+        engine.dispose()
+
+
+def _as_id(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def _only(found: list[UUID], what: str) -> UUID | None:
+    if len(found) > 1:
+        raise typer.BadParameter(f"{len(found)} {what} have that name: {', '.join(map(str, found))}")
+    return found[0] if found else None
+
+
+def checked_reason(text: str) -> str:
+    """What may be said in the public log for ever. Raises BadParameter."""
+    if not _REASON.fullmatch(text):
+        raise typer.BadParameter("a reason is 1 to 100 plain characters: a word, not a story")
+    return text
 
 
 def micro_from_text(text: str) -> int:

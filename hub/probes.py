@@ -15,9 +15,11 @@ import hashlib
 import random
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qs, urljoin, urlsplit
+from uuid import UUID
 
 import httpx2
 import structlog
@@ -67,8 +69,17 @@ class Probed:
 class Prober:
     """For one thread. `proxy`: an HTTP proxy through which nodes are reached, so that they see another address."""
 
-    def __init__(self, ledger: Ledger, hub_url: str, rng: random.Random, proxy: str | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        hub_url: str,
+        rng: random.Random,
+        proxy: str | None = None,
+        suspended: Callable[[UUID], None] = lambda _nid: None,
+    ) -> None:
+        """`suspended` is told of each node that a probe suspended."""
         self._ledger = ledger
+        self._suspended = suspended
         self._hub_url = hub_url
         self._rng = rng
         self._proxy = proxy
@@ -97,7 +108,9 @@ class Prober:
                 node.suspend(reason="a probe got other bytes than were published", at_us=at_us)
 
         nid = node_id(last.ticket.node_key)
-        change_node(self._ledger, nid, record)
+        node = change_node(self._ledger, nid, record)
+        if node.status is NodeStatus.SUSPENDED:
+            self._suspended(nid)
         if last.outcome != "ok":
             log.warning("probe failed", node=str(nid), outcome=last.outcome, sequence=last.sequence)
         return last.outcome

@@ -6,12 +6,10 @@ slowly while the others go on.
 """
 
 import random
-import re
 import signal
 import threading
 from collections.abc import Callable
 from typing import Final
-from urllib.parse import urlsplit
 
 import structlog
 
@@ -25,9 +23,12 @@ from hub.estimating import Estimating
 from hub.heartbeats import HEARTBEATS_FOLDER, STEP_S, Heartbeats
 from hub.keystore import KeyStore
 from hub.leaving import leave
+from hub.log_name import log_origin
 from hub.logs import configure_logging
 from hub.probes import Prober
+from hub.rotation import LogKeyChange
 from hub.settings import Settings, load_settings
+from hub.stale import mark_stale_streams
 from hub.troubles import TROUBLES_FOLDER, Troubles
 from ledger.aggregates.node import Node
 from ledger.application import Conflict, Ledger, Unavailable
@@ -46,7 +47,6 @@ from ledger.services.settle import (
 from ledger.store.database import create_sql_engine
 from ledger.store.outage import outage
 from ledger.tlog.cosigners import Cosigners, WitnessAddress
-from ledger.tlog.files import write_atomic
 from ledger.tlog.publisher import FolderInUse, Publisher
 from projections.queries import Queries, ReadModelUnavailable
 from projections.runner import Runner
@@ -59,6 +59,7 @@ SETTLE_EVERY_S: Final = 1.0
 CLOCK_FILE: Final = "clock.last"
 WATCH_EVERY_S: Final = 2.0
 PROBE_EVERY_S: Final = 10.0
+STALE_EVERY_S: Final = 3_600
 TROUBLED_FIRST_S: Final = 2.0
 TROUBLED_MAX_S: Final = 300.0
 
@@ -75,8 +76,10 @@ class Worker:
         self._heartbeats = Heartbeats(settings.data_dir / HEARTBEATS_FOLDER)
         self._runner = Runner(self._ledger, self._engine, alive=self._alive("projections", PROJECTIONS_S))
         self._credits: CreditIndex | None = None  # not recalled yet
+        self._looked_us: int | None = None  # for streams that are not used
         self._clock = SteadyClock(now_us, kept=settings.data_dir / CLOCK_FILE)
         keys = KeyStore.open(settings.data_dir / "keys")
+        self._key_change = LogKeyChange(self._ledger, settings.data_dir / "keys")
         witnesses = WitnessAddress.parse_all(settings.witnesses or "")
         self._publisher = Publisher(
             self._ledger,
@@ -91,7 +94,11 @@ class Worker:
         self._estimating = Estimating(self._ledger, Estimates(valkey))
         self._dice = random.SystemRandom()
         self._prober = Prober(
-            self._ledger, f"http://127.0.0.1:{settings.http_port}", self._dice, settings.probe_proxy
+            self._ledger,
+            f"http://127.0.0.1:{settings.http_port}",
+            self._dice,
+            settings.probe_proxy,
+            suspended=self._liveness.forget,
         )
 
     def run(self) -> None:
@@ -165,9 +172,18 @@ class Worker:
         hold_s = crew.settings(self._ledger).hold_s
         release_due_holds(self._ledger, hold_s=hold_s, at_us=self._clock.checked())
         self._estimating.step(self._credits, at_us=self._clock.checked(), settled=bool(settled), alive=alive)
+        self._mark_stale(self._clock.checked())
+
+    def _mark_stale(self, at_us: int) -> None:
+        """Once an hour, by the clock that is sure."""
+        if self._looked_us is None or abs(at_us - self._looked_us) >= STALE_EVERY_S * 1_000_000:
+            mark_stale_streams(self._ledger, self._queries, at_us=at_us)
+            self._looked_us = at_us
 
     def publish(self) -> None:
+        self._publisher.former_key = self._key_change.former(at_us=now_us())
         self._publisher.publish(at_us=now_us())
+        self._key_change.published(at_us=now_us())
 
     def watch_nodes(self) -> None:
         """Record which nodes came and went since the last look."""
@@ -226,16 +242,6 @@ def _go_online(node: Node) -> None:
 
 def _go_offline(node: Node) -> None:
     node.go_offline(reason="no heartbeat", at_us=now_us())
-
-
-def log_origin(settings: Settings) -> str:
-    """The name of the log in its checkpoints: this hub's address and crew. It must not change in the log's life."""
-    path = settings.data_dir / "keys" / "log.origin"
-    if not path.exists():
-        host = urlsplit(settings.public_url).netloc if settings.public_url else "streamrp2p.local"
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", settings.crew_name)
-        write_atomic(path, f"{host}/{name}\n".encode())
-    return path.read_text().strip()
 
 
 def main() -> None:

@@ -55,9 +55,9 @@ class Checkpoint:
         """The three lines that are signed."""
         return f"{self.origin}\n{self.size}\n{base64.b64encode(self.root).decode()}\n"
 
-    def sign(self, key: KeyPair) -> bytes:
-        """The signed note; the key's name is the origin."""
-        return sign_note(self.text(), self.origin, key)
+    def sign(self, *keys: KeyPair) -> bytes:
+        """The signed note; the keys' name is the origin."""
+        return sign_note(self.text(), self.origin, *keys)
 
     @classmethod
     def parse_text(cls, text: str) -> Self:

@@ -132,14 +132,16 @@ def _parse_signature(line: str) -> Signature:
     return Signature(name, blob[:KEY_HASH_BYTES], blob[KEY_HASH_BYTES:])
 
 
-def sign_note(text: str, name: str, key: KeyPair) -> bytes:
-    """The note with one signature. Raises NoteError when `text` cannot be a note's text."""
+def sign_note(text: str, name: str, *keys: KeyPair) -> bytes:
+    """The note, signed by each key under that name. Raises NoteError when `text` cannot be a note's text."""
     if not text.endswith("\n") or any(ord(c) < 0x20 and c != "\n" for c in text):
         raise NoteError("a note's text ends in a newline and has no control characters")
-    verifier = VerifierKey(name, key.public_key)
-    signature = key.sign(b"", text.encode())
-    line = base64.b64encode(verifier.key_hash + signature).decode()
-    return f"{text}\n{_DASH}{name} {line}\n".encode()
+    note = f"{text}\n"
+    for key in keys:
+        verifier = VerifierKey(name, key.public_key)
+        signature = key.sign(b"", text.encode())
+        note += f"{_DASH}{name} {base64.b64encode(verifier.key_hash + signature).decode()}\n"
+    return note.encode()
 
 
 def open_note(data: bytes, keys: tuple[VerifierKey, ...]) -> str:

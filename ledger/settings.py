@@ -32,6 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # late delivery is paid by the tariff it was made under; 0: by that of the epoch that settles it
     late_by_own_tariff: int = 1
     floor_most_bp: int = 10_000  # a node's floor share, beside what it earns by weight; 0: no bound
+    stale_after_s: int = 90 * 86_400  # a stream that was never live for so long is stale; 0: never
     rate_micro_per_gb: int = 10_000
     fee_bp: int = 500
     floor_bp: int = 1_000
@@ -76,6 +77,7 @@ BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "rate_to_the_byte": (0, 1),
     "late_by_own_tariff": (0, 1),
     "floor_most_bp": (0, 10**6),
+    "stale_after_s": (0, 10 * 365 * _DAY),
     "rate_micro_per_gb": (0, 10**12),
     "fee_bp": (0, 10_000),
     "floor_bp": (0, 10_000),
@@ -90,4 +92,5 @@ BEFORE: Final[dict[str, int]] = {
     "rate_to_the_byte": 0,
     "late_by_own_tariff": 0,
     "floor_most_bp": 0,
+    "stale_after_s": 0,
 }

@@ -62,7 +62,7 @@ class _Statement:
     amounts: tuple[tuple[str, int], ...]
     helping_now: int
     estimate: EstimateOut | None
-    nodes: tuple[tuple[UUID, str, str, int], ...]
+    nodes: tuple[NodeHealth, ...]
     lines: tuple[StatementLineOut, ...]  # the newest
 
 
@@ -128,7 +128,16 @@ def _statement(at: Services, friend_id: UUID) -> _At:
             amounts=tuple(balances_of(at, friend_id).items()),
             helping_now=helping(at, friend_id),
             estimate=estimate_of(at, friend_id),
-            nodes=tuple((v.node_id, names.get(v.node_id, ""), v.state, v.health) for v in mine),
+            nodes=tuple(
+                NodeHealth(
+                    node_id=v.node_id,
+                    name=names.get(v.node_id, ""),
+                    state=v.state,
+                    state_reason=v.state_reason,
+                    health=v.health,
+                )
+                for v in mine
+            ),
             lines=tuple(line_out(line) for line in at.reads.statement(friend_id, LINES_MAX)),
         ),
     )
@@ -140,7 +149,7 @@ def _news(state: _Statement, since: int | None) -> StatementNews:
         **dict(state.amounts),
         helping_now=state.helping_now,
         estimate=state.estimate,
-        nodes=[NodeHealth(node_id=n, name=name, state=s, health=h) for n, name, s, h in state.nodes],
+        nodes=list(state.nodes),
         lines=lines,
         reload=since is None or len(lines) == LINES_MAX,
     )

@@ -11,6 +11,7 @@ class NodeHealth(BaseModel):
     node_id: UUID
     name: str
     state: str
+    state_reason: str = Field(description="why it was suspended or retired")
     health: int = Field(description="0 to 1000")
 
 

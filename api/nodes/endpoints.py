@@ -1,5 +1,6 @@
 """Invites, joining, heartbeats, and who carries the crew's streams. No address of a node is ever shown."""
 
+from collections.abc import Callable
 from typing import Annotated
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from api.liveness import HEARTBEAT_S, LivenessUnknown, Pulse
 from api.newcomers import invite_friend
 from api.nodes.addresses import literal_address, node_address
 from api.nodes.schemas import (
+    ChangeStanding,
     CreateInvite,
     Earned,
     Heartbeat,
@@ -22,6 +24,7 @@ from api.nodes.schemas import (
     NodeJoined,
     NodeOut,
     Nodes,
+    Standing,
 )
 from api.problems import Problem, ProblemType, not_found, responses
 from ledger.aggregates.base import DomainError
@@ -123,7 +126,10 @@ def heartbeat(body: Heartbeat, at: ServicesDep, key: NodeKey, ip: PeerIp) -> Hea
     else:
         at.liveness.forget(nid)
     return HeartbeatAnswer(
-        status=node.status.value, ticket_keys=_ticket_keys(at), earned=_earned(at, node.friend_id)
+        status=node.status.value,
+        reason=node.status_reason,
+        ticket_keys=_ticket_keys(at),
+        earned=_earned(at, node.friend_id),
     )
 
 
@@ -153,6 +159,55 @@ def show_node(nid: UUID, at: ServicesDep) -> NodeOut:
     if view is None:
         raise not_found("there is no such node")
     return _out(view, at.directory.node_names([nid]), _viewers(at))
+
+
+_STANDING = responses(
+    ProblemType.UNAUTHENTICATED,
+    ProblemType.FORBIDDEN,
+    ProblemType.NOT_FOUND,
+    ProblemType.NOT_ALLOWED,
+    ProblemType.RATE_LIMITED,
+    ProblemType.INVALID_FIELDS,
+)
+
+
+@router.post("/nodes/{nid}/suspend", responses=_STANDING)
+def suspend(nid: UUID, body: ChangeStanding, at: ServicesDep, _: Operator) -> Standing:
+    """No more viewers from this moment, until it is reinstated. Suspending again keeps the first reason."""
+    return _stopped(at, commands.suspend, nid, body.reason)
+
+
+@router.post("/nodes/{nid}/reinstate", responses=_STANDING)
+def reinstate(nid: UUID, body: ChangeStanding, at: ServicesDep, _: Operator) -> Standing:
+    """Viewers again, from its next heartbeat on."""
+    return _standing(_changed(at, commands.reinstate, nid, body.reason))
+
+
+@router.post("/nodes/{nid}/retire", responses=_STANDING)
+def retire(nid: UUID, body: ChangeStanding, at: ServicesDep, _: Operator) -> Standing:
+    """For good: this node's key never comes back. What it earned stays."""
+    return _stopped(at, commands.retire, nid, body.reason)
+
+
+Change = Callable[..., Node]
+
+
+def _stopped(at: Services, change: Change, nid: UUID, reason: str) -> Standing:
+    node = _changed(at, change, nid, reason)
+    at.liveness.forget(nid)
+    at.node_left(nid)
+    return _standing(node)
+
+
+def _changed(at: Services, change: Change, nid: UUID, reason: str) -> Node:
+    try:
+        return change(at.ledger, nid, reason=reason, at_us=at.now_us())
+    except NotFound as e:
+        raise not_found("there is no such node") from e
+
+
+def _standing(node: Node) -> Standing:
+    return Standing(node_id=node.id, status=node.status.value, reason=node.status_reason)
 
 
 Viewers = Annotated[dict[UUID, int], "by node"]

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from api.text import Count, Name, Port
+from api.text import Count, Name, Port, Reason
 from ledger.batch import VERSION
 
 
@@ -80,9 +80,22 @@ class Earned(BaseModel):
 
 class HeartbeatAnswer(BaseModel):
     status: str = Field(description="active, suspended or retired")
+    reason: str = Field("", description="why it was suspended or retired")
     ticket_keys: list[str]
     earned: Earned
     batch_version: int = Field(VERSION, description="the newest batch format this hub takes")
+
+
+class ChangeStanding(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Reason
+
+
+class Standing(BaseModel):
+    node_id: UUID
+    status: str = Field(description="active, suspended or retired")
+    reason: str = Field(description="why it was suspended or retired, as the log has it")
 
 
 class NodeOut(BaseModel):

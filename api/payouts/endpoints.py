@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 
 from api.auth import Operator
 from api.deps import ServicesDep
-from api.directory import Token
+from api.directory import TOKEN_NAME_CHARS, Token
 from api.payouts.schemas import (
     CancelPayout,
     Decided,
@@ -38,7 +38,6 @@ _AUTH = (
     ProblemType.INVALID_FIELDS,
 )
 _DECIDE = responses(*_AUTH, ProblemType.NOT_FOUND, ProblemType.NOT_ALLOWED)
-_TOKEN_NAME_CHARS = 12
 
 
 @router.post("", status_code=201, responses=responses(*_AUTH, ProblemType.NOT_ALLOWED))
@@ -74,7 +73,7 @@ def plan_payout(body: PlanPayout, at: ServicesDep, token: Operator) -> PayoutPla
 
 def _named(token: Token) -> str:
     """Who decided enters the log: the token by its hash, no name."""
-    return f"token:{token.sha256.hex()[:_TOKEN_NAME_CHARS]}"
+    return f"token:{token.sha256.hex()[:TOKEN_NAME_CHARS]}"
 
 
 @router.post("/{batch_id}/approve", responses=_DECIDE)

@@ -99,7 +99,7 @@ def watch(slug: str, at: ServicesDep) -> Response:
 
 @_at("/audit")
 def audit(at: ServicesDep) -> Response:
-    checkpoint, vkey = _published(at.log_folder / "checkpoint"), _published(at.log_folder / "vkey")
+    vkey, checkpoint = _published(at.log_folder / "vkey"), _published(at.log_folder / "checkpoint")
     lines = checkpoint.splitlines()
     return _page(
         "audit.html",

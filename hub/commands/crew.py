@@ -1,18 +1,37 @@
-"""`streamrp2p crew`: the crew's numbers. Invariant: each change is an event, so that an audit uses those in force."""
+"""`streamrp2p crew`: the crew's numbers and nodes.
+
+Invariant: each change is an event, so that an audit uses what was in force; a node that is stopped here gets no ticket
+from then on, and no viewer from the moment that the hub's other processes hear of it.
+"""
 
 import json
+from collections.abc import Callable
+from dataclasses import asdict
 
 import typer
+from rich.console import Console as Terminal
+from rich.table import Table
 
+from api.liveness import Liveness
+from api.valkey import connect
 from hub.bootstrap import now_us
-from hub.operator import console
+from hub.key_commands import app as key_app
+from hub.operator import Console, checked_reason, console
+from hub.settings import HubNotRunning
+from ledger.aggregates.node import Node
 from ledger.services import crew
+from ledger.services import nodes as commands
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(key_app, name="key")
+
+JSON = typer.Option(False, "--json", help="Print JSON.")
+NODE = typer.Argument(metavar="NODE", help="Its id, or a name that only one node has.")
+REASON = typer.Option(..., help="Stays in the public log, and the friend reads it: a word, no names.")
 
 
 @app.command()
-def show(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
+def show(as_json: bool = JSON) -> None:
     """The settings in force."""
     with console() as at:
         numbers = crew.settings(at.ledger).as_dict()
@@ -36,3 +55,74 @@ def change(settings: list[str] = typer.Argument(help="NAME=NUMBER, such as hold_
     with console() as at:
         crew.change_settings(at.ledger, changes, at_us=now_us())
     typer.echo(f"{len(changes)} changed")
+
+
+@app.command()
+def nodes(as_json: bool = JSON) -> None:
+    """All nodes: whose they are, how they do, and why one is suspended or retired."""
+    with console() as at:
+        views = at.reads.nodes()
+        names, friends = at.directory.node_names(v.node_id for v in views), at.directory.friends()
+    if as_json:
+        rows = [
+            {
+                **asdict(v),
+                "name": names.get(v.node_id, ""),
+                "friend": friends.get(v.friend_id, ""),
+                "verdicts": dict(v.verdicts),
+            }
+            for v in views
+        ]
+        typer.echo(json.dumps({"nodes": rows}, default=str))
+        return
+    if not views:
+        typer.echo("there are none")
+        return
+    table = Table("node", "name", "friend", "state", "health")
+    for v in views:
+        state = f"{v.state}: {v.state_reason}" if v.state_reason else v.state
+        friend = friends.get(v.friend_id, str(v.friend_id))
+        table.add_row(str(v.node_id), names.get(v.node_id, ""), friend, state, f"{v.health // 10} %")
+    Terminal().print(table)
+
+
+@app.command()
+def suspend(node: str = NODE, reason: str = REASON, as_json: bool = JSON) -> None:
+    """No more viewers for a node, until it is reinstated."""
+    _change(commands.suspend, node, reason, as_json, stops=True)
+
+
+@app.command()
+def reinstate(node: str = NODE, reason: str = REASON, as_json: bool = JSON) -> None:
+    """Viewers again for a suspended node, from its next heartbeat on."""
+    _change(commands.reinstate, node, reason, as_json, stops=False)
+
+
+@app.command()
+def retire(node: str = NODE, reason: str = REASON, as_json: bool = JSON) -> None:
+    """A node is gone for good: its key never comes back. What it earned stays its friend's."""
+    _change(commands.retire, node, reason, as_json, stops=True)
+
+
+def _change(change: Callable[..., Node], text: str, reason: str, as_json: bool, *, stops: bool) -> None:
+    checked_reason(reason)
+    with console() as at:
+        node = change(at.ledger, at.node(text).id, reason=reason, at_us=now_us())
+        if stops:
+            _tell_routing(at, node)
+    if as_json:
+        shown = {"node_id": str(node.id), "status": node.status.value, "reason": node.status_reason}
+        typer.echo(json.dumps(shown))
+        return
+    why = f": {node.status_reason}" if node.status_reason else ""
+    typer.echo(f"{text}: {node.status.value}{why}")
+
+
+def _tell_routing(at: Console, node: Node) -> None:
+    """The next heartbeat would tell it as well, up to five seconds later."""
+    try:
+        valkey = connect(at.settings.resolved_redis_url())
+    except HubNotRunning:
+        return  # nobody is sent anywhere
+    Liveness(valkey).forget(node.id)
+    valkey.close()

@@ -50,7 +50,7 @@ def show(
 def check() -> None:
     """Hold this hub's database against its published log. Mends files that were lost; the hub may run meanwhile."""
     from hub.keystore import KeyStore  # the hub's packages: not in a friend's plain install
-    from hub.worker import log_origin
+    from hub.log_name import log_origin
     from ledger.application import Ledger
     from ledger.tlog.publisher import Publisher
 

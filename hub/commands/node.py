@@ -339,7 +339,9 @@ def _describe(health: dict[str, Any]) -> str:
     )
     lines = [
         f"{health['name']}: helping {health['viewers']} viewer{'' if health['viewers'] == 1 else 's'} now",
-        f"hub        {hub['url']}: {hub['node_status']}" + (f" ({hub['error']})" if hub["error"] else ""),
+        f"hub        {hub['url']}: {hub['node_status']}"
+        + (f", {hub['reason']}" if hub.get("reason") else "")
+        + (f" ({hub['error']})" if hub["error"] else ""),
         f"uploaded   {traffic['uploaded_bytes'] / 1e9:.3f} GB in {traffic['segments']} segments since start",
         f"receipts   {receipts['waiting']} waiting; answered: {verdicts}",
         f"port       {_port(health['port'])}",

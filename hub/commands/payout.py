@@ -48,7 +48,6 @@ from hub.rails import (
 from hub.settings import Settings, load_settings
 from ledger.aggregates.book import Book
 from ledger.aggregates.payout import Payout
-from ledger.application import NotFound
 from ledger.ids import BOOK_ID
 from ledger.money import decimal_text
 from ledger.rails.bank_account import BankAccount, BankAccountError
@@ -288,7 +287,7 @@ def destination(
     """Set where a friend is paid. The log will know only a salted hash of it."""
     check_destination(text)
     with console() as at:
-        friend_id = _friend_id(at, friend)
+        friend_id = at.friend_id(friend)
         with connect(at.settings.resolved_database_url()) as connection:
             set_destination(connection, friend_id, text, salt=secrets.token_bytes(SALT_BYTES))
         typer.echo(f"{at.directory.person_name(friend_id)}: destination set")
@@ -323,19 +322,6 @@ def _returned(at: Console) -> Callable[[Payout, int], int]:
         return paid.returned_micro if paid else 0
 
     return of
-
-
-def _friend_id(at: Console, text: str) -> UUID:
-    """By id, or by a name that only one friend has."""
-    try:
-        found = [UUID(text)]
-    except ValueError:
-        found = at.directory.people_named(text)
-    if len(found) > 1:
-        raise typer.BadParameter(f"{len(found)} friends have that name: {', '.join(map(str, found))}")
-    if not found or at.directory.person_name(found[0]) is None:
-        raise NotFound(f"there is no friend {text!r}")
-    return found[0]
 
 
 def _explain_waiting(at: Console, waiting: Iterable[payouts.Waiting]) -> None:

@@ -157,6 +157,8 @@ def _standing(status: dict[str, Any]) -> Iterator[Finding]:
     if error:
         yield Finding("standing", State.WARN, error)
     elif standing != "active":
-        yield Finding("standing", State.FAIL, f"the hub says this node is {standing}", "ask the operator why")
+        reason = status["hub"].get("reason", "")  # a node of before reasons were told has none
+        said = f"the hub says this node is {standing}" + (f": {reason}" if reason else "")
+        yield Finding("standing", State.FAIL, said, "ask the operator")
     waiting = status["receipts"]["waiting"]
     yield Finding("receipts", State.OK, f"{waiting} wait for the hub's answer")

@@ -51,6 +51,7 @@ class Node(Aggregate):
         self.friend_id = UUID(int=0)
         self.networks: Networks = {}
         self.status = NodeStatus.ACTIVE
+        self.status_reason = ""  # why it was suspended or retired
         self.online = False
         self._moved_us: int | None = None
         self._refused: dict[bytes, int] = {}  # batch hash -> version of its event, oldest first
@@ -174,11 +175,11 @@ class Node(Aggregate):
             case NodeWentOffline():
                 self.online = False
             case NodeSuspended():
-                self.status = NodeStatus.SUSPENDED
+                self.status, self.status_reason = NodeStatus.SUSPENDED, event.reason
             case NodeReinstated():
-                self.status = NodeStatus.ACTIVE
+                self.status, self.status_reason = NodeStatus.ACTIVE, ""
             case NodeRetired():
-                self.status, self.online = NodeStatus.RETIRED, False
+                self.status, self.status_reason, self.online = NodeStatus.RETIRED, event.reason, False
             case NodeProbed():
                 pass  # read by settlement and projections, straight from the log
             case ReceiptsRefused():

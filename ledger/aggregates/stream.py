@@ -1,4 +1,4 @@
-"""Stream: a creator's channel, READY -> LIVE -> OFFLINE -> ARCHIVED, or STALE when it was never used.
+"""Stream: a creator's channel, READY -> LIVE -> OFFLINE -> ARCHIVED; STALE when it is never used, until it is LIVE.
 
 Invariant: at most one broadcast is live, and `next_sequence` never goes back.
 """
@@ -39,6 +39,7 @@ class Stream(Aggregate):
         self.state = StreamState.READY
         self.broadcast_id: UUID | None = None  # of the live broadcast
         self.next_sequence = 0
+        self.unused_since_us = 0  # of one that was never live: when its key was made
 
     def register(self, *, slug: str, key_sha256: bytes, owner_id: UUID, at_us: int) -> None:
         if self.version:
@@ -76,8 +77,9 @@ class Stream(Aggregate):
         if self.state is not StreamState.ARCHIVED:
             self.trigger(StreamArchived, at_us=at_us, reason=reason)
 
-    def mark_stale(self, *, at_us: int) -> None:
-        if self.state is StreamState.READY:
+    def mark_stale(self, *, unused_us: int, at_us: int) -> None:
+        """When it was never live, and nobody made a key for it within `unused_us`."""
+        if self.state is StreamState.READY and at_us - self.unused_since_us >= unused_us:
             self.trigger(StreamMarkedStale, at_us=at_us)
 
     def _must_not_be_archived(self) -> None:
@@ -88,8 +90,9 @@ class Stream(Aggregate):
         match event:
             case StreamRegistered():
                 self.slug, self.key_sha256, self.owner_id = event.name, event.key_sha256, event.owner_id
+                self.unused_since_us = event.at_us
             case StreamKeyRotated():
-                self.key_sha256 = event.key_sha256
+                self.key_sha256, self.unused_since_us = event.key_sha256, event.at_us
             case StreamWentLive():
                 self.state, self.broadcast_id = StreamState.LIVE, event.broadcast_id
             case StreamWentOffline():

@@ -168,12 +168,13 @@ def _fill(report: Report, replay: Replay, kept: Checkpoint | None) -> None:
 
 def _head(files: Source, pinned: VerifierKey | None, report: Report) -> tuple[Checkpoint, VerifierKey]:
     """The signed checkpoint and the key that it is held against."""
+    # The key first: while the log's key changes, a checkpoint is signed by the one before and the next.
+    published = files.read("vkey", _MAX_VKEY_BYTES)
     note = files.read("checkpoint", MAX_NOTE_BYTES)
     if note is None:
         raise NothingThere(
             f"there is no checkpoint at {files.name}; a hub publishes at its address with /log"
         )
-    published = files.read("vkey", _MAX_VKEY_BYTES)
     try:
         beside = VerifierKey.parse(published.decode().removesuffix("\n")) if published is not None else None
     except (NoteError, UnicodeDecodeError) as e:

@@ -100,14 +100,17 @@ def see_at(ledger: Ledger, node: Node, prefix_commitment: bytes, *, at_us: int) 
 
 
 def suspend(ledger: Ledger, nid: UUID, *, reason: str, at_us: int) -> Node:
+    """No more tickets for it from now on. Raises NotFound, DomainError when it is retired; again changes nothing."""
     return change_node(ledger, nid, lambda n: n.suspend(reason=reason, at_us=at_us))
 
 
 def reinstate(ledger: Ledger, nid: UUID, *, reason: str, at_us: int) -> Node:
+    """A suspended node gets viewers again with its next heartbeat. Raises NotFound, DomainError when it is retired."""
     return change_node(ledger, nid, lambda n: n.reinstate(reason=reason, at_us=at_us))
 
 
 def retire(ledger: Ledger, nid: UUID, *, reason: str, at_us: int) -> Node:
+    """For good: its key never comes back. What it earned stays. Raises NotFound."""
     return change_node(ledger, nid, lambda n: n.retire(reason=reason, at_us=at_us))
 
 

@@ -81,13 +81,16 @@ def archive_stream(ledger: Ledger, sid: UUID, *, reason: str, at_us: int) -> Non
     until_saved(attempt)
 
 
-def mark_stale(ledger: Ledger, sid: UUID, *, at_us: int) -> None:
-    def attempt() -> None:
-        stream = ledger.load(Stream, sid)
-        stream.mark_stale(at_us=at_us)
-        ledger.save(stream)
+def mark_stale(ledger: Ledger, sid: UUID, *, unused_us: int, at_us: int) -> bool:
+    """Whether it is stale: READY, with a key that is `unused_us` old. The key goes on to open it, and wakes it."""
 
-    until_saved(attempt)
+    def attempt() -> bool:
+        stream = ledger.load(Stream, sid)
+        stream.mark_stale(unused_us=unused_us, at_us=at_us)
+        ledger.save(stream)
+        return stream.state is StreamState.STALE
+
+    return until_saved(attempt)
 
 
 def _hash(stream_key: str) -> bytes:

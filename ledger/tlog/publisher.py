@@ -118,6 +118,8 @@ class Publisher:
         self._ledger = ledger
         self._folder = folder
         self._key = log_key
+        # Signed before `log_key` and is not retired: both sign, for those who read the one verifier key or the other.
+        self.former_key: KeyPair | None = None
         self._origin = origin
         self._vkey = VerifierKey(origin, log_key.public_key)
         self._mutex = threading.Lock()
@@ -192,9 +194,11 @@ class Publisher:
         self._unwritten.update(head.tiles.partials())
         self._write_tiles()
         checkpoint = Checkpoint(self._origin, head.tiles.size, head.tiles.root())
-        self._put(VKEY, f"{self._vkey}\n".encode())
         note = self._cosigned(checkpoint)
-        self._put(CHECKPOINT, note)
+        # Whoever reads the verifier key and then a checkpoint finds one that it signed, in between two files too.
+        files = ((CHECKPOINT, note), (VKEY, f"{self._vkey}\n".encode()))
+        for path, data in files if self.former_key is not None else reversed(files):
+            self._put(path, data)
         self._published = note
         if memory is not None and checkpoint.size > TAIL:
             memory.write(self._folder)
@@ -202,7 +206,7 @@ class Publisher:
 
     def _cosigned(self, checkpoint: Checkpoint) -> bytes:
         """The signed note, with the cosignatures it has already and those that can be had now."""
-        note = checkpoint.sign(self._key)
+        note = checkpoint.sign(*self._keys())
         published = self._read(CHECKPOINT)
         if published is not None and published.startswith(note):
             note = published
@@ -213,6 +217,9 @@ class Publisher:
             return self._cosigners.cosign(note, reader.subtree, alive=self._alive)
         except ForkSeen as e:
             raise PublishRefused(str(e)) from e
+
+    def _keys(self) -> list[KeyPair]:
+        return [self._key] if self.former_key is None else [self._key, self.former_key]
 
     def _take(self, head: Head, end: int) -> None:
         """Fold and publish the full tiles of the events up to `end`."""
@@ -261,7 +268,7 @@ class Publisher:
         if damaged or head.tiles.root() != last.root:
             return None
         try:
-            Checkpoint.open(note, self._vkey)
+            Checkpoint.open(note, *(VerifierKey(self._origin, key.public_key) for key in self._keys()))
         except NoteError:
             return None  # signed by a key before this one: it stands somewhere in the log
         head.tiles.sink = self._write_full

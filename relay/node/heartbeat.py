@@ -51,6 +51,7 @@ class Heartbeat:
         self._saying = asyncio.Lock()  # a heartbeat that comes after the goodbye would take it back
         self.away = False
         self.status = "unknown"
+        self.reason = ""  # why it was suspended or retired
         self.earned: Earned | None = None
         self.error = ""
 
@@ -101,11 +102,12 @@ class Heartbeat:
             self.error = str(e)
             return
         if answer.status != self.status:
-            log.info("the hub says this node is", status=answer.status)
+            log.info("the hub says this node is", status=answer.status, reason=answer.reason or None)
         if self.error:
             log.info("the hub takes our heartbeat again")
             self._back()
-        self.status, self.earned, self.error = answer.status, answer.earned, ""
+        self.status, self.reason = answer.status, answer.reason
+        self.earned, self.error = answer.earned, ""
         self._answered_at = self._clock()
         if answer.ticket_keys != self._profile.ticket_keys:
             self._profile = msgspec.structs.replace(self._profile, ticket_keys=answer.ticket_keys)

@@ -70,6 +70,7 @@ class HeartbeatAnswer(msgspec.Struct, frozen=True):
     status: str
     ticket_keys: list[str]
     earned: Earned
+    reason: str = ""  # why the node was suspended or retired
     batch_version: int = 1  # a hub that does not say takes the first format only
 
 

@@ -58,6 +58,7 @@ class NodeStatus:
             "hub": {
                 "url": self.profile.hub_url,
                 "node_status": self.heartbeat.status,
+                "reason": self.heartbeat.reason,
                 "heartbeat_ago_s": None if ago_s is None else round(ago_s, 1),
                 "error": self.heartbeat.error or self.sender.error,
             },

@@ -216,3 +216,55 @@ def test_liveness_goes_on_without_valkey(client: TestClient, world: World, key: 
     world.valkey.connection_pool.connection_kwargs["path"] = "/nowhere/valkey.sock"
     assert beat(client, world, key).status_code == 200
     assert node_id(key.public_key) in world.liveness.alive(now_us=world.now_us)
+
+
+def test_an_operator_suspends_lets_in_again_and_retires_a_node(
+    client: TestClient, world: World, key: KeyPair
+) -> None:
+    join(client, world, key, invite(client, world)["code"])
+    beat(client, world, key)
+    left: list[UUID] = []
+    object.__setattr__(world.services, "node_left", left.append)
+    nid = node_id(key.public_key)
+
+    def change(what: str, reason: str, node: UUID = nid) -> Any:
+        return client.post(f"/api/nodes/{node}/{what}", json={"reason": reason}, headers=world.operator)
+
+    assert client.post(f"/api/nodes/{nid}/suspend", json={"reason": "x"}).status_code == 401
+    assert change("suspend", "odd\nbytes").status_code == 422
+    assert change("suspend", "odd bytes", uuid4()).status_code == 404
+    assert change("suspend", "odd bytes").json() == {
+        "node_id": str(nid),
+        "status": "suspended",
+        "reason": "odd bytes",
+    }
+    assert (world.liveness.alive(now_us=world.now_us), left) == ({}, [nid])
+    told = beat(client, world, key).json()
+    assert (told["status"], told["reason"]) == ("suspended", "odd bytes")
+    assert world.liveness.alive(now_us=world.now_us) == {}
+    assert change("reinstate", "new disk").json()["status"] == "active"
+    told = beat(client, world, key).json()
+    assert (told["status"], told["reason"]) == ("active", "")
+    assert set(world.liveness.alive(now_us=world.now_us)) == {nid}
+    assert change("retire", "sold").json()["status"] == "retired"
+    refused = change("reinstate", "bought back")
+    assert (refused.status_code, refused.json()["type"]) == (409, "/problems/not-allowed")
+
+
+def test_a_friend_gets_a_new_link_and_the_old_one_opens_nothing(client: TestClient, world: World) -> None:
+    made = invite(client, world)
+
+    def opens(token: str) -> bool:
+        asked = client.get("/api/friends/me/statement", headers={"Authorization": f"Bearer {token}"})
+        return asked.status_code == 200
+
+    world.project()
+    assert opens(made["friend_token"])
+    path = f"/api/friends/{made['friend_id']}/token"
+    assert client.post(path).status_code == 401
+    assert client.post(f"/api/friends/{uuid4()}/token", headers=world.operator).status_code == 404
+    new = client.post(path, headers=world.operator).json()
+    assert new["friend_url"] == f"http://hub.test/friend#{new['friend_token']}"
+    assert (opens(new["friend_token"]), opens(made["friend_token"])) == (True, False)
+    (friend,) = client.get("/api/friends", headers=world.operator).json()["friends"]
+    assert friend == {"friend_id": made["friend_id"], "name": "Berta", "node_ids": []}

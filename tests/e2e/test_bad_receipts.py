@@ -233,7 +233,9 @@ class Liar:
                 head, _, body = viewer.recv(65_536).partition(b"\r\n\r\n")
                 node.sendall(head + b"\r\nConnection: close\r\n\r\n" + body)
                 answer = b"".join(iter(lambda: node.recv(65_536), b""))
-            if self.lying and answer:
+            if self.lying and not answer.endswith(
+                b"\r\n\r\n"
+            ):  # an answer of a head alone has nothing to lie about
                 answer = answer[:-1] + bytes([answer[-1] ^ 1])
             viewer.sendall(answer)
 

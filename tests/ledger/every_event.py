@@ -84,7 +84,7 @@ def _found(life: Life) -> None:
     assert idle is not None
     streams.rotate_key(ledger, spare.id, stream_key="spare_" + "c" * 32, at_us=life.tick())
     streams.archive_stream(ledger, spare.id, reason="not used", at_us=life.tick())
-    streams.mark_stale(ledger, idle.id, at_us=life.tick())
+    streams.mark_stale(ledger, idle.id, unused_us=1, at_us=life.tick())
     for name in ("anna", "ben", "cleo", "dora"):
         life.join(name)
     nodes.change_node(ledger, life.nodes["anna"][1].id, lambda n: n.go_online(at_us=life.tick()))

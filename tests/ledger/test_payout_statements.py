@@ -2,7 +2,7 @@
 process: it is done exactly once. (To die at a statement that only reads is to die after the one before it.)"""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ledger.money import FEES, budget_account
 from ledger.rails.csv_file import CsvRail
 from ledger.rails.returned import Returns
 from ledger.services import budgets, crew, destinations, disputes, payouts, returns, settle
+from ledger.store.calls import Calls
 from ledger.tlog.publisher import Publisher
 
 Action = Callable[[Ledger], object]
@@ -35,7 +36,7 @@ def everywhere(
 ) -> Callable[[Callable[[int], Action], Callable[[int], None]], int]:
     """(work, check): `work(n)` gives the n-th piece of work, which dies at its n-th dangerous place; then it is done
     again, and `check(n)` looks. Until one piece of work lives through: returns how many there were."""
-    execute = psycopg.Cursor.execute
+    execute, call = psycopg.Cursor.execute, Calls.call
 
     def run(work: Callable[[int], Action], check: Callable[[int], None]) -> int:
         n, survived = 0, False
@@ -49,11 +50,20 @@ def everywhere(
                 if left == 0:
                     raise Killed("here")
 
+            def deadly_call(calls: Calls, name: bytes, params: Sequence[bytes]) -> int:
+                if threading.current_thread() is not threading.main_thread():
+                    return call(calls, name, params)
+                step()
+                done = call(calls, name, params)
+                step()
+                return done
+
             def deadly(cursor: psycopg.Cursor[Any], query: Any, *arguments: Any, **options: Any) -> Any:
                 text = query.decode() if isinstance(query, bytes) else query
                 text = text if isinstance(text, str) else text.as_string(cursor)
-                reads = text.startswith("SELECT ") and "append_events" not in text
-                if reads or threading.current_thread() is not threading.main_thread():  # the pool's own
+                if (
+                    text.startswith("SELECT ") or threading.current_thread() is not threading.main_thread()
+                ):  # the pool's own
                     return execute(cursor, query, *arguments, **options)
                 step()
                 done = execute(cursor, query, *arguments, **options)
@@ -64,6 +74,7 @@ def everywhere(
             dying = Ledger(database_url)
             with monkeypatch.context() as patched, suppress(Killed):
                 patched.setattr(psycopg.Cursor, "execute", deadly)
+                patched.setattr(Calls, "call", deadly_call)
                 action(dying)
                 survived = True
             dying.close()

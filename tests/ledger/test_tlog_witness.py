@@ -354,3 +354,26 @@ def test_old_checkpoints_stay_verifiable_when_the_log_s_key_changes(
     new = Checkpoint(ORIGIN, len(leaves), merkle.root_of_hashes(leaves)).sign(successor)
     proof = merkle.consistency_proof(merkle.subtrees_of(leaves), seen, len(leaves))
     assert both.add_checkpoint(encode_request(seen, proof, new), now_s=NOW_S).status == 200
+
+
+def test_a_witness_that_knows_the_old_key_alone_cosigns_what_both_signed(
+    ledger: Ledger, tmp_path: Path, cosigners: Cosigners
+) -> None:
+    life, folder, successor = Life(ledger), tmp_path / "log", make_key("next log key")
+    life.found()
+    publisher(ledger, folder, cosigners).publish(at_us=life.tick())
+    crew.add_key(ledger, "log", successor.public_key, at_us=life.tick())
+    following = publisher(ledger, folder, cosigners, successor)
+    following.former_key = LOG
+    following.publish(at_us=life.tick())
+    note = (folder / "checkpoint").read_bytes()
+    new = VerifierKey(ORIGIN, successor.public_key)
+    assert Checkpoint.open(note, VKEY) == Checkpoint.open(note, new)
+    assert WitnessKey(NAME, KEY.public_key).cosigned_s(Note.parse(note)) is not None
+    assert audit(folder, vkey=str(new), witnesses=[str(WitnessKey(NAME, KEY.public_key))]).problem is None
+    following.former_key = None
+    crew.retire_key(ledger, "log", LOG.key_id, at_us=life.tick())
+    following.publish(at_us=life.tick())
+    note = (folder / "checkpoint").read_bytes()
+    assert Checkpoint.open(note, new).size == ledger.size()  # published all the same
+    assert WitnessKey(NAME, KEY.public_key).cosigned_s(Note.parse(note)) is None

@@ -69,6 +69,7 @@ class StandInHub:
         self.refuse_batches = 0  # answer so many with 503, nothing done
         self.batch_version = 1  # the newest it takes; 1: it says nothing of that, as hubs once did
         self.batch_versions_seen: list[int] = []
+        self.standing: dict[str, str] = {}  # what heartbeats are answered beside that all is well
         self.lose_answers = 0  # do so many, then answer 500
         self.hold_batches_s = 0.0
         self.corrupt_pulls = 0
@@ -213,7 +214,7 @@ class StandInHub:
             self.heartbeats.append(json.loads(body))
             earned = {"unit": "EUR", "pending_micro": 1_500_000, "available_micro": 20, "paid_micro": 0}
             earned |= {"in_flight_micro": 250_000, "estimate_micro": 38_000}
-            told = {"status": "active", "ticket_keys": keys, "earned": earned}
+            told = {"status": "active", "ticket_keys": keys, "earned": earned, **self.standing}
             return answer(
                 200, told if self.batch_version == 1 else told | {"batch_version": self.batch_version}
             )

@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from stand_in_hub import CODE, StandInHub
 
+from hub.commands.node import _describe
 from relay.node import server as node_server
 from relay.node.page import names_this_computer
 from relay.node.service import Options, Started, Tls, join, serve
@@ -47,6 +48,19 @@ def test_the_page_shows_the_owners_status_and_metrics(hub: StandInHub, tmp_path:
             assert families["streamrp2p_node_viewers"].samples[0].value == 0
             assert (await http.get("/node.key")).status_code == 404
             assert (await http.post("/")).status_code == 405
+
+    asyncio.run(_with_page(hub, tmp_path, use))
+
+
+def test_a_suspended_node_tells_its_owner_why(hub: StandInHub, tmp_path: Path) -> None:
+    hub.standing = {"status": "suspended", "reason": "odd bytes"}
+
+    async def use(url: str) -> None:
+        async with httpx2.AsyncClient(base_url=url, trust_env=False) as http, asyncio.timeout(10):
+            while (told := (await http.get("/status.json")).json())["hub"]["node_status"] != "suspended":
+                await asyncio.sleep(0.05)
+            assert told["hub"]["reason"] == "odd bytes"
+            assert "suspended, odd bytes" in _describe(told)
 
     asyncio.run(_with_page(hub, tmp_path, use))
 

@@ -218,7 +218,7 @@ class History:
     def retire_stream(self, number: int) -> None:
         for stream in pick(self.streams, number):
             if number % 3:
-                stream.mark_stale(at_us=self.now_us)
+                stream.mark_stale(unused_us=0, at_us=self.now_us)
             else:
                 stream.archive(reason="done", at_us=self.now_us)
             self.keep(stream)

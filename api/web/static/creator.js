@@ -45,6 +45,7 @@ function showNow(at, stream) {
   at.querySelector(".viewers").textContent = stream.viewers;
   const names = stream.crew.map((node) => `${node.name} (${node.viewers})`);
   at.querySelector(".crew-now").textContent = names.join(", ") || (live ? "the hub alone" : "nobody: you are not live");
+  at.querySelector(".stale").hidden = stream.state !== "STALE";
 }
 
 function showRefused(at, own) {

@@ -91,7 +91,7 @@ function showNodes(nodes) {
   $("node-list").replaceChildren(
     ...nodes.map((node) => {
       const li = document.createElement("li");
-      li.append(cell("span", node.name || "your node"), cell("span", `${node.state}, health ${Math.floor(node.health / 10)} %`, "quiet"));
+      li.append(cell("span", node.name || "your node"), cell("span", node.state_reason ? `${node.state}: ${node.state_reason}` : `${node.state}, health ${Math.floor(node.health / 10)} %`, "quiet"));
       return li;
     }),
   );

@@ -32,7 +32,10 @@ function line(answer) {
 
 function problemOf(status) {
   const said = [status.hub.error, status.port.problem];
-  if (status.hub.node_status === "suspended") said.unshift("The hub gives this node no viewers: it is suspended. Ask the operator why.");
+  const standing = status.hub.node_status;
+  if (standing === "suspended" || standing === "retired") {
+    said.unshift(`The hub gives this node no viewers: it is ${standing} (${status.hub.reason || "no reason was given"}). Ask the operator.`);
+  }
   return said.filter(Boolean).join(" · ");
 }
 
