@@ -9,6 +9,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -177,8 +178,9 @@ class Worker:
     def _mark_stale(self, at_us: int) -> None:
         """Once an hour, by the clock that is sure."""
         if self._looked_us is None or abs(at_us - self._looked_us) >= STALE_EVERY_S * 1_000_000:
-            mark_stale_streams(self._ledger, self._queries, at_us=at_us)
-            self._looked_us = at_us
+            with suppress(ReadModelUnavailable):  # then in the next step
+                mark_stale_streams(self._ledger, self._queries, at_us=at_us)
+                self._looked_us = at_us
 
     def publish(self) -> None:
         self._publisher.former_key = self._key_change.former(at_us=now_us())
