@@ -42,7 +42,6 @@ from ledger.settlement import (
 
 PAGE_EVENTS: Final = 2_000
 
-PayoutMove = PayoutLineReserved | PayoutLineConfirmed | PayoutLineFailed | PayoutLineReturned
 PAYOUT_MOVES: Final = (PayoutLineReserved, PayoutLineConfirmed, PayoutLineFailed, PayoutLineReturned)
 DISPUTE_EVENTS: Final = (DisputeOpened, DisputeUpheld, DisputeRejected)
 
