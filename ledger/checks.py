@@ -40,7 +40,7 @@ from ledger.tlog.tiles import (
 
 T = TypeVar("T")
 LENGTH_BYTES: Final = 4
-TOGETHER: Final = 4_096  # receipts in a part of a bundle's claims, and those of one event more
+TOGETHER: Final = 8_192  # receipts in a part of a bundle's claims, and those of one event more
 # Memory that is shared: a bundle's file, with room for what is too much, then its claims.
 CLAIMS_AT: Final = MAX_BUNDLE_BYTES + 8
 SLOT_BYTES: Final = CLAIMS_AT + room_bytes(WIDTH * (MAX_EVENT_BYTES // SIGNED_BYTES))
@@ -176,6 +176,10 @@ def read_entries(entries: Sequence[memoryview], room: Ints) -> Read:
     counts: list[int] = []
     writer = Writer(room)
 
+    def write() -> None:
+        served.sort_out(deliveries[len(counts) :], said)
+        counts.extend(writer.add(said))
+
     for i, entry in enumerate(entries):
         if i in named:
             continue
@@ -185,7 +189,7 @@ def read_entries(entries: Sequence[memoryview], room: Ints) -> Read:
             said.append(delivery[1])
             waiting += len(delivery[1].verdicts)
             if waiting >= TOGETHER:  # more would only take memory
-                counts += writer.add(said)
+                write()
                 said, waiting = [], 0
             continue
         try:
@@ -193,7 +197,7 @@ def read_entries(entries: Sequence[memoryview], room: Ints) -> Read:
                 strange = min(strange, i)
         except (ValueError, TypeError):  # the replay will say what is wrong with it, in its turn
             strange = min(strange, i)
-    counts += writer.add(said)
+    write()
     return Read(strange, known, deliveries, counts, writer.named)
 
 

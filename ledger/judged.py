@@ -111,13 +111,26 @@ def numbers_fit(
 
 def in_order(sessions: bytes, session_of: bytes, networks: Sequence[bytes], network_of: bytes) -> bool:
     """Whether sessions and networks stand once each, in the order in which they are first met, as `pack` has them."""
+    return as_first_met(
+        len(sessions) // SESSION_BYTES, session_of, len(networks), network_of
+    ) and all_different(sessions, networks)
+
+
+def as_first_met(sessions: int, session_of: bytes, networks: int, network_of: bytes) -> bool:
+    """Whether so many sessions and networks stand in the order in which they are first met, and no others."""
+    return _ascending(sessions, session_of) and _ascending(networks, network_of)
+
+
+def all_different(sessions: bytes, networks: Sequence[bytes]) -> bool:
+    """Whether sessions and networks stand once each."""
     known = {sessions[i : i + SESSION_BYTES] for i in range(0, len(sessions), SESSION_BYTES)}
-    return (
-        bytes(dict.fromkeys(session_of)) == _NUMBERS[: len(sessions) // SESSION_BYTES]
-        and bytes(dict.fromkeys(network_of)) == _NUMBERS[: len(networks)]
-        and len(known) * SESSION_BYTES == len(sessions)
-        and len(set(networks)) == len(networks)
-    )
+    return len(known) * SESSION_BYTES == len(sessions) and len(set(networks)) == len(networks)
+
+
+def _ascending(count: int, of: bytes) -> bool:
+    """Whether these begin with 0, and none is met before the one below it."""
+    numbers = _NUMBERS[:count]
+    return of == numbers or bytes(dict.fromkeys(of)) == numbers
 
 
 def _all_below(limit: int, numbers: bytes) -> bool:

@@ -1,10 +1,11 @@
 """Deliveries in the published log, read without decoding them: where a field stands follows from lengths before it.
 
-Invariant: what `read` gives is what `ledger.events.decode_stored` says of these bytes, and they are the one encoding of
+Invariant: what `read` gives, sorted out, is what `ledger.events.decode_stored` says of these bytes, and they are the one encoding of
 that event. What it does not read (None), right or wrong, is for `decode_stored`.
 """
 
 import struct
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -14,7 +15,7 @@ import numpy as np
 
 from ledger.batch import HEADER_BYTES
 from ledger.events import SegmentsServed, decode_stored, prefix_of
-from ledger.judged import SESSION_BYTES, SIZE_BYTES, UNITS_BYTES, in_order, numbers_fit
+from ledger.judged import SESSION_BYTES, SIZE_BYTES, UNITS_BYTES, all_different, as_first_met, numbers_fit
 from ledger.receipt import SIGNED_BYTES
 
 NETWORK_BYTES: Final = 16  # of a commitment, where there is one
@@ -35,7 +36,7 @@ class Delivery(msgspec.Struct, array_like=True):
     originator_id: UUID
     originator_version: int
     at_us: int
-    in_order: bool  # ledger.judged, of its sessions and networks
+    in_order: bool  # ledger.judged, of its sessions and networks; from `read` it does not say that they differ
     entry: memoryview | None = None  # set by whoever has it
 
     @property
@@ -108,6 +109,7 @@ _COLUMNS: Final = {  # bytes of a value for each receipt
     "credited_bytes": SIZE_BYTES,
 }
 _NETWORK: Final = np.dtype([("head", "V2"), ("value", f"V{NETWORK_BYTES}")])
+_ODD: Final = np.uint32(0x9E3779B9)
 _id: Final = lru_cache(1_024)(lambda value: UUID(bytes=value))  # of few things; making one takes long
 
 
@@ -116,7 +118,7 @@ class _Other(Exception):
 
 
 def read(index: int, entry: memoryview) -> tuple[Delivery, Said] | None:
-    """The entry at `index` of a bundle."""
+    """The entry at `index` of a bundle. `sort_out` is for all that were read."""
     head = bytes(entry[:_HEAD_BYTES])
     if not head.startswith(_BEGIN):
         return None
@@ -161,9 +163,6 @@ def _read(index: int, entry: memoryview, head: bytes) -> tuple[Delivery, Said]:
         raise _Other
     if not numbers_fit(len(sessions) // SESSION_BYTES, known, session_of, network_of, verdicts, caps):
         raise _Other
-    different = [
-        networks[i * NETWORK_BYTES : i * NETWORK_BYTES + size] for i, size in enumerate(network_bytes)
-    ]
     delivery = Delivery(
         index,
         receipts_at,
@@ -175,7 +174,7 @@ def _read(index: int, entry: memoryview, head: bytes) -> tuple[Delivery, Said]:
         _id(originator),
         version,
         at_us,
-        in_order(sessions, session_of, different, network_of),
+        as_first_met(len(sessions) // SESSION_BYTES, session_of, known, network_of),
     )
     receipts = entry[receipts_at : receipts_at + size]
     said = Said(
@@ -191,6 +190,29 @@ def _read(index: int, entry: memoryview, head: bytes) -> tuple[Delivery, Said]:
         credited_bytes,
     )
     return delivery, said
+
+
+def sort_out(deliveries: Sequence[Delivery], said: Sequence[Said]) -> None:
+    """Mark those in which a session or a network stands twice as not in order."""
+    if _surely_different(said):
+        return
+    for delivery, one in zip(deliveries, said, strict=True):
+        networks = [
+            one.networks[i * NETWORK_BYTES : i * NETWORK_BYTES + size]
+            for i, size in enumerate(one.network_bytes)
+        ]
+        delivery.in_order = delivery.in_order and all_different(one.sessions, networks)
+
+
+def _surely_different(said: Sequence[Said]) -> bool:
+    """Of all at once, by the last four bytes of each id, which tell nearly always; those of another event are others."""
+    for ids in ([one.sessions for one in said], [one.networks for one in said]):
+        ends = np.frombuffer(b"".join(ids), np.uint32)[3::4]
+        events = np.arange(len(ids), dtype=np.uint32) * _ODD
+        ordered = np.sort(ends ^ np.repeat(events, [len(some) // SESSION_BYTES for some in ids]))
+        if (ordered[1:] == ordered[:-1]).any():
+            return False
+    return True
 
 
 @lru_cache(256)

@@ -19,6 +19,7 @@ from ledger.audit import tickets as t
 from ledger.audit.credits import Credits
 from ledger.audit.facts import Broadcast, Ints, Published
 from ledger.audit.fresh import Claims, Sums, Undo, find
+from ledger.audit.growth import grow
 from ledger.events import SegmentsServed
 from ledger.judge import NodeFacts
 from ledger.judged import CAP_CODES, VERDICT_CODES
@@ -35,7 +36,7 @@ _WRONG_NODE, _BAD_SIGNATURE = (
 )
 _LATE, _OUT_OF_RANGE = VERDICT_CODES[Verdict.LATE.value], VERDICT_CODES[Verdict.OUT_OF_RANGE.value]
 _MISMATCH, _DUPLICATE = VERDICT_CODES[Verdict.DIGEST_MISMATCH.value], VERDICT_CODES[Verdict.DUPLICATE.value]
-TOGETHER: Final = 4_096  # receipts that are judged at once
+TOGETHER: Final = 8_192  # receipts that are judged at once
 ROUND: Final = 24  # receipts of groups that were met before, from which on columns are faster
 _LIMIT: Final = 1 << 62
 
@@ -103,8 +104,6 @@ def judge(
     single = (recorded == _MISMATCH) | (claims[told.END] == 0)
     if int(tickets[t.BUDGET].min()) < sums.most(MAX_SEGMENTS):
         single |= sums.between(np.minimum(tickets[t.LOW], reach), reach) > tickets[t.BUDGET]
-    rounds, rest = _rounds(credits.tickets, tickets[t.GROUP])
-    single[rest] = True
 
     def bitmaps(which: Ints) -> tuple[Words, Ints]:
         data = np.frombuffer(b"".join([s.event.receipts for s in served]), told.RECEIPT)[which]
@@ -113,6 +112,9 @@ def judge(
 
     found = _Found(credits, tickets, Claims(low, end, claims[told.RUN] == 1, bitmaps), sums)
     accepted_, which = recorded == _ACCEPTED, ~outside
+    left = found.grow(low, end, accepted_ & which & ~single, settings.prefix_sessions_max)
+    rounds, rest = _rounds(credits.tickets, tickets[t.GROUP], left)
+    single[rest] = True
     for at in rounds:
         if not found.judge(at, which, single, accepted_, settings.prefix_sessions_max):
             found.undo()
@@ -155,6 +157,17 @@ class _Found:
         self.units, self.sizes = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self._blocked: Bools | None = None  # groups that have a receipt which is judged by itself
 
+    def grow(self, low: Ints, end: Ints, usual: Bools, limit: int) -> Ints:
+        """Those of viewers who just watch on, all at once. Returns the others."""
+        grown = grow(self._credits, self._tickets, low, end, usual & self._claims.run, limit, self._sums)
+        left = np.ones(len(usual), np.bool_)
+        if grown is not None:
+            at = grown.which
+            self.any[at], self.units[at], self.sizes[at] = True, grown.units, grown.sizes
+            self._undo.append(grown.undo)
+            left[at] = False
+        return np.flatnonzero(left)
+
     def judge(self, at: Ints | slice, which: Bools, single: Bools, accepted: Bools, limit: int) -> bool:
         """The next of each group. What comes behind one that is judged by itself becomes `single`, too."""
         tickets, claims = self._tickets, self._claims
@@ -185,19 +198,16 @@ class _Found:
             undo()
 
 
-def _rounds(tickets: t.Tickets, groups: Ints) -> tuple[list[Ints | slice], Ints]:
-    """The first receipts of each group, the second, and so on; and those that are too few for a round of their own."""
-    left = np.arange(len(groups))
-    firsts = tickets.firsts(groups)
-    if firsts.all():
-        return [slice(None)], left[:0]
+def _rounds(tickets: t.Tickets, groups: Ints, left: Ints) -> tuple[list[Ints | slice], Ints]:
+    """Of those that are `left`, the first of each group, the second, and so on; and those that are too few for a round
+    of their own."""
     rounds: list[Ints | slice] = []
     while len(left):
+        firsts = tickets.firsts(groups[left])
         if rounds and np.count_nonzero(firsts) < ROUND:
             break
-        rounds.append(left[firsts])
+        rounds.append(slice(None) if len(left) == len(groups) and firsts.all() else left[firsts])
         left = left[~firsts]
-        firsts = tickets.firsts(groups[left])
     return rounds, left
 
 

@@ -67,10 +67,10 @@ class Found:
 
     def credit(self, accepted: Bools) -> Undo:
         """Add what is payable in the receipts that are accepted. What is returned takes it back."""
-        return _all([credit(accepted) for credit in self.credits])
+        return all_of([credit(accepted) for credit in self.credits])
 
 
-def _all(undo: Sequence[Undo]) -> Undo:
+def all_of(undo: Sequence[Undo]) -> Undo:
     def undo_all() -> None:
         for one in undo:
             one()
@@ -212,7 +212,7 @@ def _in_bits(
             both = np.concatenate([payable[:, words], carried[:, words]], axis=1)
             put(credits.sessions, at[half], have[half], have[half] | payable[:, words], where)
             put(credits.networks, networks_at[half], networks[half], networks[half] | both, where)
-        return _all(undo)
+        return all_of(undo)
 
     found.credits.append(credit)
     return True
