@@ -59,12 +59,12 @@ class Layout:
                 "itemsize": self.size,
             }
         )
-        constant = np.ones(self.size, np.bool_)
+        constant = np.full(self.size, 0xFF, np.uint8)
         for _, value in fields.values():
             assert data.count(value) == 1
-            constant[data.index(value) :][: len(value)] = False
-        self._constant = np.flatnonzero(constant)
-        self._bytes = np.frombuffer(data, np.uint8)[constant]
+            constant[data.index(value) :][: len(value)] = 0
+        self._constant = constant
+        self._bytes = np.frombuffer(data, np.uint8) & constant
 
     def read(self, entries: Sequence[bytes | memoryview]) -> npt.NDArray[np.void]:
         """Entries of this layout, one row each."""
@@ -75,7 +75,7 @@ class Layout:
         raw = rows.view(np.uint8).reshape(len(rows), self.size)
         at_us = rows["at_us"].astype(np.uint64)
         short, long = np.uint64(1 << 32), np.uint64(1 << 63)  # smaller ones have a shorter encoding
-        fits: npt.NDArray[np.bool_] = (raw[:, self._constant] == self._bytes).all(axis=1)
+        fits: npt.NDArray[np.bool_] = ((raw & self._constant) == self._bytes).all(axis=1)
         return fits & (at_us >= short) & (at_us < long)
 
 

@@ -110,7 +110,7 @@ def _in_runs(
     touched = answered & (claims.end > CELL_BITS if half else claims.low < CELL_BITS)
     if not touched.any():
         return
-    at = _which(touched)
+    at = which_of(touched)
     sessions_at, networks_at = tickets[t.SESSION_0 + half][at], tickets[t.NETWORK_0 + half][at]
     (have,) = credits.sessions.runs(sessions_at)
     levels = credits.networks.runs(networks_at)
@@ -146,7 +146,7 @@ def _in_runs(
 
     def credit(accepted: Bools) -> Undo:
         credited_ = some & (accepted & answered)[at]
-        where, of_network = _which(credited_), _which(credited_ & (networks_at != 0))
+        where, of_network = which_of(credited_), which_of(credited_ & (networks_at != 0))
 
         def put(sessions: Runs, networks: list[Runs]) -> None:
             credits.sessions.put_runs(sessions_at[where], [_at(sessions, where)])
@@ -158,7 +158,7 @@ def _in_runs(
     found.credits.append(credit)
 
 
-def _which(some: Bools) -> Ints | slice:
+def which_of(some: Bools) -> Ints | slice:
     """As an index; nothing is copied for all."""
     return slice(None) if some.all() else np.flatnonzero(some)
 

@@ -16,7 +16,7 @@ from ledger.audit import tickets as t
 from ledger.audit.cells import CELL_BITS, Cells
 from ledger.audit.credits import Credits
 from ledger.audit.facts import Ints
-from ledger.audit.fresh import Sums, Undo, all_of
+from ledger.audit.fresh import Sums, Undo, all_of, which_of
 from ledger.runs import Bools, Runs
 
 _INDEX_BITS: Final = 32
@@ -73,9 +73,9 @@ def grow(
     whole = np.logical_and.reduceat(ok, begins) & alone
     if not whole.any():
         return None
-    after = Runs(start[whole], furthest[begins + counts - 1][whole])
-    undo = _put(credits, cells[:, whole], after, Runs(had.start[whole], had.end[whole]))
-    answered = np.repeat(whole, counts)
+    after = Runs(start, furthest[begins + counts - 1])
+    undo = _put(credits, cells, whole, after, had)
+    answered = which_of(np.repeat(whole, counts))
     have, end = have[answered], end[answered]
     at = start_at[answered] - sums.gone
     sizes = sums.tail.take(at + end) - sums.tail.take(at + have)
@@ -110,12 +110,14 @@ def _joined(lower: Runs, upper: Runs) -> tuple[Runs, Bools]:
     return Runs(start, end), one
 
 
-def _put(credits: Credits, cells: Ints, after: Runs, before: Runs) -> Undo:
-    """Exchange what sessions have, each alone in its network, and the network with it."""
+def _put(credits: Credits, cells: Ints, whole: Bools, after: Runs, before: Runs) -> Undo:
+    """Exchange what those sessions have that are `whole`, each alone in its network, and the network with it."""
     undo: list[Undo] = []
     for half, (own, shared) in enumerate(zip(cells[:2], cells[2:], strict=True)):
+        if not own.any():
+            continue
         new, old = _part(after, half), _part(before, half)
-        changed = (new.start != old.start) | (new.end != old.end)
+        changed = whole & ((new.start != old.start) | (new.end != old.end))
         for known, places in ((credits.sessions, own), (credits.networks, shared)):
             where = np.flatnonzero(changed & (places != 0))
             if len(where):

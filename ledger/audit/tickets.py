@@ -85,7 +85,9 @@ class Tickets:
             claims.places_in, claims.places = self._cleared, np.zeros_like(claims.places)
         places: Ints = claims.places.take(names)
         if not places.all():
-            new = np.unique(names[places == 0])
+            wanted = np.zeros(len(claims.places), np.bool_)
+            wanted[names] = True
+            new = np.flatnonzero(wanted & (claims.places == 0))
             found = self._named(claims.names[:, new])
             if found is None:
                 return None
