@@ -82,6 +82,8 @@ class Bundle(msgspec.Struct, array_like=True, frozen=True):
     """A bundle of entries that are the leaves of the published tile."""
 
     length: int  # of the file
+    sizes: list[int]  # of the entries, and where in the file they end
+    ends: list[int]
     leaves: bytes  # 32 bytes each
     root: bytes  # of these leaves
     strange: int  # index of the first entry that is not the one encoding of a known event
@@ -133,7 +135,9 @@ def load_bundle(source: Source, index: int, size: int, memory: mmap.mmap) -> Bun
         raise AuditFailure(str(e), position=start, file=tile.path) from e
     try:
         entries = entry_views(view[:length], width)
-        if path == bundle.path and length != sum(2 + len(e) for e in entries):
+        sizes = [len(entry) for entry in entries]
+        ends = [2 * (i + 1) + end for i, end in enumerate(accumulate(sizes))]
+        if path == bundle.path and length != ends[-1]:
             raise TileError("the bundle holds more than it should")
     except TileError as e:
         raise AuditFailure(str(e), position=start, file=path) from e
@@ -146,6 +150,8 @@ def load_bundle(source: Source, index: int, size: int, memory: mmap.mmap) -> Bun
     read = read_entries(entries, np.frombuffer(memory, np.int64, offset=CLAIMS_AT))
     return Bundle(
         length,
+        sizes,
+        ends,
         b"".join(leaves),
         merkle.root_of_hashes(leaves),
         read.strange,

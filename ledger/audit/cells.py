@@ -50,13 +50,13 @@ class Cells:
                 self._runs = np.concatenate([self._runs, np.zeros_like(self._runs)], axis=2)
                 self._rows, self.in_bits = doubled(self._rows), doubled(self.in_bits)
                 self._changed = doubled(self._changed)
-            stored = self._store.get_all([self._name + key for key in new])
+            stored = self._store.get_all(self._name, new)
             if stored:
                 at = np.array([known[key[1:]] for key in stored])
                 rows = np.frombuffer(b"".join(stored.values()), "<u8").astype(np.uint64)
                 self.put(at, rows.reshape(len(at), -1))
                 self._changed[at] = False
-        return [known[key] for key in keys]
+        return list(map(known.__getitem__, keys))
 
     def key(self, place: int) -> bytes:
         return self._keys[place]

@@ -36,7 +36,7 @@ _WRONG_NODE, _BAD_SIGNATURE = (
 )
 _LATE, _OUT_OF_RANGE = VERDICT_CODES[Verdict.LATE.value], VERDICT_CODES[Verdict.OUT_OF_RANGE.value]
 _MISMATCH, _DUPLICATE = VERDICT_CODES[Verdict.DIGEST_MISMATCH.value], VERDICT_CODES[Verdict.DUPLICATE.value]
-TOGETHER: Final = 8_192  # receipts that are judged at once
+TOGETHER: Final = 16384  # receipts that are judged at once
 ROUND: Final = 24  # receipts of groups that were met before, from which on columns are faster
 _LIMIT: Final = 1 << 62
 
@@ -237,23 +237,21 @@ def _found(tickets: t.Tickets, served: Sequence[Served]) -> tuple[Ints, Ints, In
 def _of_events(served: Sequence[Served], numbers: dict[bytes, int]) -> Ints:
     """A column for each event: its position, how many segments were published, the second in which it was judged; and
     numbers of its node's key, friend, and networks, -2 for what no ticket is of."""
-    networks = [[numbers.get(b"w" + n, -2) for n in s.node.networks if n] for s in served]
-    most = max(map(len, networks))
-    return np.array(
-        [
-            (
-                s.position,
-                s.then.segments,
-                s.event.at_us // 1_000_000,
-                numbers.get(b"k" + s.node.public_key, -2),
-                numbers.get(b"f" + s.node.friend_id.bytes, -2),
-                *own,
-                *[-2] * (most - len(own)),
+    nodes: dict[int, tuple[int, ...]] = {}
+    for s in served:
+        if id(s.node) not in nodes:
+            node = s.node
+            nodes[id(node)] = (
+                numbers.get(b"k" + node.public_key, -2),
+                numbers.get(b"f" + node.friend_id.bytes, -2),
+                *[numbers.get(b"w" + n, -2) for n in node.networks if n],
             )
-            for s, own in zip(served, networks, strict=True)
-        ],
-        np.int64,
-    ).T
+    most = max(map(len, nodes.values()))
+    padded = {key: (*of, *[-2] * (most - len(of))) for key, of in nodes.items()}
+    rows = [
+        (s.position, s.then.segments, s.event.at_us // 1_000_000, *padded[id(s.node)]) for s in served
+    ]
+    return np.array(rows, np.int64).T
 
 
 def _by_event(which: Bools, of: Ints, counts: list[int]) -> list[list[int]]:

@@ -165,13 +165,13 @@ class Store:
         row = self._connection.execute("SELECT value FROM rows WHERE key = ?", (key,)).fetchone()
         return row[0] if row is not None else None
 
-    def get_all(self, keys: list[bytes]) -> dict[bytes, bytes]:
-        """The rows that there are under these keys, all of one table."""
+    def get_all(self, name: bytes, of: Collection[bytes]) -> dict[bytes, bytes]:
+        """The rows that the table of that name has under any of these keys, by name and key."""
         found: dict[bytes, bytes] = {}
         written = self._written
-        if not keys or keys[0][0] not in self._names:
+        if name[0] not in self._names:
             return found
-        keys = [key for key in keys if written[hash(key) & _SLOT]]
+        keys = [key for some in of if written[hash(key := name + some) & _SLOT]]
         for at in range(0, len(keys), _AT_ONCE):
             some = keys[at : at + _AT_ONCE]
             some += some[:1] * (_AT_ONCE - len(some))
@@ -180,7 +180,7 @@ class Store:
 
     def any(self, name: bytes, keys: Collection[bytes]) -> bool:
         """Whether the table of that name has a row under any of these keys."""
-        return name[0] in self._names and bool(self.get_all([name + key for key in keys]))
+        return bool(self.get_all(name, keys))
 
     def write(self, rows: list[tuple[bytes, bytes | None]]) -> None:
         """Put each value under its key; None takes the row away."""

@@ -7,6 +7,7 @@ of it, and no file that was read has a wrong byte. At most `SLOTS` bundles are i
 
 import mmap
 import os
+import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -39,7 +40,6 @@ from ledger.tlog.tiles import (
     WIDTH,
     Tile,
     TileError,
-    entry_views,
 )
 
 SLOTS: Final = 3  # bundles in memory that helpers share
@@ -97,7 +97,7 @@ class Log:
             self._continues(self._since)
         for n, memory, bundle in self._bundles(self._began // WIDTH, -(-self._checkpoint.size // WIDTH)):
             start, data = n * WIDTH, memoryview(memory)[: bundle.length]
-            entries = entry_views(data, min(WIDTH, self._checkpoint.size - start))
+            entries = [data[end - size : end] for size, end in zip(bundle.sizes, bundle.ends, strict=True)]
             self._add(data, bundle, len(entries))
             claims = told_in(np.frombuffer(memory, np.int64, offset=CLAIMS_AT), bundle.claims, bundle.named)
             yield Entries(start, entries, bundle.strange, bundle.admitted, bundle.deliveries, claims)
@@ -247,16 +247,30 @@ class _Ahead:
 
 
 class _Slots:
-    """Memory that helpers write to and the replay reads from: files that are never meant for the disk."""
+    """Memory that helpers write to and the replay reads from: a file without a disk, or one that is never meant for it."""
 
     def __init__(self, stack: ExitStack) -> None:
-        # Windows keeps a file that is still mapped: views of it may outlive this, in the traceback of a failure.
-        folder = tempfile.TemporaryDirectory(prefix="streamrp2p-audit-", ignore_cleanup_errors=True)
-        self._folder = Path(stack.enter_context(folder))
+        self._stack = stack
 
     def take(self, count: int) -> Iterator[_Slot]:
+        if sys.platform == "linux":
+            yield from self._in_memory(count)
+        else:
+            yield from self._in_files(count)
+
+    def _in_memory(self, count: int) -> Iterator[_Slot]:
         for n in range(count):
-            path = self._folder / str(n)
+            file = os.memfd_create(f"streamrp2p-audit-{n}")
+            self._stack.callback(os.close, file)
+            os.truncate(file, SLOT_BYTES)
+            yield _Slot(f"/proc/{os.getpid()}/fd/{file}", mmap.mmap(file, 0))
+
+    def _in_files(self, count: int) -> Iterator[_Slot]:
+        # Windows keeps a file that is still mapped: views of it may outlive this, in the traceback of a failure.
+        temporary = tempfile.TemporaryDirectory(prefix="streamrp2p-audit-", ignore_cleanup_errors=True)
+        folder = Path(self._stack.enter_context(temporary))
+        for n in range(count):
+            path = folder / str(n)
             with open(path, "w+b") as f:
                 # A full disk is found here, and not in the mapping.
                 allocate: Callable[[int, int, int], None] | None = getattr(os, "posix_fallocate", None)

@@ -150,7 +150,7 @@ class Tickets:
         lengths = np.array([len(network) for network in networks])
         hash_words = _words(b"".join(hashes), 4)
         self._link(_bits(hash_words[0]), np.arange(begin, end))
-        padded = b"".join([network.ljust(NETWORK_BYTES, b"\0")[:NETWORK_BYTES] for network in networks])
+        padded = b"".join([network.ljust(NETWORK_BYTES, b"\0") for network in networks])
         self.viewer_keys[begin:end] = rows["viewer_key"].copy().view(np.uint8).reshape(count, -1)
 
         of = [ticket.broadcast for ticket in known]
