@@ -11,8 +11,9 @@ from test_audit_columns import crowd
 
 from ledger.claims import NAME, Claims, Ints, Told, Writer, room_bytes, told_by
 from ledger.events import SegmentsServed, decode_stored, encode
+from ledger.judged import in_order
 from ledger.receipt import SIGNED_BYTES
-from ledger.served import NETWORK_BYTES, Delivery, Said, read
+from ledger.served import NETWORK_BYTES, Delivery, Said, read, sort_out
 from ledger.verdict import CAPS, VERDICTS
 
 NUMBERS = [0, 1, 127, 128, 255, 256, 65_535, 65_536, (1 << 32) - 1, 1 << 32, (1 << 63) - 1, (1 << 64) - 1]
@@ -107,6 +108,48 @@ def test_what_is_altered_is_read_only_when_it_is_the_one_encoding_of_another_eve
     assert encode(decoded) == bytes(data)
     delivery.entry = memoryview(data)
     same(delivery, said, decoded)
+
+
+@given(st.integers(0, 10**9))
+def test_what_stands_twice_is_found_among_many(seed: int) -> None:
+    dice = random.Random(seed)
+    pool = [dice.randbytes(16) for _ in range(5)]
+    pool += [dice.randbytes(12) + one[12:] for one in pool[:2]]  # with the same end
+    read_, events = [], []
+    for _ in range(dice.choice([1, 2, 6])):
+        some = [dice.sample(pool, k=dice.randrange(1, 6)) for _ in range(2)]
+        if dice.random() < 0.2:
+            some[0].append(dice.choice(some[0]))
+        if dice.random() < 0.2:
+            some[1].append(dice.choice([*some[1], b"", bytes(16)]))
+        count = max(map(len, some))
+        columns_ = [bytes([min(n, len(ids) - 1) for n in range(count)]) for ids in some]
+        if dice.random() < 0.1:
+            columns_[0] = columns_[0][::-1]
+        one = msgspec.structs.replace(
+            event(random.Random(seed)),
+            at_us=1,
+            first_sequence=1,
+            batch_header=b"",
+            sessions=b"".join(some[0]),
+            networks=tuple(some[1]),
+            session_of=columns_[0],
+            network_of=columns_[1],
+            receipts=bytes(SIGNED_BYTES * count),
+            indices=bytes(count),
+            verdicts=bytes(count),
+            caps=bytes(count),
+            units=bytes(2 * count),
+            credited_bytes=bytes(8 * count),
+        )
+        found = read(0, memoryview(encode(one)))
+        assert found is not None
+        read_.append(found)
+        events.append(one)
+    sort_out([delivery for delivery, _ in read_], [said for _, said in read_])
+    for (delivery, _), one in zip(read_, events, strict=True):
+        expected = in_order(one.sessions, one.session_of, one.networks, one.network_of)
+        assert delivery.in_order == expected
 
 
 @given(st.integers(0, 10**9))
