@@ -38,7 +38,7 @@ class Viewer:
             has &= ~(1 << dice.randrange(most))
         self.levels = [has] if self.network and has else []
         if self.network and dice.random() < 0.15:  # somebody else there has something, too
-            other = run(dice.randrange(most), most)
+            other = dice.choice([run(dice.randrange(most), most), has & run(0, self.low + 1)])
             self.levels = [level for level in (has | other, has & other) if level]
         self.has = has
 
