@@ -32,6 +32,7 @@ from ledger.tlog.cosigners import Cosigners, WitnessAddress
 from ledger.tlog.files import write_atomic
 from ledger.tlog.publisher import Publisher, PublishRefused
 from ledger.tlog.witness import SIZE_TYPE, Witness, WitnessError, encode_request
+from tests.ledger.subtrees import subtrees_of
 
 ORIGIN = "hub.example/log"
 VKEY = VerifierKey(ORIGIN, LOG.public_key)
@@ -47,7 +48,7 @@ def checkpoint(size: int, leaves: list[bytes] = LEAVES) -> bytes:
 
 
 def request(old: int, new: int, leaves: list[bytes] = LEAVES) -> bytes:
-    proof = merkle.consistency_proof(merkle.subtrees_of(leaves), old, new) if old <= new else []
+    proof = merkle.consistency_proof(subtrees_of(leaves), old, new) if old <= new else []
     return encode_request(old, proof, checkpoint(new, leaves))
 
 
@@ -352,7 +353,7 @@ def test_old_checkpoints_stay_verifiable_when_the_log_s_key_changes(
     seen = size_of(both)
     leaves = [merkle.leaf_hash(r.data) for r in ledger.read(0, 1_000)]
     new = Checkpoint(ORIGIN, len(leaves), merkle.root_of_hashes(leaves)).sign(successor)
-    proof = merkle.consistency_proof(merkle.subtrees_of(leaves), seen, len(leaves))
+    proof = merkle.consistency_proof(subtrees_of(leaves), seen, len(leaves))
     assert both.add_checkpoint(encode_request(seen, proof, new), now_s=NOW_S).status == 200
 
 
