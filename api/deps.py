@@ -41,7 +41,6 @@ class ApiSettings:
     crew_name: str
     rtmp_url: str  # what goes into OBS's "Server" field, for example rtmp://hub.example:1935/live
     public_url: str  # what people and programs reach the hub by, without a trailing slash
-    lag_events_max: int = 10_000  # projections further behind than this are not ready
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -278,7 +278,7 @@ def test_you_read_your_own_writes(ledger: Ledger, own_engine: Engine, running: R
     queries = Queries(own_engine)
     for n in range(1, 6):
         position = deposit(ledger, named("stream", 0), f"r{n}")
-        assert running.wait(position, 5)
+        assert queries.wait(position, 5)
         balance = queries.balance("external")
         assert balance is not None
         assert (balance.amount_micro, balance.last_position) == (-1_000 * n, position)
@@ -290,7 +290,7 @@ def test_you_read_your_own_writes(ledger: Ledger, own_engine: Engine, running: R
 def test_lag_is_counted_in_events_and_in_the_age_of_the_oldest_not_applied(
     ledger: Ledger, own_engine: Engine
 ) -> None:
-    runner = Runner(ledger, own_engine)
+    runner, queries = Runner(ledger, own_engine), Queries(own_engine)
     runner.prepare()
     node = Node(node_id(bytes(32)))
     node.join(
@@ -298,15 +298,15 @@ def test_lag_is_counted_in_events_and_in_the_age_of_the_oldest_not_applied(
     )
     node.go_online(at_us=5_000)
     ledger.save(node)
-    assert {(x.events, x.behind_us) for x in runner.lag(now_us=9_000)} == {(2, 8_000)}
+    assert {(x.events, x.behind_us) for x in queries.lag(ledger, now_us=9_000)} == {(2, 8_000)}
     runner.catch_up()
-    assert {(x.events, x.behind_us) for x in runner.lag(now_us=9_000)} == {(0, 0)}
+    assert {(x.events, x.behind_us) for x in queries.lag(ledger, now_us=9_000)} == {(0, 0)}
 
 
 def test_a_rebuild_beside_a_running_runner_ends_with_the_same_rows(
     ledger: Ledger, own_engine: Engine, running: Runner
 ) -> None:
-    stop = threading.Event()
+    queries, stop = Queries(own_engine), threading.Event()
     written: list[int] = []
 
     def write() -> None:
@@ -321,11 +321,11 @@ def test_a_rebuild_beside_a_running_runner_ends_with_the_same_rows(
     finally:
         stop.set()
         writer.join()
-    assert running.wait(written[-1], 10)
+    assert queries.wait(written[-1], 10)
     live = rows_of(own_engine, PROJECTIONS)
     rebuild(ledger, own_engine, PROJECTIONS)
     assert rows_of(own_engine, PROJECTIONS) == live
-    assert Queries(own_engine).balance("external").amount_micro == -1_000 * len(written)
+    assert queries.balance("external").amount_micro == -1_000 * len(written)
 
 
 def test_readers_never_meet_an_empty_or_missing_table_during_a_rebuild(
@@ -490,19 +490,19 @@ def test_the_runner_sits_out_a_restart_of_postgres(server_dir: Path) -> None:
     url = server.start()
     migrate(url)
     ledger, engine, stop = Ledger(url), create_sql_engine(url), threading.Event()
-    runner = Runner(ledger, engine)
+    runner, queries = Runner(ledger, engine), Queries(engine)
     thread = threading.Thread(target=runner.run, args=(stop,))
     try:
         first = deposit(ledger, named("stream", 0), "before")
         thread.start()
-        until_true(lambda: runner.wait(first, 10))
+        assert until_true(lambda: queries.wait(first, 10))
         server.stop()
         with pytest.raises(ReadModelUnavailable):
-            Queries(engine).balances()
+            queries.balances()
         assert server.start() == url
         second = until_true(lambda: deposit(ledger, named("stream", 0), "after"))
-        assert until_true(lambda: runner.wait(second, 10))
-        assert [b.amount_micro for b in Queries(engine).balances()] == [2_000, -2_000]
+        assert until_true(lambda: queries.wait(second, 10))
+        assert [b.amount_micro for b in queries.balances()] == [2_000, -2_000]
     finally:
         stop.set()
         thread.join(10)
