@@ -89,7 +89,7 @@ def services(request: Request) -> Services:
 
 
 def peer_ip(request: Request) -> str:
-    """As the server sees it; behind a proxy, uvicorn's `forwarded_allow_ips` decides whom to believe."""
+    """As the server sees it; behind a proxy, `hub.proxies` has put in its place whom the proxy speaks for."""
     return request.client.host if request.client else "127.0.0.1"
 
 

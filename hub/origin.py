@@ -41,6 +41,7 @@ from hub.keystore import KeyStore
 from hub.leaving import leave
 from hub.logs import configure_logging
 from hub.pings import Pings
+from hub.proxies import TrustedProxies
 from hub.rails import payouts_folder
 from hub.settings import Settings, load_settings, ports_of
 from hub.steering import NEW_HEALTH, OBSERVE_AFTER_S, LedgerSteering, LiveNode
@@ -198,7 +199,7 @@ class OriginProcess:
         self._rtmp_ready = True
         server = uvicorn.Server(
             uvicorn.Config(
-                self.asgi,
+                TrustedProxies(self.asgi, self._settings.trusted_proxies, self._api.state.metrics.forwarded),
                 # Connections that say nothing, or take nothing, do not hold one for ever.
                 http=media_protocol(self._origin.asgi.at_once, max_connections=HTTP_CONNECTIONS),
                 interface="asgi3",
@@ -206,6 +207,7 @@ class OriginProcess:
                 access_log=False,
                 log_config=None,
                 server_header=False,
+                proxy_headers=False,
                 timeout_graceful_shutdown=STOP_PATIENCE_S,
             )
         )
