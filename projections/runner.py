@@ -94,6 +94,7 @@ class Runner:
             # No projection has this name: making the tracking table needs a lock as well.
             tracking.lock(connection, self._tables, ["*"])
             schema.create_positions(connection, self._tables.positions)
+            schema.drop_former(connection, self._tables.positions)
             tracked = tracking.read(connection, self._tables)
             for name, projection in self._classes.items():
                 if name not in tracked:

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +16,7 @@ from histories import MOVES, OPENING, History, Log, Move, named
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rows import forget, rows_of
-from sqlalchemy import Engine
+from sqlalchemy import Engine, inspect
 from sqlalchemy import event as sql_event
 
 from hub.embedded.postgres import EmbeddedPostgres
@@ -24,7 +24,7 @@ from ledger.aggregates.book import Book
 from ledger.aggregates.node import Node
 from ledger.application import Ledger, LogGapError, Unavailable
 from ledger.events import Event, Transfer, UnknownEventError
-from ledger.ids import BOOK_ID, node_id, stream_id
+from ledger.ids import BOOK_ID, node_id
 from ledger.store.database import create_sql_engine
 from ledger.store.migrate import migrate
 from projections import schema, tracking
@@ -236,20 +236,28 @@ def test_a_correction_says_why(engine: Engine) -> None:
     assert reasons == {"corrected"}
 
 
-def test_refusals_say_what_was_refused_and_why(engine: Engine) -> None:
+def test_a_node_says_what_was_refused_and_why(engine: Engine) -> None:
     history, queries = queries_after([("refuse", 1), ("serve", 8)], engine)  # 8: capped, own account
-    refused = queries.refusals()
-    assert all(r.verdict != "accepted" for r in refused)
-    capped = [r for r in refused if r.verdict == "capped"]
-    assert [(r.cap, r.stream_id, r.node_id) for r in capped] == [
-        ("own_account", stream_id("alpha"), history.nodes[0].id)
-    ]
-    unknown = [r for r in refused if r.verdict == "unknown_ticket"]
-    assert [(r.stream_id, r.receipts) for r in unknown] == [(None, 1)]
     judged = [j for e in history.events for j in getattr(e, "judged", ())]
-    assert sum(v.receipts for v in queries.verdicts()) == len(judged)
-    assert sum(v.credited_bytes for v in queries.verdicts()) == sum(j.credited_bytes for j in judged)
-    assert queries.verdicts(node=uuid4()) == []
+    views = queries.nodes()
+    answers = sum((Counter(v.verdicts) for v in views), Counter())
+    assert answers == Counter(str(j.verdict) for j in judged)
+    assert answers["unknown_ticket"] == answers["capped"] == 1
+    assert queries.node(history.nodes[0].id).caps == {"own_account": 1}
+    assert sum(v.credited_bytes for v in views) == sum(j.credited_bytes for j in judged)
+
+
+def test_what_earlier_programs_kept_goes_and_does_not_come_back(ledger: Ledger, own_engine: Engine) -> None:
+    Runner(ledger, own_engine, projections=[Balances]).prepare()
+    with own_engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE crew_main.read_verdicts (n bigint)")
+        connection.exec_driver_sql("INSERT INTO crew_main.read_positions VALUES ('verdicts', 1, 7)")
+    Runner(ledger, own_engine).catch_up()
+    with own_engine.connect() as connection:
+        names = inspect(connection).get_table_names(schema="crew_main")
+        kept = set(connection.exec_driver_sql("SELECT name FROM crew_main.read_positions").scalars())
+    assert "read_verdicts" not in names
+    assert kept == {p.name for p in PROJECTIONS}
 
 
 # --- with the real ledger and a runner in its own thread -------------------------------------------------------------
