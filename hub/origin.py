@@ -32,8 +32,7 @@ from api.liveness import Liveness, LivenessUnknown
 from api.ratelimit import RateLimiter
 from api.valkey import connect
 from hub.authority import InPool, LedgerAuthority
-from hub.bootstrap import now_us
-from hub.clock import ClockWatch
+from hub.clock import ClockWatch, now_us
 from hub.digests import SegmentDigests
 from hub.embedded.account import among_strangers
 from hub.heartbeats import HEARTBEATS_FOLDER, Heartbeats

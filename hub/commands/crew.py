@@ -14,7 +14,7 @@ from rich.table import Table
 
 from api.liveness import Liveness
 from api.valkey import connect
-from hub.bootstrap import now_us
+from hub.clock import now_us
 from hub.key_commands import app as key_app
 from hub.operator import Console, checked_reason, console
 from hub.settings import HubNotRunning

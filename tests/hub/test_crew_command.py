@@ -13,8 +13,8 @@ from api.directory import Directory, NodeProfile, Role
 from api.liveness import Liveness, Pulse
 from api.newcomers import invite_friend
 from api.valkey import connect
-from hub.bootstrap import now_us
 from hub.cli import app
+from hub.clock import now_us
 from hub.keystore import KeyStore, KeyStoreError, SigningKeys
 from hub.rotation import take_up
 from ledger.aggregates.node import Node, NodeStatus
