@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Final, Protocol
 
-from ledger.events import AdjustmentBooked, CrewFounded, Event, PayoutLineReturned, Transfer
+from ledger.events import AdjustmentBooked, CrewFounded, Event, PayoutLineReturned, transfers_of
 from ledger.money import decimal_text
 
 STATES: Final = {"pending": "Pending", "available": "Available", "in_flight": "InFlight"}
@@ -24,15 +24,6 @@ class Format(Protocol):
         ...
 
     def close(self, first: date, last: date, balances: dict[str, int]) -> Iterator[str]: ...
-
-
-def transfers_of(event: Event) -> tuple[Transfer, ...]:
-    """The movements of any event of the book; none for other events."""
-    many: tuple[Transfer, ...] | None = getattr(event, "transfers", None)
-    if many is not None:
-        return many
-    one: Transfer | None = getattr(event, "transfer", None)
-    return () if one is None else (one,)
 
 
 def account_name(account: str) -> str:

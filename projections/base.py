@@ -12,7 +12,8 @@ from uuid import UUID
 from sqlalchemy import Connection, Table
 
 from ledger import events as e
-from ledger.events import Event, UnknownEventError
+from ledger.event_codec import UnknownEventError
+from ledger.events import Event
 from projections.excerpts import Transfer
 from projections.fold import ProjectionError, Rows, Tally
 from projections.schema import Tables

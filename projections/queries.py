@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ledger.aggregates.payout import payout_id
-from ledger.events import UnknownEventError
+from ledger.event_codec import UnknownEventError
 from ledger.ids import stream_id
 from projections.base import Projection
 from projections.catalog import PROJECTIONS

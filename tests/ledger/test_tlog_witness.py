@@ -21,7 +21,8 @@ from ledger import merkle
 from ledger.application import Ledger, Recorded
 from ledger.audit import audit
 from ledger.checkpoint import Checkpoint
-from ledger.events import NodeWentOnline, encode, tag_of
+from ledger.event_codec import encode, tag_of
+from ledger.events import NodeWentOnline
 from ledger.keys import KeyPair
 from ledger.note import Note, NoteError, VerifierKey
 from ledger.services import crew

@@ -15,6 +15,7 @@ from ledger.aggregates.broadcast import Broadcast
 from ledger.aggregates.node import Node
 from ledger.aggregates.payout import payout_id
 from ledger.aggregates.stream import Stream
+from ledger.event_codec import encode
 from ledger.events import (
     EpochSettled,
     Event,
@@ -30,7 +31,6 @@ from ledger.events import (
     Segment,
     SegmentsServed,
     SessionOpened,
-    encode,
 )
 from ledger.ids import BOOK_ID, NAMESPACE, delivery_id, node_id, stream_id
 from ledger.judged import pack

@@ -23,7 +23,8 @@ from hub.embedded.postgres import EmbeddedPostgres
 from ledger.aggregates.book import Book
 from ledger.aggregates.node import Node
 from ledger.application import Ledger, LogGapError, Unavailable
-from ledger.events import Event, Transfer, UnknownEventError
+from ledger.event_codec import UnknownEventError
+from ledger.events import transfers_of
 from ledger.ids import BOOK_ID, node_id
 from ledger.store.database import create_sql_engine
 from ledger.store.migrate import migrate
@@ -46,11 +47,6 @@ def queries_after(moves: list[Move], engine: Engine) -> tuple[History, Queries]:
         forget(engine, projection)
     Runner(log, engine).catch_up()
     return history, Queries(engine)
-
-
-def transfers_of(event: Event) -> list[Transfer]:
-    one = getattr(event, "transfer", None)
-    return [one] if one is not None else list(getattr(event, "transfers", ()))
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
