@@ -38,12 +38,14 @@ from hub.embedded.account import among_strangers
 from hub.heartbeats import HEARTBEATS_FOLDER, Heartbeats
 from hub.keystore import KeyStore
 from hub.leaving import leave
+from hub.live_nodes import NEW_HEALTH, LiveNode
 from hub.logs import configure_logging
+from hub.observations import OBSERVE_AFTER_S
 from hub.pings import Pings
 from hub.proxies import TrustedProxies
 from hub.rails import payouts_folder
 from hub.settings import Settings, load_settings, ports_of
-from hub.steering import NEW_HEALTH, OBSERVE_AFTER_S, LedgerSteering, LiveNode
+from hub.steering import LedgerSteering
 from hub.troubles import TROUBLES_FOLDER, Troubles
 from ledger.aggregates.broadcast import Broadcast
 from ledger.aggregates.node import Node

@@ -5,9 +5,9 @@ import hashlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from subtrees import subtrees_of
 
 from ledger import merkle
-from tests.ledger.subtrees import subtrees_of
 
 # The eight leaves and their roots from the certificate-transparency reference tests.
 LEAVES = [

@@ -15,6 +15,7 @@ import uvicorn
 from crew_life import LOG, Life, live_fully, make_id, make_key
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from subtrees import subtrees_of
 
 from hub.commands.witness import WitnessApp
 from ledger import merkle
@@ -33,7 +34,6 @@ from ledger.tlog.cosigners import Cosigners, WitnessAddress
 from ledger.tlog.files import write_atomic
 from ledger.tlog.publisher import Publisher, PublishRefused
 from ledger.tlog.witness import SIZE_TYPE, Witness, WitnessError, encode_request
-from tests.ledger.subtrees import subtrees_of
 
 ORIGIN = "hub.example/log"
 VKEY = VerifierKey(ORIGIN, LOG.public_key)
