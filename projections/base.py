@@ -81,6 +81,8 @@ PAYOUT: Kinds = frozenset(
 )
 DISPUTES: Kinds = frozenset({e.DisputeOpened, e.DisputeUpheld, e.DisputeRejected})
 TREE: Kinds = frozenset({e.StateRecorded})
+# Those above, and not whatever the ledger has: a kind that nobody has thought of here stops every projection.
+EVERY: Kinds = CREW.union(STREAM, BROADCAST, SESSION, DELIVERY, INVITE, NODE, TARIFF, MONEY, PAYOUT, TREE)
 
 
 class Projection:

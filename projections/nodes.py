@@ -19,17 +19,7 @@ from projections.schema import Tables
 class Nodes(base.Projection):
     name = "nodes"
     version = 2
-    ignores = (
-        base.CREW
-        | base.STREAM
-        | base.BROADCAST
-        | base.SESSION
-        | base.INVITE
-        | base.TARIFF
-        | base.MONEY
-        | base.PAYOUT
-        | base.TREE
-    )
+    ignores = base.EVERY - base.NODE - base.DELIVERY
 
     def __init__(self, tables: Tables) -> None:
         self._nodes = Rows(tables.nodes)
