@@ -1,4 +1,4 @@
-"""The journal of the books as plain text accounting: beancount or hledger, from the log alone.
+"""The books as plain text accounting: beancount or hledger, from the log alone.
 
 Invariant: every transfer of the log is one transaction that balances, with all six decimals, its date (UTC), its reason
 and its position in the log; the balances asserted at the end are the sums of the postings. Signs are those of
@@ -43,8 +43,8 @@ def account_name(account: str) -> str:
     raise ValueError(f"{account!r} is no account of these books")
 
 
-def journal(events: Iterable[tuple[int, Event]], format_name: str) -> Iterator[str]:
-    """The lines of the journal. Raises ValueError for an unknown format or a log that founds no crew."""
+def plain_text(events: Iterable[tuple[int, Event]], format_name: str) -> Iterator[str]:
+    """The lines of the file. Raises ValueError for an unknown format or a log that founds no crew."""
     made: Format | None = None
     balances: dict[str, int] = {}
     first = last = None
