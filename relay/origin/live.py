@@ -182,7 +182,7 @@ class Live:
         if self.rendition is not None:
             self.rendition.notify()
 
-    # --- from the registrar (relay.origin.registrar.Listener) ----------------------------------------------------------
+    # --- from the registrar (relay.origin.registrar.Listener) ----------------------------------------------------
 
     def on_started(self, grant: BroadcastGrant, format_: Format) -> None:
         known = self._catalogue.renditions.get(grant.rendition_id)
