@@ -34,7 +34,7 @@ from ledger import events as e
 from ledger.aggregates.base import Aggregate
 from ledger.application import Ledger
 from ledger.ids import delivery_id
-from ledger.judged import pack
+from ledger.judged import Judged, pack
 from ledger.store.database import create_sql_engine
 from ledger.store.migrate import migrate
 from ledger.verdict import Verdict
@@ -198,7 +198,7 @@ class Writer:
         self.delivery = Anything(delivery_id(self.broadcast.id))
         self.friends = [uuid4() for _ in self.nodes]
         self.receipts = random.Random(7).randbytes(205 * RECEIPTS)  # signatures do not compress
-        judged = (e.Judged(Verdict.ACCEPTED.value, 5, 5_000_000),) * RECEIPTS
+        judged = (Judged(Verdict.ACCEPTED.value, 5, 5_000_000),) * RECEIPTS
         sessions, networks = [self.stream.id] * RECEIPTS, [bytes(16)] * RECEIPTS
         self.columns = pack(range(RECEIPTS), sessions, networks, judged)
 

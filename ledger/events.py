@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 
 from ledger import judged as columns
-from ledger.judged import Judged as Judged  # a part of events, like the structs here
+from ledger.judged import Judged
 from ledger.receipt import SIGNED_BYTES
 
 

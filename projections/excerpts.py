@@ -10,10 +10,9 @@ from typing import Annotated, Any, Final, Union
 
 import msgspec
 
-from ledger import events as e
 from ledger.event_codec import EVENT_TYPES, encode
 from ledger.events import Event
-from ledger.judged import SIZE_BYTES, UNITS_BYTES
+from ledger.judged import SIZE_BYTES, UNITS_BYTES, Judged
 from ledger.receipt import SIGNED_BYTES
 from ledger.verdict import CAPS, VERDICTS
 
@@ -139,7 +138,7 @@ class NodeRetired(Excerpt, frozen=True, tag="node.retired.v1"):
 
 class ReceiptsRefused(Excerpt, frozen=True, tag="node.receipts_refused.v1"):
     batch_header: bytes
-    judged: tuple[e.Judged, ...]
+    judged: tuple[Judged, ...]
 
 
 # --- money ------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from hub.keystore import KeyStore, KeyStoreError, SigningKeys
 from hub.rotation import take_up
 from ledger.aggregates.node import Node, NodeStatus
 from ledger.application import Ledger, NotFound
-from ledger.events import Judged
+from ledger.judged import Judged
 from ledger.services import crew
 from ledger.services.nodes import join_node
 from ledger.store.database import connect_pool, create_sql_engine

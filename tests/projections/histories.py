@@ -19,7 +19,6 @@ from ledger.event_codec import encode
 from ledger.events import (
     EpochSettled,
     Event,
-    Judged,
     PayoutApproved,
     PayoutAttempted,
     PayoutCancelled,
@@ -33,7 +32,7 @@ from ledger.events import (
     SessionOpened,
 )
 from ledger.ids import BOOK_ID, NAMESPACE, delivery_id, node_id, stream_id
-from ledger.judged import pack
+from ledger.judged import Judged, pack
 from ledger.settlement import Credit, settle
 from ledger.settlement import pages as to_pages
 from ledger.verdict import Cap, Verdict
