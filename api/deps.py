@@ -41,7 +41,6 @@ class ApiSettings:
     crew_name: str
     rtmp_url: str  # what goes into OBS's "Server" field, for example rtmp://hub.example:1935/live
     public_url: str  # what people and programs reach the hub by, without a trailing slash
-    lag_events_max: int = 10_000  # projections further behind than this are not ready
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +89,7 @@ def services(request: Request) -> Services:
 
 
 def peer_ip(request: Request) -> str:
-    """As the server sees it; behind a proxy, uvicorn's `forwarded_allow_ips` decides whom to believe."""
+    """As the server sees it; behind a proxy, `hub.proxies` has put in its place whom the proxy speaks for."""
     return request.client.host if request.client else "127.0.0.1"
 
 

@@ -11,6 +11,7 @@ from projections.catalog import PROJECTIONS
 from projections.queries import Lag
 
 LEVEL: Final = ""
+EVENTS_BEHIND_MAX: Final = 10_000
 BEHIND_US_MAX: Final = 30_000_000
 _VERSIONS: Final = {p.name: p.version for p in PROJECTIONS}
 
@@ -21,7 +22,7 @@ class Levels:
     def __init__(self) -> None:
         self._begin: int | None = None  # the size of the log at the first look
 
-    def missing(self, lags: Sequence[Lag], log_events: int, *, events_max: int) -> str:
+    def missing(self, lags: Sequence[Lag], log_events: int) -> str:
         """What keeps the read models from being shown; LEVEL when nothing does."""
         if self._begin is None:
             self._begin = log_events
@@ -40,6 +41,6 @@ class Levels:
                 return f"{name} is being rebuilt"
             if lag.position < self._begin:
                 return f"{name} is catching up: {lag.events} events behind"
-            if lag.events > events_max or lag.behind_us > BEHIND_US_MAX:
+            if lag.events > EVENTS_BEHIND_MAX or lag.behind_us > BEHIND_US_MAX:
                 return f"{name} is {lag.events} events, {lag.behind_us // 1_000_000} s behind"
         return LEVEL

@@ -34,6 +34,12 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self.registry,
         )
+        self._forwarded = Counter(
+            "streamrp2p_forwarded_requests",
+            "Requests that say for whom a proxy makes them",
+            ("believed",),
+            registry=self.registry,
+        )
         self._receipts = Counter(
             "streamrp2p_receipts", "Receipts judged", ("verdict",), registry=self.registry
         )
@@ -73,6 +79,9 @@ class Metrics:
         known = method if method in _METHODS else "other"
         self._requests.labels(known, route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
+
+    def forwarded(self, believed: bool) -> None:
+        self._forwarded.labels("yes" if believed else "no").inc()
 
     def receipts(self, verdict: str, count: int) -> None:
         self._receipts.labels(verdict).inc(count)

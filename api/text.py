@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Path
 from pydantic import Field
 
+from ledger.ids import SLUG
 from ledger.money import MAX_AMOUNT_MICRO
 
 # No control characters: Postgres refuses NUL, and the others have no business in a name.
@@ -15,8 +16,8 @@ Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\
 Reference = Annotated[
     str, Field(min_length=1, max_length=100, pattern=r"^[\x21-\x7e]+$", examples=["bank-2026-0042"])
 ]
-Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{1,38}$", examples=["main"])]
-SlugPath = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{1,38}$", examples=["main"])]
+Slug = Annotated[str, Field(pattern=f"^{SLUG}$", examples=["main"])]
+SlugPath = Annotated[str, Path(pattern=f"^{SLUG}$", examples=["main"])]
 # Into the log, which cannot forget: a word, not a story.
 Reason = Annotated[
     str, Field(min_length=1, max_length=100, pattern=r"^[\x20-\x7e]+$", examples=["wrong bytes"])

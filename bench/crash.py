@@ -29,7 +29,8 @@ from hub.embedded.postgres import EmbeddedPostgres
 from hub.logs import configure_logging
 from ledger.application import Ledger
 from ledger.checkpoint import Checkpoint
-from ledger.events import NodeWentOffline, decode
+from ledger.event_codec import decode
+from ledger.events import NodeWentOffline
 from ledger.note import VerifierKey
 from ledger.store.migrate import migrate
 from ledger.tlog.reader import LogReader

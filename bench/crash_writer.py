@@ -16,7 +16,8 @@ from uuid import UUID
 from hub.logs import configure_logging
 from ledger.aggregates.base import Aggregate
 from ledger.application import Conflict, Ledger, Unavailable
-from ledger.events import Event, NodeWentOffline, encode
+from ledger.event_codec import encode
+from ledger.events import Event, NodeWentOffline
 from ledger.keys import KeyPair
 from ledger.store.group import GROUP_EVENTS_MAX
 from ledger.store.recorder import COPY_FROM

@@ -14,7 +14,8 @@ import msgspec
 from ledger.aggregates.base import Aggregate
 from ledger.application import NotFound, Recorded
 from ledger.batch import HEADER_BYTES, MAX_RECEIPTS, Batch
-from ledger.events import Event, Segment, SegmentsServed, encode, tag_of
+from ledger.event_codec import encode, tag_of
+from ledger.events import Event, Segment, SegmentsServed
 from ledger.ids import NAMESPACE, delivery_id
 from ledger.judged import Judged, pack
 from ledger.keys import SIGNATURE_BYTES, KeyPair

@@ -16,7 +16,7 @@ from ledger.aggregates.base import Aggregate
 from ledger.application import Ledger
 from ledger.batch import HEADER_BYTES, MAX_RECEIPTS, Batch
 from ledger.ids import delivery_id, node_id
-from ledger.judged import pack
+from ledger.judged import Judged, pack
 from ledger.keys import KeyPair
 from ledger.receipt import SIGNED_BYTES
 from ledger.store.binary import copied
@@ -271,7 +271,7 @@ def packed(url: str) -> Row:
         ).encode()
         for n in range(count)
     ]
-    judged = [e.Judged(Verdict.ACCEPTED.value, 5, 5_000_000)] * MAX_RECEIPTS
+    judged = [Judged(Verdict.ACCEPTED.value, 5, 5_000_000)] * MAX_RECEIPTS
     verdicts = pack(range(MAX_RECEIPTS), sessions, [bytes(16)] * MAX_RECEIPTS, judged)
 
     def take_in(part: list[bytes]) -> list[Anything]:

@@ -11,6 +11,7 @@ from uuid import UUID
 from bench.evening import HUB, LOG, T0_US, evening, make_bytes, make_id
 from ledger.batch import HEADER_BYTES, Batch
 from ledger.checkpoint import Checkpoint
+from ledger.event_codec import encode
 from ledger.events import (
     BroadcastEnded,
     BroadcastStarted,
@@ -22,7 +23,6 @@ from ledger.events import (
     StreamWentLive,
     StreamWentOffline,
     TicketIssued,
-    encode,
 )
 from ledger.ids import delivery_id, node_id, stream_id, ticket_record_id
 from ledger.judged import Judged, pack

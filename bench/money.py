@@ -32,7 +32,7 @@ from ledger.aggregates.delivery import Delivery
 from ledger.application import Ledger
 from ledger.batch import Batch
 from ledger.ids import BOOK_ID, NAMESPACE
-from ledger.judged import pack
+from ledger.judged import Judged, pack
 from ledger.keys import KeyPair, verify
 from ledger.money import budget_account, friend_account
 from ledger.receipt import DOMAIN, Receipt, fold_digests, segment_digest, to_bitmap
@@ -105,7 +105,7 @@ def served() -> Iterator[e.Event]:
         originator_id=BOOK_ID, name="c", unit="EUR", genesis_us=START, epoch_length_s=3_600, **common
     )
     stream_ids = [named("stream", n) for n in range(STREAMS)]
-    accepted = e.Judged("accepted", 30, 30_000_000)
+    accepted = Judged("accepted", 30, 30_000_000)
     bitmap, digest = to_bitmap(0, range(30)), bytes(32)
     for n in range(NODES):
         node_id = named("node", n)
@@ -281,7 +281,7 @@ def receipts_a_second(url: str, folder: Path) -> tuple[float, float]:
 def session_bytes() -> float:
     """Memory of what keeps receipts from being paid twice, for each of many sessions with a network of its own."""
     delivery, events = Delivery(named("delivery", 0)), SESSIONS // RECEIPTS_A_BATCH
-    bitmap, accepted = to_bitmap(0, range(30)), e.Judged("accepted", 30, 30_000_000)
+    bitmap, accepted = to_bitmap(0, range(30)), Judged("accepted", 30, 30_000_000)
     gc.collect()
     tracemalloc.start()
     for at in range(events):

@@ -25,6 +25,7 @@ import structlog
 import uvicorn
 import uvloop
 
+from hub.clock import now_us
 from ledger.events import Segment
 from ledger.keys import KeyPair
 from relay.http import media_protocol
@@ -40,7 +41,6 @@ from relay.origin.store import RenditionStore
 from relay.ports import Assignment, BroadcastGrant, StreamGrant
 from relay.rtmp import amf
 from relay.rtmp.chunks import Message, write_message
-from relay.service import wall_clock_us
 
 SESSION = UUID(int=1)
 FIXED = UUID(int=2)  # rendition of the segments that `fill` makes
@@ -118,10 +118,10 @@ async def origin(low_latency: bool) -> None:
         low_latency_viewers=100 if low_latency else 0,
     )
     authority, steering = Authority(), Steering()
-    catalogue = Catalogue(authority, settings, wall_clock_us)
+    catalogue = Catalogue(authority, settings, now_us)
     ingest = IngestServer(authority, catalogue, settings)
     rtmp_port = await ingest.start("127.0.0.1", 0)
-    app = MediaApp(catalogue, steering, settings, wall_clock_us)
+    app = MediaApp(catalogue, steering, settings, now_us)
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -159,7 +159,7 @@ def skips(catalogue: Catalogue) -> int:
 
 def fill(catalogue: Catalogue, authority: Authority, settings: OriginSettings) -> None:
     """A stream `fixed` with segments of a known size, all kept."""
-    live = Live(StreamGrant(FIXED, "fixed"), authority, settings, wall_clock_us, catalogue)
+    live = Live(StreamGrant(FIXED, "fixed"), authority, settings, now_us, catalogue)
     live.admit(_Publisher())
     catalogue.lives["fixed"] = live
     format_ = Format(H264Config("avc1.64001f", 1280, 720, 4, b"", b""), None)

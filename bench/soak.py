@@ -27,6 +27,7 @@ from bench.__main__ import line
 from bench.relay import Child
 from bench.relay_feed import Encoder, Tag
 from bench.relay_rig import Steering
+from hub.clock import now_us
 from ledger.events import Segment
 from relay.origin.settings import OriginSettings
 from relay.ports import BroadcastGrant, StreamGrant
@@ -106,7 +107,7 @@ class Looker:
 async def origin() -> None:
     looker = Looker()
     settings = OriginSettings(retain_s=1.0, retain_bytes=8 << 20, publish_grace_s=30.0)
-    served = Origin(looker, Steering(), settings)
+    served = Origin(looker, Steering(), settings, now_us)
     print(json.dumps({"port": await served.start_rtmp("127.0.0.1", 0)}), flush=True)
     loop = asyncio.get_running_loop()
     while command := (await loop.run_in_executor(None, sys.stdin.readline)).strip():

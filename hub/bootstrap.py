@@ -4,12 +4,12 @@ Invariant: every step may be repeated; a hub that died in the middle of its firs
 What is secret is returned once, to be printed, and kept only as a hash.
 """
 
-import time
 from dataclasses import dataclass
 from uuid import uuid4
 
 from api.directory import Directory, Role
 from api.newcomers import invite_friend, new_stream_key
+from hub.clock import now_us
 from hub.keystore import KeyStore
 from hub.rotation import take_up
 from hub.settings import Settings
@@ -30,10 +30,6 @@ class FirstRun:
     invite_code: str | None = None
     friend_token: str | None = None
     creator_token: str | None = None
-
-
-def now_us() -> int:
-    return time.time_ns() // 1_000
 
 
 def first_run(settings: Settings, ledger: Ledger, directory: Directory) -> FirstRun:

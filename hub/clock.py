@@ -1,4 +1,4 @@
-"""A wall clock that is wrong is noticed before money follows it.
+"""The wall clock, and that it is wrong noticed before money follows it.
 
 Invariant: `checked` returns the wall clock only while it runs as the machine's own clock does since the start, give or
 take `LEAP_S`. An epoch that was settled cannot be taken back: settled by a date that is a month ahead, nothing more
@@ -29,6 +29,11 @@ _OWN_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 class ClockLeaptError(Exception):
     """The message is for the operator."""
+
+
+def now_us() -> int:
+    """The wall clock, as it is set: Unix microseconds."""
+    return time.time_ns() // 1_000
 
 
 def _own_us() -> int:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console as Terminal
 from rich.table import Table
 
-from hub.bootstrap import now_us
+from hub.clock import now_us
 from hub.keystore import SigningKeys
 from hub.log_name import log_origin
 from hub.operator import Console, console

@@ -32,18 +32,20 @@ from api.liveness import Liveness, LivenessUnknown
 from api.ratelimit import RateLimiter
 from api.valkey import connect
 from hub.authority import InPool, LedgerAuthority
-from hub.bootstrap import now_us
-from hub.clock import ClockWatch
+from hub.clock import ClockWatch, now_us
 from hub.digests import SegmentDigests
 from hub.embedded.account import among_strangers
 from hub.heartbeats import HEARTBEATS_FOLDER, Heartbeats
 from hub.keystore import KeyStore
 from hub.leaving import leave
+from hub.live_nodes import NEW_HEALTH, LiveNode
 from hub.logs import configure_logging
+from hub.observations import OBSERVE_AFTER_S
 from hub.pings import Pings
+from hub.proxies import TrustedProxies
 from hub.rails import payouts_folder
 from hub.settings import Settings, load_settings, ports_of
-from hub.steering import NEW_HEALTH, OBSERVE_AFTER_S, LedgerSteering, LiveNode
+from hub.steering import LedgerSteering
 from hub.troubles import TROUBLES_FOLDER, Troubles
 from ledger.aggregates.broadcast import Broadcast
 from ledger.aggregates.node import Node
@@ -198,7 +200,7 @@ class OriginProcess:
         self._rtmp_ready = True
         server = uvicorn.Server(
             uvicorn.Config(
-                self.asgi,
+                TrustedProxies(self.asgi, self._settings.trusted_proxies, self._api.state.metrics.forwarded),
                 # Connections that say nothing, or take nothing, do not hold one for ever.
                 http=media_protocol(self._origin.asgi.at_once, max_connections=HTTP_CONNECTIONS),
                 interface="asgi3",
@@ -206,6 +208,7 @@ class OriginProcess:
                 access_log=False,
                 log_config=None,
                 server_header=False,
+                proxy_headers=False,
                 timeout_graceful_shutdown=STOP_PATIENCE_S,
             )
         )

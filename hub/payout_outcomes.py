@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from hub.bootstrap import now_us
+from hub.clock import now_us
 from hub.operator import Console, console, micro_from_text, micro_to_text
 from hub.payout_shown import (
     BATCH,

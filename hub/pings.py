@@ -22,7 +22,7 @@ from typing import Final
 from uuid import UUID
 
 from hub.lines import ANSWER_S, Line
-from hub.steering import LiveNode
+from hub.live_nodes import LiveNode
 
 AT_ONCE: Final = 100
 RESOLVE_EVERY_S: Final = 300.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from hub.bootstrap import now_us
+from hub.clock import now_us
 from hub.settings import PREFIX, Settings, SettingsError
 from ledger.aggregates.payout import Payout
 from ledger.rails import Rail, pain001

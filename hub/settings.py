@@ -5,6 +5,7 @@ Invariant: a hub that starts has valid settings; one that does not says which va
 """
 
 import difflib
+import ipaddress
 import json
 import os
 import re
@@ -65,6 +66,18 @@ def _witnesses(value: str) -> str:
 
     WitnessAddress.parse_all(value)
     return value
+
+
+def _proxies(value: str) -> str:
+    found = []
+    for text in value.split(","):
+        if text.strip() == "*":
+            raise ValueError("must not be *: everybody could say which network they are in")
+        network = ipaddress.ip_network(text.strip())
+        if not network.prefixlen:
+            raise ValueError(f"must not be {network}: everybody could say which network they are in")
+        found.append(str(network if network.num_addresses > 1 else network.network_address))
+    return ",".join(found)
 
 
 MAX_SRT_PORTS = 16  # each is a program that listens
@@ -132,6 +145,10 @@ class Settings(BaseSettings):
     http_port: Port = Field(8000, description="port for pages, API and media, 1 to 65535")
     public_url: Annotated[str, _scheme("http", "https")] | None = Field(
         None, description="what viewers and friends reach this hub by, such as https://live.example.org"
+    )
+    trusted_proxies: Annotated[str, AfterValidator(_proxies)] = Field(
+        "127.0.0.1,::1",
+        description="addresses and networks, commas between, of the proxies whose X-Forwarded-For is believed",
     )
     crew_name: str = Field(
         "crew", min_length=1, max_length=80, description="name of the crew, 1 to 80 characters"
@@ -298,9 +315,11 @@ def load_settings() -> Settings:
 
 
 def unknown_variables() -> list[str]:
-    """A line for each `STREAMRP2P_*` variable that looks like a misspelt setting."""
+    """A line for each variable that looks like a misspelt setting, or was one."""
     known = [PREFIX + name.upper() for name in Settings.model_fields]
     lines = []
+    if os.environ.get("FORWARDED_ALLOW_IPS"):
+        lines.append(f"FORWARDED_ALLOW_IPS is not read: name your proxies in {PREFIX}TRUSTED_PROXIES")
     for name in sorted(os.environ):
         if name.startswith(PREFIX) and name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)

@@ -213,12 +213,12 @@ class Supervisor:
                     _log.warning("a step failed, trying again", step=name, exit_code=code)
         return None
 
-    def _finish(self, program: Program, deadline: float) -> int | None:
-        """The exit code; None when a stop was asked for. Raises StartFailed after the deadline."""
+    def _finish(self, program: Program, deadline_s: float) -> int | None:
+        """The exit code; None when a stop was asked for. Raises StartFailed after `deadline_s` (monotonic)."""
         while not self._stopping:
             if (code := program.poll()) is not None:
                 return code
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline_s:
                 raise StartFailed(f"{program.name} did not end in time")
             self._wait(POLL_STARTING_S)
             for watch in self._watched:

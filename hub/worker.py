@@ -17,8 +17,7 @@ import structlog
 from api.estimates import Estimates
 from api.liveness import Liveness, LivenessUnknown
 from api.valkey import connect
-from hub.bootstrap import now_us
-from hub.clock import SteadyClock
+from hub.clock import SteadyClock, now_us
 from hub.embedded.warm import warm
 from hub.estimating import Estimating
 from hub.heartbeats import HEARTBEATS_FOLDER, STEP_S, Heartbeats

@@ -19,7 +19,8 @@ from psycopg.rows import TupleRow
 
 from ledger.aggregates.base import Aggregate
 from ledger.aggregates.book import Book
-from ledger.events import Event, UnknownEventError, decode, happened_us
+from ledger.event_codec import UnknownEventError, decode, happened_us
+from ledger.events import Event
 from ledger.store.cache import AggregateCache
 from ledger.store.database import Datastore
 from ledger.store.factory import Store

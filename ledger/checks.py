@@ -19,7 +19,7 @@ import numpy as np
 from ledger import merkle, served
 from ledger.batch import receipts_digest
 from ledger.claims import Claims, Ints, Told, Writer, room_bytes
-from ledger.events import MAX_EVENT_BYTES, decode_stored, encode
+from ledger.event_codec import MAX_EVENT_BYTES, decode_stored, encode
 from ledger.keys import PUBLIC_KEY_BYTES, verify
 from ledger.layout import Admitted, admitted
 from ledger.receipt import BODY_BYTES, DOMAIN, SIGNED_BYTES

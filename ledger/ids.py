@@ -10,6 +10,8 @@ from uuid import UUID, uuid5
 
 NAMESPACE: Final = UUID("5e1f0d1e-7a53-5c0e-9f43-737265616d72")
 
+SLUG: Final = r"[a-z0-9][a-z0-9-]{1,38}"  # a stream's name, as a regular expression
+
 CREW_ID: Final = uuid5(NAMESPACE, "crew")
 BOOK_ID: Final = uuid5(NAMESPACE, "book")
 TREE_ID: Final = uuid5(NAMESPACE, "tree")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledger.credit import CreditSet, Units, count
-from ledger.events import Judged
+from ledger.judged import Judged
 from ledger.receipt import SignedReceipt, fold_digests
 from ledger.settings import Settings
 from ledger.ticket import Ticket, ViewerClass, WireError

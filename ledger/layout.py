@@ -2,7 +2,7 @@
 
 Invariant: what `admitted` names are exactly the one encodings of events that are the first of their aggregates, with
 every field where the row type of the layout says; a ticket among them can be read and has the id of its hash. What it
-does not name, right or wrong, is for `ledger.events.decode_stored`.
+does not name, right or wrong, is for `ledger.event_codec.decode_stored`.
 """
 
 import hashlib
@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ledger.events import SessionOpened, TicketIssued, encode
+from ledger.event_codec import encode
+from ledger.events import SessionOpened, TicketIssued
 from ledger.ids import NAMESPACE
 from ledger.ticket import BODY_BYTES, DOMAIN, MAX_SEGMENTS, SIGNED_BYTES, VERSION, ViewerClass
 

@@ -95,15 +95,6 @@ class Frontier:
         return twin
 
 
-def subtrees_of(hashes: Sequence[bytes]) -> Subtree:
-    """Full subtrees over leaf hashes held in memory, computed when asked for."""
-
-    def subtree(level: int, index: int) -> bytes:
-        return root_of_hashes(hashes[index << level : (index + 1) << level])
-
-    return subtree
-
-
 def _range_root(subtree: Subtree, start: int, end: int) -> bytes:
     """Hash of leaves [start, end) where start is aligned to the largest power of two in the range."""
     edge: list[bytes] = []
@@ -115,11 +106,6 @@ def _range_root(subtree: Subtree, start: int, end: int) -> bytes:
     while edge:
         acc = node_hash(edge.pop(), acc)
     return acc
-
-
-def root_from(subtree: Subtree, size: int) -> bytes:
-    """The root of the first `size` leaves."""
-    return _range_root(subtree, 0, size) if size else EMPTY_ROOT
 
 
 def _split(size: int) -> int:

@@ -1,7 +1,7 @@
 """Deliveries in the published log, read without decoding them: where a field stands follows from lengths before it.
 
-Invariant: what `read` gives, sorted out, is what `ledger.events.decode_stored` says of these bytes, and they are the one encoding of
-that event. What it does not read (None), right or wrong, is for `decode_stored`.
+Invariant: what `read` gives, sorted out, is what `event_codec.decode_stored` says of these bytes, and they are the one
+encoding of that event. What it does not read (None), right or wrong, is for `decode_stored`.
 """
 
 import struct
@@ -14,7 +14,8 @@ import msgspec
 import numpy as np
 
 from ledger.batch import HEADER_BYTES
-from ledger.events import SegmentsServed, decode_stored, prefix_of
+from ledger.event_codec import decode_stored, prefix_of
+from ledger.events import SegmentsServed
 from ledger.judged import SESSION_BYTES, SIZE_BYTES, UNITS_BYTES, all_different, as_first_met, numbers_fit
 from ledger.receipt import SIGNED_BYTES
 

@@ -28,19 +28,7 @@ PAGES: Final = (e.EpochSettled, e.HoldsReleased, e.DisputeUpheld, e.DisputeRejec
 class Balances(base.Projection):
     name = "balances"
     version = 1
-    ignores = (
-        base.CREW
-        | base.STREAM
-        | base.BROADCAST
-        | base.SESSION
-        | base.DELIVERY
-        | base.INVITE
-        | base.NODE
-        | base.TARIFF
-        | base.PAYOUT
-        | base.TREE
-        | {e.DisputeOpened}
-    )
+    ignores = base.EVERY - base.MONEY | {e.DisputeOpened}
 
     def __init__(self, tables: Tables) -> None:
         self._accounts = Tally(tables.balances)

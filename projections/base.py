@@ -12,7 +12,8 @@ from uuid import UUID
 from sqlalchemy import Connection, Table
 
 from ledger import events as e
-from ledger.events import Event, UnknownEventError
+from ledger.event_codec import UnknownEventError
+from ledger.events import Event
 from projections.excerpts import Transfer
 from projections.fold import ProjectionError, Rows, Tally
 from projections.schema import Tables
@@ -80,6 +81,8 @@ PAYOUT: Kinds = frozenset(
 )
 DISPUTES: Kinds = frozenset({e.DisputeOpened, e.DisputeUpheld, e.DisputeRejected})
 TREE: Kinds = frozenset({e.StateRecorded})
+# Those above, and not whatever the ledger has: a kind that nobody has thought of here stops every projection.
+EVERY: Kinds = CREW.union(STREAM, BROADCAST, SESSION, DELIVERY, INVITE, NODE, TARIFF, MONEY, PAYOUT, TREE)
 
 
 class Projection:

@@ -9,7 +9,6 @@ from projections.nodes import Nodes
 from projections.payouts import Payouts
 from projections.statements import Statements
 from projections.streams import Streams
-from projections.verdicts import Verdicts
 
 PROJECTIONS: Final[tuple[type[Projection], ...]] = (
     Balances,
@@ -17,7 +16,6 @@ PROJECTIONS: Final[tuple[type[Projection], ...]] = (
     Nodes,
     Streams,
     Payouts,
-    Verdicts,
 )
 
 

@@ -1,7 +1,7 @@
 """What the read models read of each event. The rest of its bytes is stepped over, ids stay the 16 bytes that they are.
 
 Invariant: `of(event)` has the fields of the event under their own names, an id as its bytes; bytes that `Reader.read`
-gives excerpts of are events that `ledger.events.decode` reads, as far as the fields here go. An old version of an
+gives excerpts of are events that `ledger.event_codec.decode` reads, as far as the fields here go. An old version of an
 event, an unknown one and bytes that do not fit have no excerpt: they are for `ledger.events`.
 """
 
@@ -10,9 +10,9 @@ from typing import Annotated, Any, Final, Union
 
 import msgspec
 
-from ledger import events as e
-from ledger.events import Event, encode
-from ledger.judged import SIZE_BYTES, UNITS_BYTES
+from ledger.event_codec import EVENT_TYPES, encode
+from ledger.events import Event
+from ledger.judged import SIZE_BYTES, UNITS_BYTES, Judged
 from ledger.receipt import SIGNED_BYTES
 from ledger.verdict import CAPS, VERDICTS
 
@@ -138,7 +138,7 @@ class NodeRetired(Excerpt, frozen=True, tag="node.retired.v1"):
 
 class ReceiptsRefused(Excerpt, frozen=True, tag="node.receipts_refused.v1"):
     batch_header: bytes
-    judged: tuple[e.Judged, ...]
+    judged: tuple[Judged, ...]
 
 
 # --- money ------------------------------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def _leaves(cls: type[Excerpt]) -> Iterable[type[Excerpt]]:
 
 
 _BY_TAG: Final = {str(c.__struct_config__.tag): c for c in _leaves(Excerpt)}
-EXCERPTS: Final[dict[type[Event], type[Excerpt]]] = {e.EVENT_TYPES[tag]: c for tag, c in _BY_TAG.items()}
+EXCERPTS: Final[dict[type[Event], type[Excerpt]]] = {EVENT_TYPES[tag]: c for tag, c in _BY_TAG.items()}
 _decoders: Final = {kind: msgspec.msgpack.Decoder(excerpt) for kind, excerpt in EXCERPTS.items()}
 
 

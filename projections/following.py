@@ -7,7 +7,8 @@ raised and what they gathered is worth nothing. What a projection neither handle
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ledger.events import Event, UnknownEventError
+from ledger.event_codec import UnknownEventError
+from ledger.events import Event
 from projections import excerpts
 from projections.base import Handler, Kinds, Projection, Unreadable
 from projections.excerpts import EXCERPTS, Excerpt, NoExcerptError

@@ -18,18 +18,8 @@ from projections.schema import Tables
 
 class Nodes(base.Projection):
     name = "nodes"
-    version = 1
-    ignores = (
-        base.CREW
-        | base.STREAM
-        | base.BROADCAST
-        | base.SESSION
-        | base.INVITE
-        | base.TARIFF
-        | base.MONEY
-        | base.PAYOUT
-        | base.TREE
-    )
+    version = 2
+    ignores = base.EVERY - base.NODE - base.DELIVERY
 
     def __init__(self, tables: Tables) -> None:
         self._nodes = Rows(tables.nodes)
@@ -64,6 +54,7 @@ class Nodes(base.Projection):
             self._add(
                 total.group,
                 total.verdict,
+                total.cap,
                 total.last_position,
                 receipts=total.receipts,
                 units=total.units,
@@ -119,6 +110,7 @@ class Nodes(base.Projection):
             self._add(
                 event.originator_id,
                 j.verdict,
+                j.cap,
                 position,
                 receipts=1,
                 units=j.units,
@@ -135,7 +127,15 @@ class Nodes(base.Projection):
             self._batch_sent(event.node_id, batch_mark(event.verdicts), event.at_us)
 
     def _add(
-        self, node_id: bytes, verdict: str, position: int, *, receipts: int, units: int, credited_bytes: int
+        self,
+        node_id: bytes,
+        verdict: str,
+        cap: str,
+        position: int,
+        *,
+        receipts: int,
+        units: int,
+        credited_bytes: int,
     ) -> None:
         accepted = verdict == Verdict.ACCEPTED
         self._nodes.change(
@@ -146,7 +146,7 @@ class Nodes(base.Projection):
             credited_bytes=credited_bytes,
             last_position=position,
         )
-        self._verdicts.change(node_id, verdict, receipts=receipts)
+        self._verdicts.change(node_id, verdict, cap, receipts=receipts)
 
     def _stands(self, node_id: bytes, standing: str, reason: str, position: int) -> None:
         self._nodes.change(node_id, standing=standing, standing_reason=reason, last_position=position)

@@ -18,25 +18,13 @@ from projections.schema import Tables
 class Payouts(base.Projection):
     name = "payouts"
     version = 3
-    ignores = (
-        base.CREW
-        | base.STREAM
-        | base.BROADCAST
-        | base.SESSION
-        | base.DELIVERY
-        | base.INVITE
-        | base.NODE
-        | base.TARIFF
-        | base.TREE
-        | base.DISPUTES
-        | {
-            e.BudgetDeposited,
-            e.BudgetWithdrawn,
-            e.EpochSettled,
-            e.HoldsReleased,
-            e.AdjustmentBooked,
-        }
-    )
+    ignores = (base.EVERY - base.PAYOUT - base.MONEY | base.DISPUTES) | {
+        e.BudgetDeposited,
+        e.BudgetWithdrawn,
+        e.EpochSettled,
+        e.HoldsReleased,
+        e.AdjustmentBooked,
+    }
 
     def __init__(self, tables: Tables) -> None:
         self._batches = Rows(tables.payouts)

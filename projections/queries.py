@@ -8,6 +8,7 @@ Every method is one short statement, or two on one snapshot, and may be called f
 """
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -18,14 +19,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ledger.aggregates.payout import payout_id
-from ledger.events import UnknownEventError
+from ledger.event_codec import UnknownEventError
 from ledger.ids import stream_id
-from ledger.verdict import Verdict
 from projections.base import Projection
 from projections.catalog import PROJECTIONS
 from projections.health import health
 from projections.log import Log
-from projections.schema import NO_STREAM, Tables
+from projections.schema import Tables
 
 PAGE_MAX: Final = 1000
 _POLL_S_MIN: Final = 0.005
@@ -90,6 +90,7 @@ class NodeView:
     receipts_accepted: int
     receipts_refused: int
     verdicts: Mapping[str, int]  # receipts by ledger.verdict.Verdict
+    caps: Mapping[str, int]  # those that were capped by ledger.verdict.Cap
     credited_units: int  # segments
     credited_bytes: int
 
@@ -147,18 +148,6 @@ class PayoutView:
     line_count: int
     waiting_lines: int  # planned, and not yet given to the rail
     lines: tuple[PayoutLineView, ...]  # empty in `payouts()`
-    last_position: int
-
-
-@dataclass(frozen=True, slots=True)
-class VerdictCount:
-    stream_id: UUID | None  # None: the receipts belong to no stream (malformed, or of an unknown ticket)
-    node_id: UUID
-    verdict: str
-    cap: str  # ledger.verdict.Cap, for capped receipts
-    receipts: int
-    units: int
-    credited_bytes: int
     last_position: int
 
 
@@ -244,21 +233,6 @@ class Queries:
         found = self._streams(stream_id(slug))
         return found[0] if found else None
 
-    def refusals(self, stream: UUID | None = None, node: UUID | None = None) -> list[VerdictCount]:
-        """What was refused and why: counts by stream, node, verdict and cap, the most frequent first."""
-        return [c for c in self.verdicts(stream, node) if c.verdict != Verdict.ACCEPTED]
-
-    def verdicts(self, stream: UUID | None = None, node: UUID | None = None) -> list[VerdictCount]:
-        """As `refusals`, with the accepted ones."""
-        t = self._tables.verdicts
-        query = select(t)
-        if stream is not None:
-            query = query.where(t.c.stream_id == stream)
-        if node is not None:
-            query = query.where(t.c.node_id == node)
-        order = (t.c.receipts.desc(), t.c.verdict, t.c.cap, t.c.node_id, t.c.stream_id)
-        return [_verdict(r) for r in self._all(query.order_by(*order))]
-
     # --- payouts -----------------------------------------------------------------------------------------------------
 
     def payouts(self, limit: int = 100) -> list[PayoutView]:
@@ -342,11 +316,14 @@ class Queries:
         t, v = self._tables.nodes, self._tables.node_verdicts
         # One statement, so that both tables are read at the same position.
         counts = (
-            select(v.c.node_id, func.jsonb_object_agg(v.c.verdict, v.c.receipts).label("verdicts"))
+            select(
+                v.c.node_id,
+                func.jsonb_agg(func.jsonb_build_array(v.c.verdict, v.c.cap, v.c.receipts)).label("answers"),
+            )
             .group_by(v.c.node_id)
             .subquery()
         )
-        query = select(t, counts.c.verdicts).outerjoin(counts, counts.c.node_id == t.c.node_id)
+        query = select(t, counts.c.answers).outerjoin(counts, counts.c.node_id == t.c.node_id)
         if node_id is not None:
             query = query.where(t.c.node_id == node_id)
         return [_node(r) for r in self._all(query.order_by(t.c.joined_us, t.c.node_id))]
@@ -396,6 +373,11 @@ def _balance(row: Row[Any]) -> Balance:
 
 
 def _node(row: Row[Any]) -> NodeView:
+    verdicts, caps = Counter[str](), Counter[str]()
+    for verdict, cap, receipts in row.answers or ():
+        verdicts[verdict] += receipts
+        if cap:
+            caps[cap] += receipts
     return NodeView(
         node_id=row.node_id,
         friend_id=row.friend_id,
@@ -409,7 +391,8 @@ def _node(row: Row[Any]) -> NodeView:
         probes_bad=row.probes_bad,
         receipts_accepted=row.receipts_accepted,
         receipts_refused=row.receipts_refused,
-        verdicts=row.verdicts or {},
+        verdicts=verdicts,
+        caps=caps,
         credited_units=row.credited_units,
         credited_bytes=row.credited_bytes,
     )
@@ -434,19 +417,6 @@ def _stream(row: Row[Any]) -> StreamView:
         started_us=row.started_us,
         ended_us=None if live else row.ended_us,
         last_sequence=row.last_sequence,
-        last_position=row.last_position,
-    )
-
-
-def _verdict(row: Row[Any]) -> VerdictCount:
-    return VerdictCount(
-        stream_id=None if row.stream_id == NO_STREAM else row.stream_id,
-        node_id=row.node_id,
-        verdict=row.verdict,
-        cap=row.cap,
-        receipts=row.receipts,
-        units=row.units,
-        credited_bytes=row.credited_bytes,
         last_position=row.last_position,
     )
 

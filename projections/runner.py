@@ -24,7 +24,7 @@ from projections.catalog import PROJECTIONS
 from projections.fold import ProjectionError
 from projections.following import Followers
 from projections.log import Log
-from projections.queries import Lag, Queries, ReadModelUnavailable
+from projections.queries import ReadModelUnavailable
 from projections.rebuild import RebuildRunning, rebuild
 from projections.schema import Tables
 from projections.tracking import Tracked
@@ -83,7 +83,6 @@ class Runner:
         self._positions: dict[str, int] = {}  # empty: to be read from the database
         self._batch_events = batch_events
         self._alive = alive
-        self._queries = Queries(engine, schema_name, projections)
         self._running = False
         self._kept: Connection | None = None
         self.stopped: dict[str, Exception] = {}  # projections that could not go on, and why
@@ -95,6 +94,7 @@ class Runner:
             # No projection has this name: making the tracking table needs a lock as well.
             tracking.lock(connection, self._tables, ["*"])
             schema.create_positions(connection, self._tables.positions)
+            schema.drop_former(connection, self._tables.positions)
             tracked = tracking.read(connection, self._tables)
             for name, projection in self._classes.items():
                 if name not in tracked:
@@ -166,13 +166,6 @@ class Runner:
         while self.step():
             pass
         return min((self._positions[name] for name in self._going()), default=0)
-
-    def wait(self, position: int, timeout_s: float) -> bool:
-        """Whether the event at `position` is in all the rows within `timeout_s`. Raises ReadModelUnavailable."""
-        return self._queries.wait(position, timeout_s)
-
-    def lag(self, *, now_us: int | None = None) -> list[Lag]:
-        return self._queries.lag(self._log, now_us=time.time_ns() // 1000 if now_us is None else now_us)
 
     # --- inside
 

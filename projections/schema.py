@@ -11,14 +11,13 @@ Amounts are `_micro` (millionths of the unit of account), times `_us` (Unix micr
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Final
-from uuid import UUID
 
 from sqlalchemy import BigInteger, Boolean, Column, Connection, Integer, MetaData, Table, Text, Uuid, inspect
 
 TRACKING: Final = "read_positions"
 NEXT: Final = "__next"  # suffix of tables that a rebuild fills beside the live ones
 HISTORY_LENGTH: Final = 16  # outcomes kept in a HISTORY column, oldest first
-NO_STREAM: Final = UUID(int=0)  # stands where a receipt belongs to no stream
+_FORMER: Final = {"verdicts": ("read_verdicts", "read_verdict_deliveries")}  # projection -> its tables
 
 
 class Merge(StrEnum):
@@ -131,6 +130,7 @@ class Tables:
             metadata,
             _uuid("node_id", Merge.KEY),
             _text("verdict", Merge.KEY),
+            _text("cap", Merge.KEY),  # "" unless capped
             _int("receipts", Merge.ADD),
         )
 
@@ -198,25 +198,6 @@ class Tables:
             _int("last_position", Merge.LATEST),
         )
 
-        self.verdicts = Table(
-            "read_verdicts" + suffix,
-            metadata,
-            _uuid("stream_id", Merge.KEY),
-            _uuid("node_id", Merge.KEY),
-            _text("verdict", Merge.KEY),
-            _text("cap", Merge.KEY),
-            _int("receipts", Merge.ADD),
-            _int("units", Merge.ADD),
-            _int("credited_bytes", Merge.ADD),
-            _int("last_position", Merge.LATEST),
-        )
-        self.verdict_deliveries = Table(
-            "read_verdict_deliveries" + suffix,
-            metadata,
-            _uuid("delivery_id", Merge.KEY),
-            _uuid("stream_id", Merge.FIXED),
-        )
-
 
 def create(connection: Connection, tables: Sequence[Table]) -> None:
     """Create those of the tables, with their indexes, that do not exist."""
@@ -236,6 +217,16 @@ def create_positions(connection: Connection, positions: Table) -> None:
 def drop(connection: Connection, tables: Sequence[Table]) -> None:
     if tables:
         tables[0].metadata.drop_all(connection, tables=list(tables))
+
+
+def drop_former(connection: Connection, positions: Table) -> None:
+    """What earlier programs kept and nobody reads any more. An earlier program that comes back builds its own again."""
+    quote = connection.dialect.identifier_preparer.quote
+    prefix = f"{quote(positions.schema)}." if positions.schema else ""
+    for name, tables in _FORMER.items():
+        for table in tables:
+            connection.exec_driver_sql(f"DROP TABLE IF EXISTS {prefix}{table}")
+        connection.execute(positions.delete().where(positions.c.name == name))
 
 
 def all_exist(connection: Connection, tables: Sequence[Table]) -> bool:

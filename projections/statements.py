@@ -36,19 +36,7 @@ _NO_DELIVERY: Final = {"units": 0, "credited_bytes": 0, "rate_micro_per_gb": 0}
 class Statements(base.Projection):
     name = "statements"
     version = 2
-    ignores = (
-        base.CREW
-        | base.STREAM
-        | base.BROADCAST
-        | base.SESSION
-        | base.DELIVERY
-        | base.INVITE
-        | base.NODE
-        | base.TARIFF
-        | base.PAYOUT
-        | base.TREE
-        | {e.BudgetDeposited, e.BudgetWithdrawn}
-    )
+    ignores = base.EVERY - base.MONEY | {e.BudgetDeposited, e.BudgetWithdrawn}
 
     def __init__(self, tables: Tables) -> None:
         self._lines = Rows(tables.statements)

@@ -20,17 +20,12 @@ _PUBLISHED: Final = ("segments", "published_bytes", "duration_us", "last_sequenc
 class Streams(base.Projection):
     name = "streams"
     version = 1
-    ignores = (
-        base.CREW
-        | base.DELIVERY
-        | base.INVITE
-        | base.NODE
-        | base.TARIFF
-        | base.MONEY
-        | base.PAYOUT
-        | base.TREE
-        | {e.StreamKeyRotated, e.BroadcastEnded, e.SessionObserved, e.TicketIssued}
-    )
+    ignores = base.EVERY - base.STREAM - base.BROADCAST - base.SESSION | {
+        e.StreamKeyRotated,
+        e.BroadcastEnded,
+        e.SessionObserved,
+        e.TicketIssued,
+    }
 
     def __init__(self, tables: Tables) -> None:
         self._streams = Rows(tables.streams)

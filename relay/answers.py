@@ -23,6 +23,7 @@ METHODS: Final = b"GET, HEAD, OPTIONS"
 # was sent before. In the scope's extensions, where the server has it.
 Respond: TypeAlias = Callable[[int, bytes, int, bytes | Body], bool]
 RESPOND: Final = "relay.respond"
+UUID_TEXT: Final = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 uuid_of: Final = functools.lru_cache(4096)(UUID)  # a player asks with the same one every two seconds
 
 

@@ -174,7 +174,7 @@ class MediaHttpProtocol(BoundedHttpProtocol):
             and self._lasting
             and self.limit_concurrency is None
             and not self.expect_100_continue
-            # uvicorn's middleware believes a proxy on this machine about who asks.
+            # A trusted proxy is believed about who asks: for whom that is, is known further in (hub.proxies).
             and not any(name.startswith(b"x-forwarded-") for name, _ in self.headers)
         ):
             self._rest, self._rest_headers = rest, self.headers

@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import ssl
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,11 +12,6 @@ from relay.origin.live import Catalogue, Refusal
 from relay.origin.settings import OriginSettings
 from relay.ports import PublishAuthority, Steering
 from relay.srt.server import SrtServer
-
-
-def wall_clock_us() -> int:
-    """Unix microseconds."""
-    return time.time_ns() // 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +38,8 @@ class Origin:
         self,
         authority: PublishAuthority,
         steering: Steering,
-        settings: OriginSettings | None = None,
-        now_us: Callable[[], int] = wall_clock_us,
+        settings: OriginSettings | None,
+        now_us: Callable[[], int],
         child_setup: Callable[[], None] | None = None,
     ) -> None:
         chosen = settings if settings is not None else OriginSettings()

@@ -115,4 +115,4 @@ def _projections(at: Services) -> str:
         lags, size = at.reads.lag(at.ledger, now_us=at.now_us()), at.ledger.size()
     except (Unavailable, ReadModelUnavailable):
         return "cannot be read"
-    return at.levels.missing(lags, size, events_max=at.settings.lag_events_max) or _OK
+    return at.levels.missing(lags, size) or _OK

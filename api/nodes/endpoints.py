@@ -236,6 +236,7 @@ def _out(view: NodeView, names: dict[UUID, str], viewers: Viewers) -> NodeOut:
         receipts_accepted=view.receipts_accepted,
         receipts_refused=view.receipts_refused,
         verdicts=dict(view.verdicts),
+        caps=dict(view.caps),
         credited_units=view.credited_units,
         credited_bytes=view.credited_bytes,
     )

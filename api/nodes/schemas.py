@@ -112,7 +112,8 @@ class NodeOut(BaseModel):
     probes_bad: int
     receipts_accepted: int
     receipts_refused: int
-    verdicts: dict[str, int]
+    verdicts: dict[str, int] = Field(description="receipts by the hub's answer")
+    caps: dict[str, int] = Field(description="why those that were capped were")
     credited_units: int
     credited_bytes: int
 

@@ -5,7 +5,7 @@ Invariant: a correction is a new transfer with a reason and a reference; the sam
 
 import typer
 
-from hub.bootstrap import now_us
+from hub.clock import now_us
 from hub.operator import console, micro_from_text
 from ledger.money import EXTERNAL
 from ledger.services.disputes import adjust as book

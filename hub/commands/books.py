@@ -6,7 +6,7 @@ Invariant: everything comes from the log; with `--from` it needs no hub, no data
 import typer
 
 from hub.commands.explain import open_log
-from ledger.journal import FORMATS, journal
+from ledger.bookkeeping import FORMATS, plain_text
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -27,5 +27,5 @@ def export(
     if format_name not in FORMATS:
         raise typer.BadParameter(f"there is no format {format_name!r}; there are: {', '.join(FORMATS)}")
     with open_log(source) as log:
-        for line in journal(log.events(0, None), format_name):
+        for line in plain_text(log.events(0, None), format_name):
             typer.echo(line)

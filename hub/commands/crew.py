@@ -5,7 +5,7 @@ from then on, and no viewer from the moment that the hub's other processes hear 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 import typer
@@ -14,13 +14,15 @@ from rich.table import Table
 
 from api.liveness import Liveness
 from api.valkey import connect
-from hub.bootstrap import now_us
+from hub.clock import now_us
 from hub.key_commands import app as key_app
 from hub.operator import Console, checked_reason, console
 from hub.settings import HubNotRunning
 from ledger.aggregates.node import Node
 from ledger.services import crew
 from ledger.services import nodes as commands
+from ledger.verdict import Verdict
+from projections.queries import NodeView
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(key_app, name="key")
@@ -59,7 +61,7 @@ def change(settings: list[str] = typer.Argument(help="NAME=NUMBER, such as hold_
 
 @app.command()
 def nodes(as_json: bool = JSON) -> None:
-    """All nodes: whose they are, how they do, and why one is suspended or retired."""
+    """All nodes: whose they are, how they do, which receipts were refused, and why one is suspended or retired."""
     with console() as at:
         views = at.reads.nodes()
         names, friends = at.directory.node_names(v.node_id for v in views), at.directory.friends()
@@ -70,6 +72,7 @@ def nodes(as_json: bool = JSON) -> None:
                 "name": names.get(v.node_id, ""),
                 "friend": friends.get(v.friend_id, ""),
                 "verdicts": dict(v.verdicts),
+                "caps": dict(v.caps),
             }
             for v in views
         ]
@@ -78,12 +81,24 @@ def nodes(as_json: bool = JSON) -> None:
     if not views:
         typer.echo("there are none")
         return
-    table = Table("node", "name", "friend", "state", "health")
+    table = Table("node", "name", "friend", "state", "health", "receipts refused")
     for v in views:
         state = f"{v.state}: {v.state_reason}" if v.state_reason else v.state
         friend = friends.get(v.friend_id, str(v.friend_id))
-        table.add_row(str(v.node_id), names.get(v.node_id, ""), friend, state, f"{v.health // 10} %")
+        table.add_row(
+            str(v.node_id), names.get(v.node_id, ""), friend, state, f"{v.health // 10} %", _refused(v)
+        )
     Terminal().print(table)
+
+
+def _refused(view: NodeView) -> str:
+    """`3 capped, 1 late (2 same_network, 1 own_account)`: the most frequent first, in brackets the caps."""
+
+    def said(counts: Mapping[str, int]) -> str:
+        return ", ".join(f"{n} {name}" for name, n in sorted(counts.items(), key=lambda c: (-c[1], c[0])))
+
+    refused = said({name: n for name, n in view.verdicts.items() if name != Verdict.ACCEPTED})
+    return f"{refused} ({said(view.caps)})" if view.caps else refused
 
 
 @app.command()

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console as Terminal
 from rich.table import Table
 
-from hub.bootstrap import now_us
+from hub.clock import now_us
 from hub.commands.explain import parse_place
 from hub.operator import console, micro_to_text
 from ledger.aggregates.disputes import Dispute

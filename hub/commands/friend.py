@@ -11,7 +11,7 @@ from rich.console import Console as Terminal
 from rich.table import Table
 
 from api.newcomers import new_friend_token
-from hub.bootstrap import now_us
+from hub.clock import now_us
 from hub.operator import console
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List friends, give one a new link.")

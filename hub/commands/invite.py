@@ -5,7 +5,7 @@ import json
 import typer
 
 from api.newcomers import INVITE_VALID_S, invite_friend
-from hub.bootstrap import now_us
+from hub.clock import now_us
 from hub.operator import console
 
 

@@ -12,7 +12,8 @@ import msgspec
 import typer
 
 from hub.settings import load_settings
-from ledger.events import Event, SegmentsServed, decode_stored, tag_of
+from ledger.event_codec import decode_stored, tag_of
+from ledger.events import Event, SegmentsServed
 from ledger.tlog.reader import LogReader, NotPublished, read_note
 from ledger.tlog.source import open_source
 

@@ -27,7 +27,8 @@ from relay.node.identity import (
     load_profile,
     save_profile,
 )
-from relay.node.service import MIB, Options, Started, Tls, join, serve
+from relay.node.server import Tls
+from relay.node.service import MIB, Options, Started, join, serve
 
 app = typer.Typer(
     help="Join a crew and carry its stream (for friends).",

@@ -19,7 +19,7 @@ from rich.console import Console as Terminal
 from rich.table import Table
 
 from hub import payout_outcomes
-from hub.bootstrap import now_us
+from hub.clock import now_us
 from hub.logs import configure_logging
 from hub.operator import Console, console, micro_to_text
 from hub.payout_shown import (

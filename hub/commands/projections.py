@@ -4,7 +4,6 @@ Invariant: neither command can lose anything: the read models hold nothing that 
 """
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from sqlalchemy import Engine
 
+from hub.clock import now_us
 from hub.settings import load_settings
 from ledger.application import Ledger, Unavailable
 from ledger.store.database import create_sql_engine
@@ -29,7 +29,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The read mo
 def status(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
     """How far each read model is behind the log."""
     with _opened() as (ledger, engine):
-        lags = Queries(engine).lag(ledger, now_us=time.time_ns() // 1_000)
+        lags = Queries(engine).lag(ledger, now_us=now_us())
         size = ledger.size()
     if as_json:
         typer.echo(json.dumps({"log_size": size, "projections": [_shown(lag) for lag in lags]}))

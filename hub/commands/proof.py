@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from hub.commands.log import readable
-from ledger.events import decode
+from ledger.event_codec import decode
 from ledger.note import NoteError, VerifierKey
 from ledger.tlog.files import write_atomic
 from ledger.tlog.proof import MAX_BYTES, ProofError, TlogProof

@@ -10,7 +10,7 @@ import typer
 
 from api.directory import Role
 from api.newcomers import new_stream_key, register_stream
-from hub.bootstrap import now_us
+from hub.clock import now_us
 from hub.operator import Console, console, micro_from_text, micro_to_text
 from ledger.services import budgets, crew, streams
 

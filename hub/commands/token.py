@@ -9,7 +9,7 @@ from rich.console import Console as Terminal
 from rich.table import Table
 
 from api.directory import Role, TokenShown, token_name
-from hub.bootstrap import now_us
+from hub.clock import now_us
 from hub.operator import Console, console
 from ledger.application import NotFound
 

@@ -18,7 +18,7 @@ from uuid import UUID
 import httpx2
 
 from api.directory import Directory, Role
-from hub.bootstrap import now_us
+from hub.clock import now_us
 from hub.demo.cast import STREAMRP2P, Actor, DemoError, free_ports, run_command, wait_for_http
 from hub.demo.mallory import Mallory
 from hub.settings import Settings

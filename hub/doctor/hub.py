@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from typing import Any, Final
@@ -12,6 +13,9 @@ from hub.doctor import Finding, State, answers, certificate, folder, port_free
 from hub.settings import Settings, SettingsError, unknown_variables
 
 FREE_BYTES_MIN: Final = 1_000_000_000
+_FORWARDED: Final = re.compile(
+    r'^streamrp2p_forwarded_requests_total\{believed="(\w+)"\} (\S+)$', re.MULTILINE
+)
 
 
 def is_here(settings: Settings) -> bool:
@@ -33,6 +37,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     if running:
         yield from _ready(settings)
     yield from _public(settings)
+    yield _proxies(settings, running=running)
     yield from _rtmps(settings, running=running)
 
 
@@ -65,11 +70,16 @@ def _reachable(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
 
 
-def _ready(settings: Settings) -> Iterator[Finding]:
+def _asked(settings: Settings, path: str) -> httpx2.Response:
+    """What the running hub itself answers, past whatever stands before it. Raises httpx2.HTTPError."""
     host = _reachable(settings.http_host)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.http_port}/api/ready"
+    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.http_port}{path}"
+    return httpx2.get(url, timeout=10.0, trust_env=False)
+
+
+def _ready(settings: Settings) -> Iterator[Finding]:
     try:
-        checks: dict[str, Any] = httpx2.get(url, timeout=10.0, trust_env=False).json()["checks"]
+        checks: dict[str, Any] = _asked(settings, "/api/ready").json()["checks"]
     except (httpx2.HTTPError, ValueError, KeyError, TypeError) as e:
         yield Finding("ready", State.FAIL, f"the hub does not say: {e}", "see the hub's log")
         return
@@ -103,6 +113,34 @@ def _public(settings: Settings) -> Iterator[Finding]:
     state = State.OK if status == 200 else State.FAIL
     advice = "" if status == 200 else "is that name this hub's?"
     yield Finding("public name", state, f"{settings.public_url} answers {status}", advice)
+
+
+def _proxies(settings: Settings, *, running: bool) -> Finding:
+    """Comes after `_public`, which has asked by the public name: through the proxy, when there is one."""
+    check = "proxies"
+    said = f"X-Forwarded-For is believed from {settings.trusted_proxies.replace(',', ', ')}"
+    if not running:
+        return Finding(check, State.OK, said)
+    try:
+        metrics = _asked(settings, "/metrics").text
+    except httpx2.HTTPError as e:
+        return Finding(check, State.SKIP, f"{said}; the hub does not say what came: {e}")
+    counts = {believed: float(count) for believed, count in _FORWARDED.findall(metrics)}
+    if others := counts.get("no"):
+        return Finding(
+            check,
+            State.WARN,
+            f"{said}; not so what came from elsewhere, {others:.0f} times: the log names one address a minute",
+            "is one of them a proxy of yours? Name it in STREAMRP2P_TRUSTED_PROXIES",
+        )
+    if settings.base_url.startswith("https://") and not counts:
+        return Finding(
+            check,
+            State.WARN,
+            f"{said}; it came with no request yet, though {settings.base_url} leads through a proxy",
+            "let the proxy set it: without, all viewers seem to be in one network, and caps go by networks",
+        )
+    return Finding(check, State.OK, said)
 
 
 def _rtmps(settings: Settings, *, running: bool) -> Iterator[Finding]:

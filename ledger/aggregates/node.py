@@ -15,7 +15,6 @@ from ledger.events import (
     Event,
     InviteCreated,
     InviteUsed,
-    Judged,
     NodeJoined,
     NodeMoved,
     NodeProbed,
@@ -28,6 +27,7 @@ from ledger.events import (
     ReceiptsRefused,
 )
 from ledger.judge import NodeFacts
+from ledger.judged import Judged
 from ledger.networks import Networks, is_news, seen
 
 REMEMBERED_REFUSALS: Final = 256

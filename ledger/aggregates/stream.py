@@ -18,8 +18,9 @@ from ledger.events import (
     StreamWentLive,
     StreamWentOffline,
 )
+from ledger.ids import SLUG
 
-SLUG: Final = re.compile(r"[a-z0-9][a-z0-9-]{1,38}")
+_SLUG: Final = re.compile(SLUG)
 
 
 class StreamState(StrEnum):
@@ -44,7 +45,7 @@ class Stream(Aggregate):
     def register(self, *, slug: str, key_sha256: bytes, owner_id: UUID, at_us: int) -> None:
         if self.version:
             raise DomainError(f"the stream {slug!r} exists already")
-        if not SLUG.fullmatch(slug):
+        if not _SLUG.fullmatch(slug):
             raise DomainError(
                 "a stream's name is 2 to 39 of a-z, 0-9 and -, and begins with a letter or digit"
             )

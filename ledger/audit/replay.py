@@ -31,8 +31,8 @@ from ledger.audit.signatures import Signatures
 from ledger.audit.store import Store
 from ledger.audit.stream import Entries
 from ledger.claims import Told
+from ledger.event_codec import EVENT_TYPES, decode_stored, encode, upcast
 from ledger.events import (
-    EVENT_TYPES,
     AdjustmentBooked,
     BroadcastEnded,
     BroadcastInterrupted,
@@ -85,9 +85,6 @@ from ledger.events import (
     StreamWentOffline,
     TariffSet,
     TicketIssued,
-    decode_stored,
-    encode,
-    upcast,
 )
 from ledger.ids import BOOK_ID, CREW_ID, TREE_ID
 from ledger.served import Delivery

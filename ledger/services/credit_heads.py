@@ -1,6 +1,6 @@
 """What the fold of credits reads of each event of the log: nearly always little of it.
 
-Invariant: what `read` gives of a row is what `ledger.events.decode` would give of it, as far as the fields here go. An
+Invariant: what `read` gives of a row is what `event_codec.decode` would give of it, as far as the fields here go. An
 event that the fold has to see whole is not read here, and of an event that it does not look at only the time is.
 """
 
@@ -10,7 +10,8 @@ from typing import Annotated, Any, Final, Protocol, Union
 import msgspec
 
 from ledger import events as e
-from ledger.events import EVENT_TYPES, UPCASTERS, Event
+from ledger.event_codec import EVENT_TYPES, UPCASTERS
+from ledger.events import Event
 
 # What `CreditIndex.apply` looks at; an old version of one of them is seen whole.
 FOLDED: Final[frozenset[type[Event]]] = frozenset(

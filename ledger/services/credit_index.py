@@ -30,6 +30,7 @@ from uuid import UUID
 
 import msgspec
 
+from ledger.event_codec import decode
 from ledger.events import (
     CrewFounded,
     EpochSettled,
@@ -41,7 +42,6 @@ from ledger.events import (
     SessionObserved,
     SettingsChanged,
     TicketIssued,
-    decode,
 )
 from ledger.friends import Friends
 from ledger.money import part_of

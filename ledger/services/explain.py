@@ -25,8 +25,8 @@ from ledger.events import (
     SettlementLine,
     TariffSet,
     Transfer,
+    transfers_of,
 )
-from ledger.journal import transfers_of
 from ledger.services.credit_index import CreditIndex, Source
 from ledger.settlement import (
     FLOOR_SHARE,

@@ -22,9 +22,9 @@ from ledger.aggregates.crew import Crew
 from ledger.aggregates.delivery import Delivery, Presented
 from ledger.aggregates.node import Node
 from ledger.application import Conflict, Ledger, Unavailable
-from ledger.events import Judged, ReceiptsRefused, SegmentsServed
+from ledger.events import ReceiptsRefused, SegmentsServed
 from ledger.ids import CREW_ID, delivery_id
-from ledger.judged import CAP_NAMES, VERDICT_CODES, VERDICT_NAMES
+from ledger.judged import CAP_NAMES, VERDICT_CODES, VERDICT_NAMES, Judged
 from ledger.receipt_digests import ReceiptDigests
 from ledger.services.retry import until_saved
 from ledger.together import Together, Turn

@@ -15,22 +15,9 @@ import structlog
 from ledger.aggregates.book import Book
 from ledger.application import Conflict, Ledger
 from ledger.ids import BOOK_ID
-from ledger.services.credit_index import BrokenLogError, CreditIndex
+from ledger.services.credit_index import CreditIndex
 from ledger.services.retry import until_saved
 from ledger.settlement import Page, pages, settle
-
-__all__ = [
-    "BrokenLogError",
-    "CreditIndex",
-    "catch_up",
-    "collector_paused",
-    "draft",
-    "keep_index",
-    "kept_on_the_way",
-    "recall_index",
-    "release_due_holds",
-    "settle_due_epochs",
-]
 
 PAGE_EVENTS: Final = 1_000  # of 64 KiB at most
 GRACE_US: Final = 2_000_000

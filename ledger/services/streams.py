@@ -7,13 +7,14 @@ only SHA-256 of the whole key. Invariant: a slug names one stream for ever.
 import base64
 import hashlib
 import hmac
+import re
 from typing import Final
 from uuid import UUID
 
 from ledger.aggregates.base import DomainError
-from ledger.aggregates.stream import SLUG, Stream, StreamState
+from ledger.aggregates.stream import Stream, StreamState
 from ledger.application import Ledger, NotFound
-from ledger.ids import stream_id
+from ledger.ids import SLUG, stream_id
 from ledger.services.retry import until_saved
 
 SECRET_BYTES: Final = 20
@@ -41,7 +42,7 @@ def register_stream(ledger: Ledger, *, slug: str, owner_id: UUID, stream_key: st
 
 def load_stream(ledger: Ledger, slug: str) -> Stream | None:
     """None when there is no such stream, whatever the text."""
-    if not SLUG.fullmatch(slug):
+    if not re.fullmatch(SLUG, slug):
         return None
     try:
         return ledger.load(Stream, stream_id(slug))

@@ -1,6 +1,6 @@
 """Between domain events and stored rows.
 
-Invariant: the stored state is exactly `ledger.events.encode(event)`, nothing around it: those bytes are the leaf.
+Invariant: the stored state is exactly `ledger.event_codec.encode(event)`, nothing around it: those bytes are the leaf.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,8 @@ from uuid import UUID
 from eventsourcing.domain import DomainEventProtocol
 from eventsourcing.persistence import JSONTranscoder, Mapper, StoredEvent
 
-from ledger.events import EVENT_TYPES, Event, decode, encode, encode_each
+from ledger.event_codec import EVENT_TYPES, decode, encode, encode_each
+from ledger.events import Event
 from ledger.store.binary import PART_ROWS, Columns, NewRow, in_columns
 from ledger.store.group import GROUP_EVENTS_MAX, Rows
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from ledger.aggregates.tree import Tree
-from ledger.events import EVENT_TYPES, KeyAdded, StateRecorded, UnknownEventError, check_tag, decode
-from ledger.journal import transfers_of
+from ledger.event_codec import EVENT_TYPES, UnknownEventError, check_tag, decode
+from ledger.events import KeyAdded, StateRecorded, transfers_of
 from ledger.tlog.tiles import TileBuilder
 
 _DECODED: Final = frozenset(

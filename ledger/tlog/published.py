@@ -6,7 +6,8 @@ Invariant: as of one checkpoint. What is read here is not proven: the audit does
 from collections.abc import Iterator
 from typing import Self
 
-from ledger.events import Event, decode
+from ledger.event_codec import decode
+from ledger.events import Event
 from ledger.tlog.reader import LogReader, read_note
 from ledger.tlog.source import Source
 

@@ -23,7 +23,8 @@ from ledger import merkle
 from ledger.aggregates.base import Aggregate
 from ledger.aggregates.tree import Tree
 from ledger.checkpoint import Checkpoint
-from ledger.events import Event, StateRecorded, decode
+from ledger.event_codec import decode
+from ledger.events import Event, StateRecorded
 from ledger.ids import TREE_ID
 from ledger.keys import KeyPair
 from ledger.note import Note, NoteError, VerifierKey

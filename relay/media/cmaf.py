@@ -43,10 +43,10 @@ class CmafSegment:
         *,
         start: int,
         video: bool,
-        rate: int,  # of the sound, Hz; 0 without
+        rate_hz: int,  # of the sound; 0 without
     ) -> None:
         self._muxer = muxer
-        self._video, self._rate = video, rate
+        self._video, self._rate_hz = video, rate_hz
         self._chunk_start = start
         self._interval = CLOCK // 30
         self._pictures = Samples(VIDEO_TRACK, 0)
@@ -75,9 +75,9 @@ class CmafSegment:
 
     def audio(self, data: bytes, dts: int) -> None:
         if not self._video:
-            self._interval = SAMPLES_PER_FRAME * CLOCK // self._rate
+            self._interval = SAMPLES_PER_FRAME * CLOCK // self._rate_hz
             self._close_chunk_before(dts, key=True)
-        at = self._muxer.sound_time(dts, self._rate)
+        at = self._muxer.sound_time(dts, self._rate_hz)
         sounds = self._sounds
         if not sounds.rows:
             sounds.decode_time = at
@@ -144,16 +144,16 @@ class CmafMuxer:
             self._next_sound = -1
         self.sink.begin(self.init, discontinuity=discontinuity)
         return CmafSegment(
-            self, start=start, video=video is not None, rate=audio.sample_rate if audio is not None else 0
+            self, start=start, video=video is not None, rate_hz=audio.sample_rate if audio is not None else 0
         )
 
     def next_number(self) -> int:
         self._number = self._number % 0xFFFF_FFFF + 1
         return self._number
 
-    def sound_time(self, dts: int, rate: int) -> int:
+    def sound_time(self, dts: int, rate_hz: int) -> int:
         """When a frame of sound begins, in samples: right after the one before, unless it is really elsewhere."""
-        at = (dts * rate + CLOCK // 2) // CLOCK
+        at = (dts * rate_hz + CLOCK // 2) // CLOCK
         if abs(at - self._next_sound) <= 2:
             at = self._next_sound
         self._next_sound = at + SAMPLES_PER_FRAME

@@ -298,10 +298,10 @@ class Packager:
             return
         self._tags.frame(flv.VIDEO, out, body, key=key)
 
-    def _is_due(self, elapsed: int) -> bool:
+    def _is_due(self, elapsed_ticks: int) -> bool:
         """Timestamps are whole milliseconds, so key frames two seconds apart are now and then 1,999 ms apart: to wait
         for the next one would double the segment, and the target duration and every player's delay with it."""
-        return 4 * elapsed >= 3 * self._settings.segment_target_ms * _TICKS_PER_MS
+        return 4 * elapsed_ticks >= 3 * self._settings.segment_target_ms * _TICKS_PER_MS
 
     def _audio_frame(self, timestamp: int, data: bytes, body: bytes) -> None:
         if self._audio is None:

@@ -18,7 +18,7 @@ import structlog
 from ledger.receipt import SIGNED_BYTES as RECEIPT_BYTES
 from ledger.receipt import SignedReceipt
 from ledger.ticket import ViewerClass, WireError
-from relay.answers import Respond, uuid_of
+from relay.answers import UUID_TEXT, Respond, uuid_of
 from relay.node.cache import Busy, Cached, CorruptSegmentError, SegmentCache
 from relay.node.claims import PlainClaims
 from relay.node.hub_client import HubError
@@ -39,9 +39,7 @@ MAX_QUERY_BYTES: Final = 2_048
 BODY_S: Final = 10.0
 LEAVING: Final = "leaving"  # a status: this node said goodbye
 CHUNK_BYTES: Final = 64 * 1024
-_SEGMENT: Final = re.compile(
-    r"/segments/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/([0-9]{1,19})\.(ts|m4s)", re.ASCII
-)
+_SEGMENT: Final = re.compile(rf"/segments/({UUID_TEXT})/([0-9]{{1,19}})\.(ts|m4s)", re.ASCII)
 _MIME: Final = {"ts": b"video/mp2t", "m4s": b"video/mp4"}
 _OPEN: Final[Headers] = [
     (b"access-control-allow-origin", b"*"),

@@ -268,6 +268,3 @@ async def _end(servers: list[Server], serving: list[asyncio.Task[None]]) -> None
     for one in servers:
         one.should_exit = True
     await asyncio.wait(serving)
-
-
-__all__ = ["HubError", "IdentityError", "Options", "Started", "Tls", "join", "listen", "serve"]

@@ -1,4 +1,4 @@
-"""The paths of media over HTTP, as a bare ASGI application (docs/architecture.md lists them).
+"""The paths of media over HTTP, as a bare ASGI application (docs/api.md lists them).
 
 Invariant: a media playlist names only segments that are recorded and still kept, and each of its URIs points either at
 the hub or at a node whose ticket covers that very segment. Steering that is slow or away costs nobody the playlist:
@@ -14,11 +14,13 @@ from uuid import UUID
 
 import structlog
 
+from ledger.ids import SLUG
 from ledger.request import RequestAuthError, verify_request
 from relay.answers import (
     CORS,
     METHODS,
     NO_STORE,
+    UUID_TEXT,
     Receive,
     Scope,
     Send,
@@ -33,8 +35,6 @@ from relay.origin import playlist
 from relay.origin.at_once import (
     MIME,
     SEGMENT_CACHE,
-    SLUG,
-    UUID_,
     AtOnce,
     is_listing,
     segment_headers,
@@ -51,14 +51,14 @@ from relay.origin.vod import VodApp
 from relay.ports import Assignment, Steering, Unavailable, Unknown
 
 log = structlog.get_logger()
-_MASTER: Final = re.compile(rf"/live/{SLUG}\.m3u8")
-_STILL: Final = re.compile(rf"/live/{SLUG}\.jpg")
-_FLV: Final = re.compile(rf"/live/{SLUG}\.flv")
-_MEDIA: Final = re.compile(rf"/live/{SLUG}/{UUID_}/index\.m3u8")
-_SEGMENT: Final = re.compile(rf"/live/{SLUG}/{UUID_}/(\d{{1,18}})\.(?:ts|m4s)")
-_PART: Final = re.compile(rf"/live/{SLUG}/{UUID_}/(\d{{1,18}})\.(\d{{1,6}})\.m4s")
-_INIT: Final = re.compile(rf"/live/{SLUG}/{UUID_}/init-([0-9a-f]{{16}})\.mp4")
-_PULL: Final = re.compile(rf"/segments/{UUID_}/(\d{{1,18}})\.(?:ts|m4s)")
+_MASTER: Final = re.compile(rf"/live/({SLUG})\.m3u8")
+_STILL: Final = re.compile(rf"/live/({SLUG})\.jpg")
+_FLV: Final = re.compile(rf"/live/({SLUG})\.flv")
+_MEDIA: Final = re.compile(rf"/live/({SLUG})/({UUID_TEXT})/index\.m3u8")
+_SEGMENT: Final = re.compile(rf"/live/({SLUG})/({UUID_TEXT})/(\d{{1,18}})\.(?:ts|m4s)")
+_PART: Final = re.compile(rf"/live/({SLUG})/({UUID_TEXT})/(\d{{1,18}})\.(\d{{1,6}})\.m4s")
+_INIT: Final = re.compile(rf"/live/({SLUG})/({UUID_TEXT})/init-([0-9a-f]{{16}})\.mp4")
+_PULL: Final = re.compile(rf"/segments/({UUID_TEXT})/(\d{{1,18}})\.(?:ts|m4s)")
 MAX_WAITING: Final = 8
 _RETRY: Final = (b"retry-after", b"2")
 _VIA_HUB: Final = VIA_HUB[1:].encode()

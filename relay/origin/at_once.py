@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Final
 from uuid import UUID
 
-from relay.answers import NO_STORE, Header, Respond, Scope, header, header_lines, peer_ip, uuid_of
+from ledger.ids import SLUG
+from relay.answers import NO_STORE, UUID_TEXT, Header, Respond, Scope, header, header_lines, peer_ip, uuid_of
 from relay.origin import playlist
 from relay.origin.live import Catalogue, Live
 from relay.origin.seats import Seats
@@ -20,11 +21,9 @@ from relay.origin.store import RenditionStore
 from relay.origin.viewers import Viewers
 from relay.ports import Assignment, Steering, Unknown
 
-SLUG: Final = r"([a-z0-9][a-z0-9-]{1,38})"
-UUID_: Final = r"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
 MIME: Final = {"ts": b"video/mp2t", "m4s": b"video/mp4"}
 SEGMENT_CACHE: Final = (b"cache-control", b"public, max-age=60, immutable")
-_ASKED: Final = re.compile(rf"/live/{SLUG}/{UUID_}/(?:index\.m3u8|(\d{{1,18}})\.(?:ts|m4s))")
+_ASKED: Final = re.compile(rf"/live/({SLUG})/({UUID_TEXT})/(?:index\.m3u8|(\d{{1,18}})\.(?:ts|m4s))")
 _PLAYLIST: Final = header_lines(playlist.CONTENT_TYPE, (NO_STORE,))
 
 

@@ -22,8 +22,8 @@ from relay.media.timeline import Timeline
 from relay.media.ts import TsMuxer
 from relay.origin.edge import Edge
 from relay.origin.fanout import FlvFanout
-from relay.origin.recorder import Recorder
 from relay.origin.recordings import Recording, Recordings
+from relay.origin.registrar import Registrar
 from relay.origin.settings import OriginSettings
 from relay.origin.store import RenditionStore
 from relay.ports import BroadcastGrant, PublishAuthority, StreamGrant
@@ -86,7 +86,7 @@ class Live:
         self._in_broadcast = False  # between the first key frame and the end
         self._sending = False  # this publisher has sent its first key frame
         self.retirement: asyncio.Task[None] | None = None
-        self.recorder = Recorder(grant.stream_id, grant.slug, authority, self, settings.pending_bytes)
+        self.registrar = Registrar(grant.stream_id, grant.slug, authority, self, settings.pending_bytes)
 
     @property
     def on_air(self) -> bool:
@@ -141,7 +141,7 @@ class Live:
             self._end(reason)
         else:
             if self._sending:
-                self.recorder.interrupt(reason)
+                self.registrar.interrupt(reason)
             self._sending = False
             self._grace = self._loop.call_later(self._settings.publish_grace_s, self._grace_over)
 
@@ -162,7 +162,7 @@ class Live:
             self._grace.cancel()
             self._grace = None
         self._in_broadcast = False
-        self.recorder.end(reason)
+        self.registrar.end(reason)
         self.fanout.close()
         self._catalogue.retire(self)
 
@@ -170,19 +170,19 @@ class Live:
 
     def _on_format(self, format_: Format) -> None:
         self._in_broadcast = self._sending = True
-        self.recorder.start(format_)
+        self.registrar.start(format_)
 
     def _on_cut(self, cut: Cut, format_: Format) -> None:
         if self.rendition is not None:
             self.rendition.format = format_
-        if not self.recorder.cut(cut) and self._edge is not None:
+        if not self.registrar.cut(cut) and self._edge is not None:
             self._edge.dropped()
 
     def _edge_changed(self) -> None:
         if self.rendition is not None:
             self.rendition.notify()
 
-    # --- from the recorder (relay.origin.recorder.Listener) ----------------------------------------------------------
+    # --- from the registrar (relay.origin.registrar.Listener) ----------------------------------------------------
 
     def on_started(self, grant: BroadcastGrant, format_: Format) -> None:
         known = self._catalogue.renditions.get(grant.rendition_id)
@@ -304,13 +304,13 @@ class Catalogue:
 
     async def _retire(self, live: Live) -> None:
         await asyncio.sleep(self._settings.retain_s)
-        while not live.recorder.idle:  # asked again after each wait: more may have been put in meanwhile
-            await live.recorder.drain(60.0)
+        while not live.registrar.idle:  # asked again after each wait: more may have been put in meanwhile
+            await live.registrar.drain(60.0)
         if not live.on_air and self.lives.get(live.slug) is live:
             del self.lives[live.slug]
-            await live.recorder.close()
+            await live.registrar.close()
             live.rendition = (
-                None  # live and recorder know each other: without this the segments wait for the gc
+                None  # live and registrar know each other: without this the segments wait for the gc
             )
 
     async def close(self, timeout_s: float) -> None:
@@ -319,8 +319,8 @@ class Catalogue:
         lives = list(self.lives.values())
         for live in lives:
             live.end("the hub is shutting down")
-        await asyncio.gather(*(live.recorder.drain(timeout_s) for live in lives))
-        await asyncio.gather(*(live.recorder.close() for live in lives))
+        await asyncio.gather(*(live.registrar.drain(timeout_s) for live in lives))
+        await asyncio.gather(*(live.registrar.close() for live in lives))
         for task in list(self._tasks):
             task.cancel()
         if self.recordings is not None:

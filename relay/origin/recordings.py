@@ -98,12 +98,12 @@ class Recordings:
         """Close what a hub that died left open, delete what is old. In the background."""
         self.submit(0, self._sweep)
 
-    def submit(self, size: int, work: Callable[[], None]) -> bool:
+    def submit(self, queued_bytes: int, work: Callable[[], None]) -> bool:
         """Have `work` done by the writing thread; False when too much waits there already."""
         with self._lock:
-            if size and self._queued + size > self._queue_bytes:
+            if queued_bytes and self._queued + queued_bytes > self._queue_bytes:
                 return False
-            self._queued += size
+            self._queued += queued_bytes
 
         def run() -> None:
             try:
@@ -112,7 +112,7 @@ class Recordings:
                 log.exception("recording_failed")
             finally:
                 with self._lock:
-                    self._queued -= size
+                    self._queued -= queued_bytes
 
         self._writer.submit(run)
         return True

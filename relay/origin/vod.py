@@ -10,16 +10,15 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from relay.answers import METHODS, NO_STORE, Receive, Scope, Send, answer, problem
+from ledger.ids import SLUG
+from relay.answers import METHODS, NO_STORE, UUID_TEXT, Receive, Scope, Send, answer, problem
 from relay.origin.playlist import CONTENT_TYPE
 from relay.origin.recordings import END, PLAYLIST
 
-_SLUG: Final = r"([a-z0-9][a-z0-9-]{1,38})"
-_UUID: Final = r"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
-_LIST: Final = re.compile(rf"/vod/{_SLUG}")
-_NEWEST: Final = re.compile(rf"/vod/{_SLUG}\.m3u8")
+_LIST: Final = re.compile(rf"/vod/({SLUG})")
+_NEWEST: Final = re.compile(rf"/vod/({SLUG})\.m3u8")
 _FILE: Final = re.compile(
-    rf"/vod/{_SLUG}/{_UUID}/(index\.m3u8|\d{{1,18}}\.ts|\d{{1,18}}\.m4s|init-[0-9a-f]{{16}}\.mp4)"
+    rf"/vod/({SLUG})/({UUID_TEXT})/(index\.m3u8|\d{{1,18}}\.ts|\d{{1,18}}\.m4s|init-[0-9a-f]{{16}}\.mp4)"
 )
 _MIME: Final = {".m3u8": CONTENT_TYPE, ".ts": b"video/mp2t", ".m4s": b"video/mp4", ".mp4": b"video/mp4"}
 _CACHE: Final = (b"cache-control", b"public, max-age=3600")

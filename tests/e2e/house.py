@@ -22,7 +22,7 @@ import httpx2
 import psycopg
 
 from api.directory import Directory, Role
-from hub.bootstrap import now_us
+from hub.clock import now_us
 from hub.demo.cast import STREAMRP2P, Actor, DemoError, free_ports, run_command, wait_for_http
 from hub.settings import Settings
 from ledger.application import Ledger

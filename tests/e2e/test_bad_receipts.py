@@ -20,7 +20,7 @@ from fold import fold
 from house import SLUG, Friend, House, until
 
 from hub import probes
-from hub.bootstrap import now_us
+from hub.clock import now_us
 from hub.demo.cast import STREAMRP2P, free_ports
 from hub.demo.mallory import Mallory
 from hub.keystore import KeyStore

@@ -12,7 +12,7 @@ import pytest
 from fold import fold
 from house import SLUG, House, until
 
-from hub.bootstrap import now_us
+from hub.clock import now_us
 from hub.keystore import KeyStore
 from ledger.application import Ledger
 from ledger.store.migrate import migrate

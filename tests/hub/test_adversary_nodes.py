@@ -11,9 +11,9 @@ from uuid import uuid4
 
 import pytest
 
+from hub.live_nodes import LiveNode
 from hub.pings import TIMEOUTS, Pings
 from hub.probes import fetch
-from hub.steering import LiveNode
 
 # All of these pass as URLs; none can be connected to.
 IMPOSSIBLE = [

@@ -12,12 +12,13 @@ from hub.heartbeats import Heartbeats
 from hub.troubles import Troubles
 from ledger.aggregates.delivery import Delivery
 from ledger.application import Ledger, Unavailable
-from ledger.events import Judged, SegmentsServed
-from ledger.judged import pack
+from ledger.events import SegmentsServed
+from ledger.judged import Judged, pack
 from ledger.keys import KeyPair
 from ledger.receipt import Receipt
 from ledger.services import crew
-from ledger.services.settle import BrokenLogError, settle_due_epochs
+from ledger.services.credit_index import BrokenLogError
+from ledger.services.settle import settle_due_epochs
 
 T0 = 1_800_000_000_000_000
 

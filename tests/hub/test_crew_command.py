@@ -13,12 +13,13 @@ from api.directory import Directory, NodeProfile, Role
 from api.liveness import Liveness, Pulse
 from api.newcomers import invite_friend
 from api.valkey import connect
-from hub.bootstrap import now_us
 from hub.cli import app
+from hub.clock import now_us
 from hub.keystore import KeyStore, KeyStoreError, SigningKeys
 from hub.rotation import take_up
 from ledger.aggregates.node import Node, NodeStatus
 from ledger.application import Ledger, NotFound
+from ledger.judged import Judged
 from ledger.services import crew
 from ledger.services.nodes import join_node
 from ledger.store.database import connect_pool, create_sql_engine
@@ -98,6 +99,24 @@ def test_a_node_is_suspended_let_in_again_and_retired_each_with_a_reason(hub: Fo
     assert typed("crew", "retire", "attic", "--reason", "sold") == "attic: retired: sold\n"
     refused = asked("crew", "reinstate", "attic", "--reason", "bought back")
     assert (refused.exit_code, "the node is retired" in refused.output) == (1, True)
+
+
+def test_the_operator_is_told_what_was_refused_of_a_nodes_receipts_and_by_which_caps(
+    hub: Founded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nid = hub.node_of("Berta", "attic")
+    node = hub.ledger.load(Node, nid)
+    judged = (Judged("late"), Judged("capped", cap="same_network"), Judged("capped", cap="own_account"))
+    node.refuse_receipts(
+        batch_header=bytes(147), indices=(0, 1, 2), receipts=bytes(615), judged=judged, at_us=now_us()
+    )
+    hub.ledger.save(node)
+    hub.project()
+    (row,) = json.loads(typed("crew", "nodes", "--json"))["nodes"]
+    assert row["verdicts"] == {"late": 1, "capped": 2}
+    assert row["caps"] == {"same_network": 1, "own_account": 1}
+    monkeypatch.setenv("COLUMNS", "250")
+    assert "2 capped, 1 late (1 own_account, 1 same_network)" in typed("crew", "nodes")
 
 
 def test_a_node_is_named_so_that_only_one_can_be_meant(hub: Founded) -> None:

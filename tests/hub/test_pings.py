@@ -12,8 +12,8 @@ from uuid import uuid4
 import uvloop
 
 from hub.lines import LATE_S_MAX
+from hub.live_nodes import LiveNode
 from hub.pings import TIMEOUTS, Pings
-from hub.steering import LiveNode
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 90\r\n\r\n"
 

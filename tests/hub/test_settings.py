@@ -24,7 +24,7 @@ from hub.settings import (
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith(PREFIX):
+        if name.startswith(PREFIX) or name == "FORWARDED_ALLOW_IPS":
             monkeypatch.delenv(name)
 
 
@@ -105,6 +105,33 @@ def test_other_srt_ports_are_refused(monkeypatch: pytest.MonkeyPatch, given: str
     monkeypatch.setenv("STREAMRP2P_SRT_PORTS", given)
     with pytest.raises(SettingsError, match=r"STREAMRP2P_SRT_PORTS=.* must be"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [("10.0.0.3", "10.0.0.3"), ("10.0.0.0/8, fd00::1", "10.0.0.0/8,fd00::1"), ("10.0.0.3/32", "10.0.0.3")],
+)
+def test_trusted_proxies_are_addresses_and_networks(
+    monkeypatch: pytest.MonkeyPatch, given: str, named: str
+) -> None:
+    monkeypatch.setenv("STREAMRP2P_TRUSTED_PROXIES", given)
+    assert load_settings().trusted_proxies == named
+
+
+@pytest.mark.parametrize(
+    "given", ["*", "10.0.0.3,*", "0.0.0.0/0", "::/0", "10.0.0.1/8", "proxy.example", ","]
+)
+def test_a_proxy_that_could_be_anybody_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("STREAMRP2P_TRUSTED_PROXIES", given)
+    with pytest.raises(SettingsError, match="STREAMRP2P_TRUSTED_PROXIES="):
+        load_settings()
+
+
+def test_the_variable_that_once_named_proxies_is_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "10.0.0.3")
+    assert unknown_variables() == [
+        "FORWARDED_ALLOW_IPS is not read: name your proxies in STREAMRP2P_TRUSTED_PROXIES"
+    ]
 
 
 def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import msgspec
 from crew_life import LOG
 
 from ledger.checkpoint import Checkpoint
-from ledger.events import Event, encode
+from ledger.event_codec import encode
+from ledger.events import Event
 from ledger.note import VerifierKey
 from ledger.tlog.files import write_atomic
 from ledger.tlog.tiles import Tile, TileBuilder

@@ -7,7 +7,8 @@ from uuid import UUID
 
 from ledger.aggregates.base import Aggregate
 from ledger.application import Conflict, NotFound, StaleAggregateError
-from ledger.events import Event, decode, encode
+from ledger.event_codec import decode, encode
+from ledger.events import Event
 
 # Each load folds anew, but what the bytes of an event are, and an event cannot change.
 _decoded = lru_cache(100_000)(decode)

@@ -8,12 +8,8 @@ from uuid import UUID
 from crew_life import LOG, make_id
 
 from ledger.aggregates.base import Aggregate
-from ledger.events import (
-    Event,
-    NodeWentOnline,
-    encode,
-    tag_of,
-)
+from ledger.event_codec import encode, tag_of
+from ledger.events import Event, NodeWentOnline
 from ledger.keys import KeyPair
 from ledger.note import VerifierKey
 from ledger.tlog.publisher import Publisher

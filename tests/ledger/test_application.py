@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from ledger import events as ev
 from ledger.aggregates.base import Aggregate
 from ledger.application import Conflict, Ledger, NotFound, StaleAggregateError, Unavailable
-from ledger.events import Event, UnknownEventError, encode
+from ledger.event_codec import UnknownEventError, encode
+from ledger.events import Event
 from ledger.store.database import connect
 
 

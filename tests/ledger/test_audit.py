@@ -25,6 +25,7 @@ from ledger.aggregates.book import Book
 from ledger.application import Ledger
 from ledger.audit import NothingThere, Report, audit
 from ledger.checkpoint import Checkpoint
+from ledger.event_codec import decode, encode
 from ledger.events import (
     BroadcastStarted,
     BudgetDeposited,
@@ -51,8 +52,6 @@ from ledger.events import (
     TariffSet,
     TicketIssued,
     Transfer,
-    decode,
-    encode,
 )
 from ledger.ids import BOOK_ID
 from ledger.judged import pack

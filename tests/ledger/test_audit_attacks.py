@@ -19,6 +19,7 @@ from ledger.aggregates.book import Book
 from ledger.aggregates.payout import payout_id
 from ledger.audit import Open, audit
 from ledger.batch import HEADER_BYTES, Batch
+from ledger.event_codec import encode
 from ledger.events import (
     AdjustmentBooked,
     BroadcastStarted,
@@ -42,7 +43,6 @@ from ledger.events import (
     TariffSet,
     TicketIssued,
     Transfer,
-    encode,
 )
 from ledger.ids import BOOK_ID, delivery_id, stream_id, ticket_record_id
 from ledger.judged import Judged, pack

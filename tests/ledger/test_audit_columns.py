@@ -25,16 +25,8 @@ from ledger.audit.stream import Entries
 from ledger.batch import Batch
 from ledger.checks import read_entries, told_in
 from ledger.claims import room_bytes
-from ledger.events import (
-    Event,
-    NodeProbed,
-    SegmentsServed,
-    SessionObserved,
-    SessionOpened,
-    TicketIssued,
-    decode,
-    encode,
-)
+from ledger.event_codec import decode, encode
+from ledger.events import Event, NodeProbed, SegmentsServed, SessionObserved, SessionOpened, TicketIssued
 from ledger.receipt import Receipt, fold_digests, segment_digest, to_bitmap
 from ledger.services import broadcasts, budgets, crew, nodes, streams
 from ledger.services.credit_index import CreditIndex

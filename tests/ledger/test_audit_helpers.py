@@ -12,7 +12,8 @@ from bench.evening import evening, publish
 from ledger.audit import Problem, audit, helpers, stream
 from ledger.audit.helpers import HelperDied, Helpers, Program
 from ledger.checks import Signed, Verify, first_failure
-from ledger.events import SegmentsServed, TicketIssued, decode
+from ledger.event_codec import decode
+from ledger.events import SegmentsServed, TicketIssued
 from ledger.keys import KeyPair
 from ledger.tlog.files import remove_tree
 

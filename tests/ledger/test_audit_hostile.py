@@ -20,7 +20,8 @@ from hostile_log import Change, changes, replayed
 
 from bench.evening import MemoryLedger
 from ledger.audit import audit
-from ledger.events import EVENT_TYPES, Event, encode, tag_of
+from ledger.event_codec import EVENT_TYPES, encode, tag_of
+from ledger.events import Event
 from ledger.settings import BOUNDS
 from ledger.tlog.publisher import Publisher
 

@@ -12,6 +12,7 @@ from forged_log import ORIGIN, altered, find, publish_entries
 
 from ledger.application import Ledger
 from ledger.audit import audit
+from ledger.event_codec import decode, encode
 from ledger.events import (
     AdjustmentBooked,
     DisputeOpened,
@@ -28,8 +29,6 @@ from ledger.events import (
     Posting,
     StateRecorded,
     Transfer,
-    decode,
-    encode,
 )
 from ledger.services import crew, disputes, payouts, returns, settle
 from ledger.tlog.publisher import Publisher

@@ -24,7 +24,8 @@ from ledger.audit.helpers import Helpers
 from ledger.audit.replay import Replay, _decoder
 from ledger.audit.store import Store
 from ledger.checkpoint import Checkpoint
-from ledger.events import SegmentsServed, SessionOpened, TicketIssued, decode
+from ledger.event_codec import decode
+from ledger.events import SegmentsServed, SessionOpened, TicketIssued
 from ledger.tlog.tiles import WIDTH
 
 

@@ -17,6 +17,7 @@ from ledger import events as e
 from ledger.aggregates.base import Aggregate, DomainError
 from ledger.aggregates.book import Book
 from ledger.aggregates.payout import LineState, Payout, payout_id
+from ledger.event_codec import decode, encode
 from ledger.ids import BOOK_ID
 from ledger.rails import Answer, Outcome
 from ledger.settlement import Credit, Page, Tariff, pages, settle
@@ -98,7 +99,7 @@ class Money(RuleBasedStateMachine):
         """What a reader of the log would have: the fold of the stored bytes."""
         fresh: Aggregate = type(aggregate)(aggregate.id)
         for event in aggregate._pending:
-            fresh.mutate(e.decode(e.encode(event)))
+            fresh.mutate(decode(encode(event)))
         fresh._pending = list(aggregate._pending)
         return fresh
 

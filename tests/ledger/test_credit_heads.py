@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from ledger import friends
 from ledger.application import Ledger
-from ledger.events import EVENT_TYPES, UPCASTERS, TicketIssued, UnknownEventError, decode
+from ledger.event_codec import EVENT_TYPES, UPCASTERS, UnknownEventError, decode
+from ledger.events import TicketIssued
 from ledger.friends import Friends
 from ledger.services import settle
 from ledger.services.credit_heads import FOLDED, READ, read

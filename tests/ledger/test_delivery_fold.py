@@ -10,7 +10,8 @@ from test_judge_columns import HOME, NODE_KEY, NOW_S, Case, cases, known, sessio
 
 from ledger.aggregates.delivery import Delivery, Presented
 from ledger.batch import HEADER_BYTES, batch_hash
-from ledger.events import Event, SegmentsServed, decode, encode
+from ledger.event_codec import decode, encode
+from ledger.events import Event, SegmentsServed
 from ledger.judge import Manifest, NodeFacts
 from ledger.settings import Settings
 

@@ -12,12 +12,10 @@ from uuid import UUID, uuid5
 import msgspec
 import pytest
 
-from ledger.events import (
+from ledger.event_codec import (
     EVENT_TYPES,
     MAX_EVENT_BYTES,
     UPCASTERS,
-    Event,
-    SegmentsServed,
     UnknownEventError,
     check_tag,
     decode,
@@ -25,6 +23,7 @@ from ledger.events import (
     encode,
     encode_each,
 )
+from ledger.events import Event, SegmentsServed
 from ledger.judged import Judged, pack
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "events"

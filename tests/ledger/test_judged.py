@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.events import SegmentsServed, SegmentsServedV1, UnknownEventError, decode, encode
+from ledger.event_codec import UnknownEventError, decode, encode
+from ledger.events import SegmentsServed, SegmentsServedV1
 from ledger.judged import Judged, pack
 from ledger.verdict import CAPS, VERDICTS, Cap, Verdict
 

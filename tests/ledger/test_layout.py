@@ -7,7 +7,8 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.events import Event, SessionOpened, StreamWentLive, TicketIssued, decode_stored, encode
+from ledger.event_codec import decode_stored, encode
+from ledger.events import Event, SessionOpened, StreamWentLive, TicketIssued
 from ledger.ids import ticket_record_id
 from ledger.layout import SESSIONS, TICKETS, admitted, record_ids
 from ledger.ticket import SignedTicket, Ticket, ViewerClass

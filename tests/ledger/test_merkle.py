@@ -5,6 +5,7 @@ import hashlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from subtrees import subtrees_of
 
 from ledger import merkle
 
@@ -83,7 +84,7 @@ def test_roots_match_the_reference_vectors(size: int) -> None:
 
 
 def test_proofs_match_the_reference_vectors() -> None:
-    subtree = merkle.subtrees_of([merkle.leaf_hash(d) for d in LEAVES])
+    subtree = subtrees_of([merkle.leaf_hash(d) for d in LEAVES])
     assert [h.hex() for h in merkle.inclusion_proof(subtree, 0, 8)] == [
         "96a296d224f285c67bee93c30f8a309157f0daa35dc5b87e410b78630a09cfc7",
         "5f083f0a1a33ca076a95279832580db3e0ef4584bdff1f54c8a360f50de3031e",
@@ -104,8 +105,7 @@ def test_root_and_frontier_match_the_recursive_definition(data: list[bytes]) -> 
         frontier.append(merkle.leaf_hash(d))
     assert frontier.size == len(data)
     assert frontier.root() == merkle.root(data) == mth(data)
-    hashes = [merkle.leaf_hash(d) for d in data]
-    assert merkle.root_from(merkle.subtrees_of(hashes), len(data)) == mth(data)
+    assert merkle.root_of_hashes([merkle.leaf_hash(d) for d in data]) == mth(data)
 
 
 @given(st.data())
@@ -115,7 +115,7 @@ def test_a_frontier_takes_whole_subtrees_in_place_of_their_leaves(data: st.DataO
     rest = data.draw(st.integers(0, 5))
     hashes = [merkle.leaf_hash(bytes([i])) for i in range((blocks << level) + rest)]
     frontier = merkle.Frontier()
-    subtree = merkle.subtrees_of(hashes)
+    subtree = subtrees_of(hashes)
     for b in range(blocks):
         frontier.append(subtree(level, b), level)
     twin = frontier.copy()
@@ -138,7 +138,7 @@ def test_inclusion_proofs_match_the_recursive_definition_and_verify(
 ) -> None:
     index = draw.draw(st.integers(0, len(data) - 1))
     hashes = [merkle.leaf_hash(d) for d in data]
-    proof = merkle.inclusion_proof(merkle.subtrees_of(hashes), index, len(data))
+    proof = merkle.inclusion_proof(subtrees_of(hashes), index, len(data))
     assert proof == path(index, data)
     assert merkle.verify_inclusion(hashes[index], index, len(data), proof, mth(data))
 
@@ -148,7 +148,7 @@ def test_consistency_proofs_match_the_recursive_definition_and_verify(
     data: list[bytes], draw: st.DataObject
 ) -> None:
     old = draw.draw(st.integers(1, len(data)))
-    subtree = merkle.subtrees_of([merkle.leaf_hash(d) for d in data])
+    subtree = subtrees_of([merkle.leaf_hash(d) for d in data])
     proof = merkle.consistency_proof(subtree, old, len(data))
     assert proof == subproof(old, data, True)
     assert merkle.verify_consistency(old, len(data), proof, mth(data[:old]), mth(data))
@@ -160,7 +160,7 @@ def test_a_proof_changed_anywhere_does_not_verify(data: list[bytes], draw: st.Da
     index = draw.draw(st.integers(0, n - 1))
     old = draw.draw(st.integers(0, n))
     hashes = [merkle.leaf_hash(d) for d in data]
-    subtree = merkle.subtrees_of(hashes)
+    subtree = subtrees_of(hashes)
     root, old_root = mth(data), mth(data[:old])
     inclusion = merkle.inclusion_proof(subtree, index, n)
     consistency = merkle.consistency_proof(subtree, old, n)
@@ -188,7 +188,7 @@ def _mangled(proof: list[bytes], draw: st.DataObject) -> list[list[bytes]]:
 
 
 def test_proofs_outside_the_tree_are_refused() -> None:
-    subtree = merkle.subtrees_of([])
+    subtree = subtrees_of([])
     with pytest.raises(ValueError, match="no leaf"):
         merkle.inclusion_proof(subtree, 0, 0)
     with pytest.raises(ValueError, match="cannot follow"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ledger import events as e
 from ledger import node_rates
-from ledger.judged import pack
+from ledger.judged import Judged, pack
 from ledger.node_rates import HOUR_US, Epochs, NodeRates
 from ledger.receipt import Receipt, to_bitmap
 from ledger.services.credit_index import CreditIndex
@@ -176,7 +176,7 @@ class Log:
             first_sequence=0,
             network_limit=2,
             receipts=receipt.body() + bytes(64),
-            **pack([0], [SESSION], [b""], [e.Judged("accepted", 1, credited_bytes)]),
+            **pack([0], [SESSION], [b""], [Judged("accepted", 1, credited_bytes)]),
         )
 
 

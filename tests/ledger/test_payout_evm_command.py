@@ -10,7 +10,7 @@ import pytest
 import requests
 from eth_account import Account
 from evm_chain import ETHER, OPERATOR, LocalChain, served
-from test_journal import bean_check
+from test_bookkeeping import bean_check
 from test_payout_command import FRIEND, Shell, earned, shell
 from web3 import HTTPProvider, Web3
 

@@ -21,9 +21,9 @@ from ledger.aggregates.base import DomainError
 from ledger.aggregates.book import DAY_US, Book
 from ledger.aggregates.payout import LineState, Payout
 from ledger.application import NotFound
+from ledger.bookkeeping import FORMATS, plain_text
 from ledger.events import EpochSettled, PayoutLineFailed, PayoutLineReserved
 from ledger.ids import BOOK_ID
-from ledger.journal import FORMATS, journal
 from ledger.money import FEES, budget_account, friend_account
 from ledger.rails import Answer, OtherPayment, Outcome, Payment
 from ledger.rails.csv_file import CsvRail
@@ -105,7 +105,7 @@ class PayoutLives(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.folder.cleanup()
         for name in FORMATS:
-            assert sum(1 for _ in journal(self.ledger.events(), name)) >= 1
+            assert sum(1 for _ in plain_text(self.ledger.events(), name)) >= 1
 
     @property
     def book(self) -> Book:

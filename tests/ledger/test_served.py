@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from test_audit_columns import crowd
 
 from ledger.claims import NAME, Claims, Ints, Told, Writer, room_bytes, told_by
-from ledger.events import SegmentsServed, decode_stored, encode
+from ledger.event_codec import decode_stored, encode
+from ledger.events import SegmentsServed
 from ledger.judged import in_order
 from ledger.receipt import SIGNED_BYTES
 from ledger.served import NETWORK_BYTES, Delivery, Said, read, sort_out

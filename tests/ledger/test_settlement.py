@@ -6,7 +6,8 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.events import MAX_EVENT_BYTES, EpochSettled, SettlementLine, Transfer, encode
+from ledger.event_codec import MAX_EVENT_BYTES, encode
+from ledger.events import EpochSettled, SettlementLine, Transfer
 from ledger.settlement import NO_TARIFF, Credit, Entry, Tariff, derive, pages, settle
 
 STREAMS = [UUID(int=i) for i in range(1, 4)]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger import events as e
-from ledger.judged import pack
+from ledger.judged import Judged, pack
 from ledger.receipt import Receipt, to_bitmap
 from ledger.services.credit_index import CreditIndex
 from ledger.ticket import Ticket, ViewerClass
@@ -81,7 +81,7 @@ class Log:
             first_sequence=0,
             network_limit=2,
             receipts=receipt.body() + bytes(64),
-            **pack([0], [SESSION], [b""], [e.Judged("accepted", units, units * 1_000)]),
+            **pack([0], [SESSION], [b""], [Judged("accepted", units, units * 1_000)]),
         )
 
 

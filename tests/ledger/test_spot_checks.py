@@ -10,7 +10,8 @@ from ledger.audit.helpers import Helpers
 from ledger.audit.replay import Replay
 from ledger.audit.report import AuditFailure
 from ledger.audit.store import Store
-from ledger.events import EpochSettled, NodeProbed, NodeProbedV1, SettlementLine, decode, encode
+from ledger.event_codec import decode, encode
+from ledger.events import EpochSettled, NodeProbed, NodeProbedV1, SettlementLine
 from ledger.receipt import to_bitmap
 from ledger.services import nodes
 from ledger.services.explain import Earned, explain

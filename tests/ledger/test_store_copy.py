@@ -15,7 +15,8 @@ from psycopg.rows import tuple_row
 
 from ledger.aggregates.base import Aggregate
 from ledger.application import Ledger, StaleAggregateError
-from ledger.events import Event, NodeProbed, encode
+from ledger.event_codec import encode
+from ledger.events import Event, NodeProbed
 from ledger.store.binary import PART_ROWS, NewRow, columns, copied, in_columns
 from ledger.store.database import Datastore
 from ledger.store.group import GROUP_EVENTS_MAX, Rows, Versions

@@ -17,7 +17,7 @@ from psycopg.rows import dict_row
 
 from ledger.aggregates.book import Book
 from ledger.application import Ledger, LogGapError
-from ledger.events import UnknownEventError
+from ledger.event_codec import UnknownEventError
 from ledger.ids import BOOK_ID, stream_id
 from ledger.store.mapper import CorruptRowError
 from ledger.tlog.publisher import Publisher, PublishRefused

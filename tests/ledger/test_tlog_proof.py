@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from hub.cli import app
 from ledger.checkpoint import Checkpoint
-from ledger.events import CrewFounded, InviteCreated, KeyAdded, StreamArchived, encode
+from ledger.event_codec import encode
+from ledger.events import CrewFounded, InviteCreated, KeyAdded, StreamArchived
 from ledger.ids import CREW_ID, invite_id
 from ledger.keys import key_id
 from ledger.note import NoteError, VerifierKey

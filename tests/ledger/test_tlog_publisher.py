@@ -16,10 +16,8 @@ from ledger import merkle
 from ledger.aggregates.tree import balances_digest
 from ledger.application import Ledger
 from ledger.checkpoint import Checkpoint
-from ledger.events import (
-    StateRecorded,
-    UnknownEventError,
-)
+from ledger.event_codec import UnknownEventError
+from ledger.events import StateRecorded
 from ledger.note import VerifierKey
 from ledger.services import crew
 from ledger.tlog import publisher as module

@@ -15,13 +15,15 @@ import uvicorn
 from crew_life import LOG, Life, live_fully, make_id, make_key
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from subtrees import subtrees_of
 
 from hub.commands.witness import WitnessApp
 from ledger import merkle
 from ledger.application import Ledger, Recorded
 from ledger.audit import audit
 from ledger.checkpoint import Checkpoint
-from ledger.events import NodeWentOnline, encode, tag_of
+from ledger.event_codec import encode, tag_of
+from ledger.events import NodeWentOnline
 from ledger.keys import KeyPair
 from ledger.note import Note, NoteError, VerifierKey
 from ledger.services import crew
@@ -47,7 +49,7 @@ def checkpoint(size: int, leaves: list[bytes] = LEAVES) -> bytes:
 
 
 def request(old: int, new: int, leaves: list[bytes] = LEAVES) -> bytes:
-    proof = merkle.consistency_proof(merkle.subtrees_of(leaves), old, new) if old <= new else []
+    proof = merkle.consistency_proof(subtrees_of(leaves), old, new) if old <= new else []
     return encode_request(old, proof, checkpoint(new, leaves))
 
 
@@ -352,7 +354,7 @@ def test_old_checkpoints_stay_verifiable_when_the_log_s_key_changes(
     seen = size_of(both)
     leaves = [merkle.leaf_hash(r.data) for r in ledger.read(0, 1_000)]
     new = Checkpoint(ORIGIN, len(leaves), merkle.root_of_hashes(leaves)).sign(successor)
-    proof = merkle.consistency_proof(merkle.subtrees_of(leaves), seen, len(leaves))
+    proof = merkle.consistency_proof(subtrees_of(leaves), seen, len(leaves))
     assert both.add_checkpoint(encode_request(seen, proof, new), now_s=NOW_S).status == 200
 
 

@@ -16,7 +16,8 @@ from stand_in_hub import CODE, StandInHub
 from hub.commands.node import _describe
 from relay.node import server as node_server
 from relay.node.page import names_this_computer
-from relay.node.service import Options, Started, Tls, join, serve
+from relay.node.server import Tls
+from relay.node.service import Options, Started, join, serve
 
 
 async def _with_page(hub: StandInHub, folder: Path, use: Callable[[str], Any]) -> None:

@@ -15,10 +15,10 @@ from ledger.aggregates.broadcast import Broadcast
 from ledger.aggregates.node import Node
 from ledger.aggregates.payout import payout_id
 from ledger.aggregates.stream import Stream
+from ledger.event_codec import encode
 from ledger.events import (
     EpochSettled,
     Event,
-    Judged,
     PayoutApproved,
     PayoutAttempted,
     PayoutCancelled,
@@ -30,10 +30,9 @@ from ledger.events import (
     Segment,
     SegmentsServed,
     SessionOpened,
-    encode,
 )
 from ledger.ids import BOOK_ID, NAMESPACE, delivery_id, node_id, stream_id
-from ledger.judged import pack
+from ledger.judged import Judged, pack
 from ledger.settlement import Credit, settle
 from ledger.settlement import pages as to_pages
 from ledger.verdict import Cap, Verdict

@@ -41,4 +41,4 @@ def test_rebuild_builds_what_was_never_built_and_status_shows_it_level(run, ledg
 def test_a_name_that_is_no_projection_is_a_usage_error_that_lists_them(run) -> None:
     refused = run("rebuild", "nonsense")
     assert refused.exit_code == 2
-    assert "verdicts" in refused.stderr
+    assert "streams" in refused.stderr

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from rows import forget, position_of, rows_of
 from sqlalchemy import Engine, event
 
-from ledger.events import EVENT_TYPES, UPCASTERS, Event, UnknownEventError
+from ledger.event_codec import EVENT_TYPES, UPCASTERS, UnknownEventError
+from ledger.events import Event
 from projections.base import Projection
 from projections.catalog import PROJECTIONS
 from projections.rebuild import rebuild

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sqlalchemy import BigInteger, Boolean, Column, Engine, MetaData, Table, Text, Uuid, select
 from sqlalchemy.types import TypeEngine
 
-from ledger.events import Judged, SegmentsServed
-from ledger.judged import pack
+from ledger.events import SegmentsServed
+from ledger.judged import Judged, pack
 from ledger.receipt import SIGNED_BYTES
 from ledger.verdict import VERDICTS, Cap, Verdict
 from projections.arrays import array

@@ -18,7 +18,8 @@ from test_scan import EVENTS, KINDS, filled  # noqa: F401
 
 from ledger import events as e
 from ledger.application import Ledger, LogGapError
-from ledger.events import Event, decode_stored, encode
+from ledger.event_codec import EVENT_TYPES, UnknownEventError, decode_stored, encode, tag_of
+from ledger.events import Event
 from ledger.judged import Judged, pack
 from ledger.receipt import SIGNED_BYTES
 from ledger.store import parts as store_parts
@@ -142,7 +143,7 @@ def append(database_url: str, events: list[Event]) -> None:
             (
                 [event.originator_id for event in events],
                 [event.originator_version for event in events],
-                [e.tag_of(event) for event in events],
+                [tag_of(event) for event in events],
                 [encode(event) for event in events],
             ),
         )
@@ -171,7 +172,7 @@ def begins_as(excerpt: Any, event: Any) -> bool:
     return len(excerpt) <= len(event) and all(map(begins_as, excerpt, event))
 
 
-READ = [path for path in sorted(GOLDEN.glob("*.bin")) if e.EVENT_TYPES[path.stem] in EXCERPTS]
+READ = [path for path in sorted(GOLDEN.glob("*.bin")) if EVENT_TYPES[path.stem] in EXCERPTS]
 
 
 @pytest.mark.parametrize("path", READ, ids=lambda path: path.stem)
@@ -247,7 +248,7 @@ def test_receipts_that_do_not_fit_stop_the_runner_before_them(
     with psycopg.connect(database_url) as connection:
         connection.execute(
             "SELECT crew_main.append_events(%s::uuid[], %s::bigint[], %s::text[], %s::bytea[])",
-            ([uuid4()], [1], [e.tag_of(good)], [bad]),
+            ([uuid4()], [1], [tag_of(good)], [bad]),
         )
-    with pytest.raises(e.UnknownEventError, match=r"position 0.*do not fit"):
+    with pytest.raises(UnknownEventError, match=r"position 0.*do not fit"):
         Runner(ledger, own_engine).catch_up()

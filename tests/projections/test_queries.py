@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -16,15 +16,16 @@ from histories import MOVES, OPENING, History, Log, Move, named
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rows import forget, rows_of
-from sqlalchemy import Engine
+from sqlalchemy import Engine, inspect
 from sqlalchemy import event as sql_event
 
 from hub.embedded.postgres import EmbeddedPostgres
 from ledger.aggregates.book import Book
 from ledger.aggregates.node import Node
 from ledger.application import Ledger, LogGapError, Unavailable
-from ledger.events import Event, Transfer, UnknownEventError
-from ledger.ids import BOOK_ID, node_id, stream_id
+from ledger.event_codec import UnknownEventError
+from ledger.events import transfers_of
+from ledger.ids import BOOK_ID, node_id
 from ledger.store.database import create_sql_engine
 from ledger.store.migrate import migrate
 from projections import schema, tracking
@@ -46,11 +47,6 @@ def queries_after(moves: list[Move], engine: Engine) -> tuple[History, Queries]:
         forget(engine, projection)
     Runner(log, engine).catch_up()
     return history, Queries(engine)
-
-
-def transfers_of(event: Event) -> list[Transfer]:
-    one = getattr(event, "transfer", None)
-    return [one] if one is not None else list(getattr(event, "transfers", ()))
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -236,20 +232,28 @@ def test_a_correction_says_why(engine: Engine) -> None:
     assert reasons == {"corrected"}
 
 
-def test_refusals_say_what_was_refused_and_why(engine: Engine) -> None:
+def test_a_node_says_what_was_refused_and_why(engine: Engine) -> None:
     history, queries = queries_after([("refuse", 1), ("serve", 8)], engine)  # 8: capped, own account
-    refused = queries.refusals()
-    assert all(r.verdict != "accepted" for r in refused)
-    capped = [r for r in refused if r.verdict == "capped"]
-    assert [(r.cap, r.stream_id, r.node_id) for r in capped] == [
-        ("own_account", stream_id("alpha"), history.nodes[0].id)
-    ]
-    unknown = [r for r in refused if r.verdict == "unknown_ticket"]
-    assert [(r.stream_id, r.receipts) for r in unknown] == [(None, 1)]
     judged = [j for e in history.events for j in getattr(e, "judged", ())]
-    assert sum(v.receipts for v in queries.verdicts()) == len(judged)
-    assert sum(v.credited_bytes for v in queries.verdicts()) == sum(j.credited_bytes for j in judged)
-    assert queries.verdicts(node=uuid4()) == []
+    views = queries.nodes()
+    answers = sum((Counter(v.verdicts) for v in views), Counter())
+    assert answers == Counter(str(j.verdict) for j in judged)
+    assert answers["unknown_ticket"] == answers["capped"] == 1
+    assert queries.node(history.nodes[0].id).caps == {"own_account": 1}
+    assert sum(v.credited_bytes for v in views) == sum(j.credited_bytes for j in judged)
+
+
+def test_what_earlier_programs_kept_goes_and_does_not_come_back(ledger: Ledger, own_engine: Engine) -> None:
+    Runner(ledger, own_engine, projections=[Balances]).prepare()
+    with own_engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE crew_main.read_verdicts (n bigint)")
+        connection.exec_driver_sql("INSERT INTO crew_main.read_positions VALUES ('verdicts', 1, 7)")
+    Runner(ledger, own_engine).catch_up()
+    with own_engine.connect() as connection:
+        names = inspect(connection).get_table_names(schema="crew_main")
+        kept = set(connection.exec_driver_sql("SELECT name FROM crew_main.read_positions").scalars())
+    assert "read_verdicts" not in names
+    assert kept == {p.name for p in PROJECTIONS}
 
 
 # --- with the real ledger and a runner in its own thread -------------------------------------------------------------
@@ -278,7 +282,7 @@ def test_you_read_your_own_writes(ledger: Ledger, own_engine: Engine, running: R
     queries = Queries(own_engine)
     for n in range(1, 6):
         position = deposit(ledger, named("stream", 0), f"r{n}")
-        assert running.wait(position, 5)
+        assert queries.wait(position, 5)
         balance = queries.balance("external")
         assert balance is not None
         assert (balance.amount_micro, balance.last_position) == (-1_000 * n, position)
@@ -290,7 +294,7 @@ def test_you_read_your_own_writes(ledger: Ledger, own_engine: Engine, running: R
 def test_lag_is_counted_in_events_and_in_the_age_of_the_oldest_not_applied(
     ledger: Ledger, own_engine: Engine
 ) -> None:
-    runner = Runner(ledger, own_engine)
+    runner, queries = Runner(ledger, own_engine), Queries(own_engine)
     runner.prepare()
     node = Node(node_id(bytes(32)))
     node.join(
@@ -298,15 +302,15 @@ def test_lag_is_counted_in_events_and_in_the_age_of_the_oldest_not_applied(
     )
     node.go_online(at_us=5_000)
     ledger.save(node)
-    assert {(x.events, x.behind_us) for x in runner.lag(now_us=9_000)} == {(2, 8_000)}
+    assert {(x.events, x.behind_us) for x in queries.lag(ledger, now_us=9_000)} == {(2, 8_000)}
     runner.catch_up()
-    assert {(x.events, x.behind_us) for x in runner.lag(now_us=9_000)} == {(0, 0)}
+    assert {(x.events, x.behind_us) for x in queries.lag(ledger, now_us=9_000)} == {(0, 0)}
 
 
 def test_a_rebuild_beside_a_running_runner_ends_with_the_same_rows(
     ledger: Ledger, own_engine: Engine, running: Runner
 ) -> None:
-    stop = threading.Event()
+    queries, stop = Queries(own_engine), threading.Event()
     written: list[int] = []
 
     def write() -> None:
@@ -321,11 +325,11 @@ def test_a_rebuild_beside_a_running_runner_ends_with_the_same_rows(
     finally:
         stop.set()
         writer.join()
-    assert running.wait(written[-1], 10)
+    assert queries.wait(written[-1], 10)
     live = rows_of(own_engine, PROJECTIONS)
     rebuild(ledger, own_engine, PROJECTIONS)
     assert rows_of(own_engine, PROJECTIONS) == live
-    assert Queries(own_engine).balance("external").amount_micro == -1_000 * len(written)
+    assert queries.balance("external").amount_micro == -1_000 * len(written)
 
 
 def test_readers_never_meet_an_empty_or_missing_table_during_a_rebuild(
@@ -490,19 +494,19 @@ def test_the_runner_sits_out_a_restart_of_postgres(server_dir: Path) -> None:
     url = server.start()
     migrate(url)
     ledger, engine, stop = Ledger(url), create_sql_engine(url), threading.Event()
-    runner = Runner(ledger, engine)
+    runner, queries = Runner(ledger, engine), Queries(engine)
     thread = threading.Thread(target=runner.run, args=(stop,))
     try:
         first = deposit(ledger, named("stream", 0), "before")
         thread.start()
-        until_true(lambda: runner.wait(first, 10))
+        assert until_true(lambda: queries.wait(first, 10))
         server.stop()
         with pytest.raises(ReadModelUnavailable):
-            Queries(engine).balances()
+            queries.balances()
         assert server.start() == url
         second = until_true(lambda: deposit(ledger, named("stream", 0), "after"))
-        assert until_true(lambda: runner.wait(second, 10))
-        assert [b.amount_micro for b in Queries(engine).balances()] == [2_000, -2_000]
+        assert until_true(lambda: queries.wait(second, 10))
+        assert [b.amount_micro for b in queries.balances()] == [2_000, -2_000]
     finally:
         stop.set()
         thread.join(10)

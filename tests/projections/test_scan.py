@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from ledger.aggregates.base import Aggregate
 from ledger.application import Ledger, LogGapError
-from ledger.events import Event, UnknownEventError
+from ledger.event_codec import UnknownEventError
+from ledger.events import Event
 from projections.base import SESSION
 
 EVENTS = History().play([*OPENING, ("watch", 0), ("serve", 7), ("probe", 1)])

@@ -13,6 +13,7 @@ import httpx2
 import rtmp_client as rtmp
 import uvicorn
 
+from hub.clock import now_us
 from ledger.events import Segment
 from relay.http import media_protocol
 from relay.http_bounds import BoundedHttpProtocol
@@ -184,7 +185,7 @@ async def rig(settings: OriginSettings = FAST, **ports: object) -> AsyncIterator
     authority, steering = MemoryAuthority(), MemorySteering()
     for name, value in ports.items():
         setattr(authority if hasattr(authority, name) else steering, name, value)
-    origin = Origin(authority, steering, settings)
+    origin = Origin(authority, steering, settings, now_us)
     rtmp_port = await origin.start_rtmp("127.0.0.1", 0)
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(

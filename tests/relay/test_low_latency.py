@@ -186,7 +186,7 @@ def test_parts_wait_for_the_ledger_and_what_it_never_got_is_never_shown_under_it
             await came(r, 8.5)
             assert await shown() == [f"2.{i}.m4s" for i in range(5)]
             r.authority.away = False
-            await r.until(lambda: live.recorder.idle)
+            await r.until(lambda: live.registrar.idle)
             held = len(r.authority.published)
             assert 3 <= held < 8, "some found no room"
             assert await shown() == [f"{held}.0.m4s", f"{held}.1.m4s"]

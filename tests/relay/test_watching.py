@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 from relay_rig import FAST, Tag, is_header, is_key, publishing, read_flv, rig
 
+from hub.clock import now_us
 from ledger.keys import KeyPair
 from ledger.request import sign_request
 from ledger.ticket import SignedTicket, Ticket, ViewerClass
 from relay.media import flv
 from relay.origin.fanout import FlvFanout
 from relay.ports import Assignment
-from relay.service import wall_clock_us
 
 NODE = KeyPair(bytes(range(32)))
 
@@ -181,7 +181,7 @@ def test_only_a_node_in_good_standing_may_pull_and_it_gets_a_digest(source):
         async with rig(nodes={NODE.public_key}) as r:
             await on_air(r, source, 2)
             path = f"/segments/{r.authority.grants[0].rendition_id}/1.ts"
-            now_s = wall_clock_us() // 1_000_000
+            now_s = now_us() // 1_000_000
 
             def signed(key: KeyPair, target: str, at_s: int = now_s) -> dict[str, str]:
                 return {"authorization": sign_request(key, "GET", target, b"", now_s=at_s)}

@@ -14,9 +14,9 @@ from test_payout_command import Shell
 
 from ledger.aggregates.book import Book
 from ledger.application import Ledger
+from ledger.bookkeeping import FORMATS, account_name, plain_text
 from ledger.events import AdjustmentBooked, CrewFounded, Event, Posting, Transfer
 from ledger.ids import BOOK_ID
-from ledger.journal import FORMATS, account_name, journal
 from ledger.services.explain_log import LedgerLog
 
 
@@ -27,7 +27,7 @@ def lived(ledger: Ledger) -> Ledger:
 
 
 def exported(ledger: Ledger, name: str) -> str:
-    return "\n".join(journal(LedgerLog(ledger).events(0, None), name)) + "\n"
+    return "\n".join(plain_text(LedgerLog(ledger).events(0, None), name)) + "\n"
 
 
 def ours(ledger: Ledger) -> dict[str, Decimal]:
@@ -114,10 +114,10 @@ def test_no_reason_breaks_the_journal(reason: str) -> None:
         originator_id=BOOK_ID, originator_version=1, at_us=2, reference="r", reason=reason, transfer=transfer
     )
     events: list[tuple[int, Event]] = [(0, founded), (1, adjusted)]
-    entries, errors, _ = parser.parse_string("\n".join(journal(events, "beancount")) + "\n")
+    entries, errors, _ = parser.parse_string("\n".join(plain_text(events, "beancount")) + "\n")
     assert errors == []
     assert len(entries) == 5
-    hledger = list(journal(events, "hledger"))
+    hledger = list(plain_text(events, "hledger"))
     assert sum(line.startswith("1970-01-01 *") for line in hledger) == 1
 
 

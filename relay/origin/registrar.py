@@ -55,7 +55,7 @@ class Listener(Protocol):
         ...
 
 
-class Recorder:
+class Registrar:
     def __init__(
         self, stream_id: UUID, slug: str, authority: PublishAuthority, listener: Listener, pending_bytes: int
     ) -> None:
@@ -73,7 +73,7 @@ class Recorder:
         self._grant: BroadcastGrant | None = None
         self._next_sequence = 0
         self._broken = False  # the next segment is a discontinuity
-        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"recorder {slug}")
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"registrar {slug}")
 
     # --- what happened, in order -----------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The journal of the books as plain text accounting: beancount or hledger, from the log alone.
+"""The books as plain text accounting: beancount or hledger, from the log alone.
 
 Invariant: every transfer of the log is one transaction that balances, with all six decimals, its date (UTC), its reason
 and its position in the log; the balances asserted at the end are the sums of the postings. Signs are those of
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Final, Protocol
 
-from ledger.events import AdjustmentBooked, CrewFounded, Event, PayoutLineReturned, Transfer
+from ledger.events import AdjustmentBooked, CrewFounded, Event, PayoutLineReturned, transfers_of
 from ledger.money import decimal_text
 
 STATES: Final = {"pending": "Pending", "available": "Available", "in_flight": "InFlight"}
@@ -24,15 +24,6 @@ class Format(Protocol):
         ...
 
     def close(self, first: date, last: date, balances: dict[str, int]) -> Iterator[str]: ...
-
-
-def transfers_of(event: Event) -> tuple[Transfer, ...]:
-    """The movements of any event of the book; none for other events."""
-    many: tuple[Transfer, ...] | None = getattr(event, "transfers", None)
-    if many is not None:
-        return many
-    one: Transfer | None = getattr(event, "transfer", None)
-    return () if one is None else (one,)
 
 
 def account_name(account: str) -> str:
@@ -52,8 +43,8 @@ def account_name(account: str) -> str:
     raise ValueError(f"{account!r} is no account of these books")
 
 
-def journal(events: Iterable[tuple[int, Event]], format_name: str) -> Iterator[str]:
-    """The lines of the journal. Raises ValueError for an unknown format or a log that founds no crew."""
+def plain_text(events: Iterable[tuple[int, Event]], format_name: str) -> Iterator[str]:
+    """The lines of the file. Raises ValueError for an unknown format or a log that founds no crew."""
     made: Format | None = None
     balances: dict[str, int] = {}
     first = last = None
