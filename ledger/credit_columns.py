@@ -20,6 +20,7 @@ K = TypeVar("K")
 T = TypeVar("T")
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+Guesses = NDArray[np.int32]  # rows, in which a session may stand or not
 Rows = NDArray[Any]
 
 KEY_BYTES: Final = 16
@@ -146,9 +147,12 @@ class CreditColumns:
             self._count(row, network, units)
         self._set_units(row, before | units)
 
-    def plan(self, claims: Claims) -> Plan:
-        """What each claim would newly credit if it were the only one. Changes nothing."""
-        rows = self._by_session.find_all(self._rows, claims.sessions)[claims.session_of]
+    def plan(self, claims: Claims, guesses: Guesses | None = None) -> Plan:
+        """What each claim would newly credit if it were the only one. Changes nothing.
+
+        `guesses`, of the row of each claim's session, are corrected.
+        """
+        rows = self._rows_of(claims, guesses)
         known = rows >= 0
         first, past = self._rows["start"][rows].astype(np.int64), self._rows["end"][rows].astype(np.int64)
         if not every(known):  # a session that has nothing has an empty run where it claims
@@ -184,6 +188,20 @@ class CreditColumns:
         self._rows["start"][at : at + len(new)] = plan.start[new]
         self._rows["end"][at : at + len(new)] = plan.end[new]
         self._by_network.add(self._rows, [at + i for i, network in enumerate(networks) if network])
+
+    def _rows_of(self, claims: Claims, guesses: Guesses | None) -> Ints:
+        """The row of each claim's session, or -1."""
+        of = claims.session_of
+        if guesses is None or len(guesses) != len(of) or len(claims.sessions) != len(of):
+            return self._by_session.find_all(self._rows, claims.sessions)[of]
+        # A session each, in the order of the claims. A row says itself whose it is.
+        if self._used > guesses.max(initial=0):
+            rows = guesses.astype(np.int64)
+            if self._rows["session"][rows].tobytes() == b"".join(claims.sessions):
+                return rows
+        rows = self._by_session.find_all(self._rows, claims.sessions)
+        np.maximum(rows, 0, out=guesses, casting="same_kind")
+        return rows
 
     def _sole(self, claims: Claims, rows: Ints) -> Flags:
         """Whether the session is the only one of its network, here and in the batch; or has no network."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ledger import runs
 from ledger.credit import Units, count
-from ledger.credit_columns import Claims, CreditColumns, Flags, Ints, Plan, every
+from ledger.credit_columns import Claims, CreditColumns, Flags, Guesses, Ints, Plan, every
 from ledger.judge import Manifest, NodeFacts, SessionFacts, judge_signed
 from ledger.judged import CAP_CODES, SIZE_BYTES, UNITS_BYTES, VERDICT_CODES
 from ledger.receipt import BODY_BYTES as RECEIPT_BODY_BYTES
@@ -216,8 +216,9 @@ def judge(
     credits: CreditColumns,
     settings: Settings,
     now_s: int,
+    credits_at: Guesses | None = None,  # where the credits of each receipt's session may be; corrected
 ) -> Verdicts:
-    """The verdicts on receipts whose tickets the hub issued for one broadcast. Changes nothing."""
+    """The verdicts on receipts whose tickets the hub issued for one broadcast. Changes nothing else."""
     size = len(receipts.rows)
     out = _Out(size)
     out.refuse_others(tickets["node_key"] == np.void(node.public_key), Verdict.WRONG_NODE)
@@ -243,7 +244,7 @@ def judge(
         highest,
         manifest.first,
     )
-    plan, budgeted = credits.plan(claims), _budgeted(tickets, manifest)
+    plan, budgeted = credits.plan(claims, credits_at), _budgeted(tickets, manifest)
     sole = plan.sole if budgeted is None else plan.sole & ~budgeted
     alone = sole & plan.alone & receipts.run
     caps, sums = _caps(tickets, viewers, node, settings), manifest.sums()

@@ -6,7 +6,7 @@ version of its event is kept, to answer it again: what the event says stands in 
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from ledger.aggregates.base import Aggregate
 from ledger.batch import batch_hash
-from ledger.credit_columns import Claims, CreditColumns, Flags, Plan, every
+from ledger.credit_columns import Claims, CreditColumns, Flags, Guesses, Plan, every
 from ledger.events import Event, SegmentsServed
 from ledger.ids import delivery_id
 from ledger.judge import Manifest, NodeFacts
@@ -44,6 +44,8 @@ class Presented:
     receipts: bytes  # 205 bytes each
     tickets: Known
     signed: Flags  # whether the signature holds; of no account where the ticket is another node's
+    # By receipt, where the credits of its session may be; corrected when it is judged. Empty: not known.
+    credits_at: Guesses = field(default_factory=lambda: np.zeros(0, np.int32))
 
 
 class Delivery(Aggregate):
@@ -115,6 +117,7 @@ class Delivery(Aggregate):
             node=node,
             manifest=manifest,
             credits=self.credits,
+            credits_at=presented.credits_at,
             settings=settings,
             now_s=at_us // 1_000_000,
         )

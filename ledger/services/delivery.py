@@ -19,11 +19,11 @@ from ledger.aggregates.node import Node
 from ledger.aggregates.session import Session, TicketRecord
 from ledger.application import Ledger
 from ledger.batch import HEADER_BYTES, Batch, batch_hash
-from ledger.credit_columns import Flags, every
+from ledger.credit_columns import every
 from ledger.events import SessionOpened, TicketIssued
 from ledger.ids import node_id, ticket_record_id
 from ledger.judge import SessionFacts
-from ledger.judge_columns import KNOWN, RECEIPT, Known, split, well_formed
+from ledger.judge_columns import KNOWN, RECEIPT, split, well_formed
 from ledger.keys import KeyPair
 from ledger.receipt import SIGNED_BYTES
 from ledger.receipt_digests import ReceiptDigests, SegmentDigestOf
@@ -31,7 +31,7 @@ from ledger.services import crew
 from ledger.services.judging import Judging, Place, ReceiptAnswer, Refused, Sent
 from ledger.services.retry import until_saved
 from ledger.ticket import SignedTicket, Ticket, ViewerClass, WireError
-from ledger.tickets import TicketTable, known_row
+from ledger.tickets import Found, TicketTable, known_row
 from ledger.verdict import Verdict
 from ledger.verifiers import RECORD_BYTES, Verifiers
 
@@ -153,11 +153,14 @@ class DeliveryDesk:
         known = self._answered.get(known_hash)
         if known is not None:
             return self._judging.answers_at(known)
-        presented, refused = self._presented(batch.data, batch.node_key)
+        found, presented, refused = self._presented(batch.data, batch.node_key)
         answers, places = self._judging.judge(
             Sent(presented, refused, node_id(batch.node_key), data[:HEADER_BYTES], known_hash, at_us)
         )
         self._answered.put(known_hash, tuple(places))
+        for each in presented.values():  # where judging found them
+            if len(each.credits_at) == len(found.places):
+                self._tickets.credits_at(found.places, each.credits_at)
         return answers
 
     def judge_receipt(self, data: bytes, *, at_us: int) -> ReceiptAnswer:
@@ -168,7 +171,7 @@ class DeliveryDesk:
         """
         if len(data) != SIGNED_BYTES or not well_formed(np.frombuffer(data, RECEIPT))[0]:
             raise WireError("this is not a receipt")
-        tickets, known = self._known([data[_TICKET_HASH]])
+        tickets, known, *_ = self._known([data[_TICKET_HASH]])
         if not known[0]:
             raise WireError("the ticket of this receipt was never issued")
         ticket = tickets["ticket"][0]
@@ -180,14 +183,15 @@ class DeliveryDesk:
         sent = Sent({broadcast_id: presented}, [], node, b"", b"", at_us)
         return self._judging.judge(sent).answers[0]
 
-    def _presented(self, data: bytes, node_key: bytes) -> tuple[dict[UUID, Presented], list[Refused]]:
-        """The receipts by broadcast, their signatures verified; and those that belong to none."""
+    def _presented(self, data: bytes, node_key: bytes) -> tuple[Found, dict[UUID, Presented], list[Refused]]:
+        """Their tickets; the receipts by broadcast, their signatures verified; and those that belong to none."""
         rows = np.frombuffer(data, RECEIPT)
         well = well_formed(rows)
         hashes = split(rows["ticket_hash"])
         if not every(well):
             hashes = [h if w else b"" for h, w in zip(hashes, well.tolist(), strict=True)]
-        tickets, known = self._known(hashes)
+        found = self._known(hashes)
+        tickets, known, _, credits_at = found
         # What is another node's is refused whatever its signature.
         signed = known & (tickets["ticket"]["node_key"] == np.void(node_key))
         keys, whole = tickets["ticket"]["viewer_key"], rows.view(_WHOLE)
@@ -198,7 +202,8 @@ class DeliveryDesk:
         signed[signed] = np.frombuffer(self._verifiers.hold(asked.tobytes()), np.uint8) == 1
         if every(known) and len(rows) and every(tickets["broadcast"] == tickets["broadcast"][:1]):
             broadcast_id = UUID(bytes=tickets["broadcast"][0].tobytes())
-            return {broadcast_id: Presented(bytes(range(len(rows))), data, tickets, signed)}, []
+            whole_batch = Presented(bytes(range(len(rows))), data, tickets, signed, credits_at)
+            return found, {broadcast_id: whole_batch}, []
         of: dict[bytes, list[int]] = defaultdict(list)
         broadcasts = split(tickets["broadcast"])
         for i in np.flatnonzero(known).tolist():
@@ -211,23 +216,24 @@ class DeliveryDesk:
             (i, rows[i].tobytes(), Verdict.UNKNOWN_TICKET if well[i] else Verdict.MALFORMED)
             for i in np.flatnonzero(~known).tolist()
         ]
-        return presented, refused
+        return found, presented, refused
 
-    def _known(self, ticket_hashes: Sequence[bytes]) -> tuple[Known, Flags]:
+    def _known(self, ticket_hashes: Sequence[bytes]) -> Found:
         """What the log says of each ticket, and of which it says anything; what is no hash is none."""
-        tickets, known = self._tickets.find(ticket_hashes)
+        looked_up = self._tickets.find(ticket_hashes)
+        tickets, known, *_ = looked_up
         if every(known):
-            return tickets, known
+            return looked_up
         missing = {ticket_hashes[i] for i in np.flatnonzero(~known).tolist()} - {b""}
         if not missing:
-            return tickets, known
+            return looked_up
         found = dict(self._find_tickets(missing))
         for ticket_hash, row in found.items():
             self._tickets.put(ticket_hash, row)
         for i in np.flatnonzero(~known).tolist():
             if ticket_hashes[i] in found:
                 tickets[i], known[i] = np.frombuffer(found[ticket_hashes[i]], KNOWN)[0], True
-        return tickets, known
+        return looked_up
 
     def _find_tickets(self, ticket_hashes: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
         """(hash, row of KNOWN) of those that were issued, from the log: two queries for all."""
