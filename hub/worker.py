@@ -186,6 +186,7 @@ class Worker:
         self._publisher.former_key = self._key_change.former(at_us=now_us())
         self._publisher.publish(at_us=now_us())
         self._key_change.published(at_us=now_us())
+        self._publisher.look_back()
 
     def watch_nodes(self) -> None:
         """Record which nodes came and went since the last look."""
