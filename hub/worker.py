@@ -5,6 +5,7 @@ sit out (a broken log) stops for itself alone: it says so loudly, makes the hub 
 slowly while the others go on.
 """
 
+import gc
 import random
 import signal
 import threading
@@ -185,6 +186,7 @@ class Worker:
         self._publisher.former_key = self._key_change.former(at_us=now_us())
         self._publisher.publish(at_us=now_us())
         self._key_change.published(at_us=now_us())
+        self._publisher.look_back()
 
     def watch_nodes(self) -> None:
         """Record which nodes came and went since the last look."""
@@ -249,7 +251,9 @@ def main() -> None:
     settings = load_settings()
     configure_logging(json=settings.log_json, level=settings.log_level)
     outage.called("worker")
-    Worker(settings).run()
+    worker = Worker(settings)
+    gc.freeze()  # what was imported stays: a collection in the midst of a start would look through all of it
+    worker.run()
     leave()
 
 

@@ -19,8 +19,11 @@ from psycopg.rows import TupleRow
 
 from ledger.aggregates.base import Aggregate
 from ledger.aggregates.book import Book
+from ledger.aggregates.node import Node
+from ledger.aggregates.stream import Stream
 from ledger.event_codec import UnknownEventError, decode, happened_us
 from ledger.events import Event
+from ledger.ids import node_id, stream_id
 from ledger.store.cache import AggregateCache
 from ledger.store.database import Datastore
 from ledger.store.factory import Store
@@ -44,8 +47,23 @@ def _balanced(book: Any) -> bool:
     return found
 
 
-# Aggregates that live as long as the crew, with what must hold of one that was kept. The others are short.
-KEPT: Final[dict[type[Aggregate], Callable[[Any], bool]]] = {Book: _balanced}
+def _of_its_key(node: Any) -> bool:
+    found: bool = node.id == node_id(node.public_key)
+    return found
+
+
+def _of_its_name(stream: Any) -> bool:
+    found: bool = stream.id == stream_id(stream.slug)
+    return found
+
+
+# Aggregates that live as long as the crew, with what must hold of one that was kept. The others are short. A node has
+# an event with each spot check: hundreds of thousands, each in a page of its own.
+KEPT: Final[dict[type[Aggregate], Callable[[Any], bool]]] = {
+    Book: _balanced,
+    Node: _of_its_key,
+    Stream: _of_its_name,
+}
 
 
 class Conflict(Exception):

@@ -4,7 +4,8 @@ Invariants: a checkpoint is signed only for a tree that contains the tree of the
 needs is durable before it is written; an interrupted publication, repeated, gives the files of an uninterrupted one.
 Work is proportional to the new events. The first publication of a process takes the tree up from the published tiles
 and holds the newest events of the ledger against it, so that it does not grow with the log; the events before them are
-held against the tiles page by page, one page with each publication, until all are (`ledger.tlog.resume`).
+held against the tiles page by page by `look_back`, until all are (`ledger.tlog.resume`). Once they differed, nothing is
+signed before all of the ledger was held against the log.
 """
 
 import fcntl
@@ -37,7 +38,9 @@ from ledger.tlog.source import FolderSource
 from ledger.tlog.tiles import HEIGHT, WIDTH, Tile, TileBuilder, TileError
 
 PAGE: Final = 1_000  # events read at once
-TAIL: Final = 4_096  # events at the end of the ledger that a restart reads; of the others, so many each time
+TAIL: Final = (
+    4_096  # events at the end of the ledger that a restart reads; of the others, a look back so many
+)
 CHECKPOINT: Final = "checkpoint"
 VKEY: Final = "vkey"
 LOCK_PATIENCE_S: Final = 5.0  # how long to wait for another process that publishes
@@ -126,6 +129,7 @@ class Publisher:
         self._mutex = threading.Lock()
         self._head: Head | None = None
         self._older: _Older | None = None  # events that were not yet held against the log since the restart
+        self._differed = False  # older events did, and not all of the ledger was held against the log since
         self._published: bytes | None = None  # the checkpoint file as this process last saw it
         self._unwritten: dict[Tile, bytes] = {}
 
@@ -139,12 +143,32 @@ class Publisher:
             try:
                 if self._head is None or self._read(CHECKPOINT) != self._published:
                     self._head = self._recover()
-                elif self._older is not None and not self._hold_older(self._older):
-                    self._head = self._replay()
                 return self._advance(self._head, at_us)
             except BaseException:
                 self._head = None  # tiles in memory may be ahead of the files
                 raise
+
+    def look_back(self) -> bool:
+        """Hold the next older events against the published log; False: none are left since the restart.
+
+        To be called between publications, so that none waits for it. When they differ, the next publication holds all
+        of the ledger against the log: it mends files that were lost, or refuses. Raises what the ledger and the file
+        system raise; calling again is safe.
+        """
+        with self._mutex:
+            older, self._older = self._older, None
+            if older is None:
+                return False
+            try:
+                same = self._same(older)
+            except BaseException:
+                self._head = None  # what is held so far is lost: the next publication begins anew
+                raise
+            if not same:
+                self._head, self._differed = None, True
+            elif not older.done:
+                self._older = older
+            return self._older is not None
 
     def check(self) -> Checkpoint | None:
         """Hold the whole ledger against the published log, and mend files that were lost; None: nothing is published.
@@ -238,7 +262,7 @@ class Publisher:
         """What is known of the events that were published: taken up from the files, else from all of the ledger."""
         if (self._folder / _STAGING).exists():  # half written by a process that died
             remove_tree(self._folder / _STAGING)
-        return self._take_up() or self._replay()
+        return (None if self._differed else self._take_up()) or self._replay()
 
     def _take_up(self) -> Head | None:
         """From the published tiles and the end of the ledger; None when they do not fit, or are few."""
@@ -290,13 +314,6 @@ class Publisher:
 
         return TileBuilder(compare)
 
-    def _hold_older(self, older: _Older) -> bool:
-        """Hold one more page of old events against the published tiles. False when they are not the same."""
-        same = self._same(older)
-        if not same or older.done:
-            self._older = None
-        return same
-
     def _same(self, older: _Older) -> bool:
         self._alive()
         try:
@@ -338,7 +355,7 @@ class Publisher:
                 self._take(head, last.size)
             head.tiles.sink = self._write_full
             self._drop_unsigned(last.size)
-        self._published = note
+        self._published, self._differed = note, False
         return head
 
     def _where(self, size: int) -> str:

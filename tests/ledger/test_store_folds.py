@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,11 @@ from crew_life import Life, live_fully
 from eventsourcing.persistence import OperationalError
 
 from ledger import application
+from ledger.aggregates.base import Aggregate
 from ledger.aggregates.book import Book
-from ledger.application import Ledger
+from ledger.aggregates.node import Node
+from ledger.aggregates.stream import Stream
+from ledger.application import KEPT, Ledger
 from ledger.ids import BOOK_ID
 from ledger.services import settle
 from ledger.services.credit_index import CreditIndex
@@ -148,6 +152,65 @@ def test_whoever_can_write_the_table_can_neither_run_code_nor_make_money(
     again, recalled_at = reloaded(database_url)
     assert recalled_at == 0
     assert again.accounts == folded(ledger).accounts
+
+
+def longest(ledger: Ledger, *founding: str) -> list[UUID]:
+    """Of the aggregates that begin with such an event, each time the one with the most."""
+    events = [r.event for r in ledger.read(0, 10_000)]
+    most = Counter(e.originator_id for e in events).__getitem__
+    return [max((e.originator_id for e in events if type(e).__name__ == f), key=most) for f in founding]
+
+
+def recalled(database_url: str, cls: type[Aggregate], aggregate_id: UUID) -> Aggregate | None:
+    fresh = Ledger(database_url)
+    try:
+        return fresh._recall(cls, aggregate_id)
+    finally:
+        fresh.close()
+
+
+def test_whatever_is_kept_is_recalled_as_the_fold_of_its_events(
+    ledger: Ledger, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(application, "KEPT_EVERY", 1)
+    live_fully(ledger, tmp_path, lambda at_us: None)
+    events = [r.event for r in ledger.read(0, 10_000)]
+    node_id, stream_id = longest(ledger, "NodeJoined", "StreamRegistered")
+    kept: dict[type[Aggregate], UUID] = {Book: BOOK_ID, Node: node_id, Stream: stream_id}
+    assert kept.keys() == KEPT.keys()
+    for cls, aggregate_id in kept.items():
+        loaded = ledger.load(cls, aggregate_id)
+        found = recalled(database_url, cls, aggregate_id)
+        assert found is not None
+        version = found.version
+        cls.projector()(found, [e for e in events if e.originator_id == aggregate_id][version:])
+        assert state(found) == state(loaded)
+
+
+def test_a_node_with_another_key_and_a_stream_with_another_name_are_not_believed(
+    ledger: Ledger, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(application, "KEPT_EVERY", 1)
+    live_fully(ledger, tmp_path, lambda at_us: None)
+    node_id, stream_id = longest(ledger, "NodeJoined", "StreamRegistered")
+    node, stream = ledger.load(Node, node_id), ledger.load(Stream, stream_id)
+    node.public_key, stream.slug = b"k" * 32, "mine"
+    for forged in (node, stream):
+        assert recalled(database_url, type(forged), forged.id) is not None
+        data = pickle.dumps(forged)
+        last = ledger.find([(forged.id, forged.version)])[0].data
+        with psycopg.connect(database_url) as connection:
+            connection.execute(
+                "UPDATE crew_main.folds SET state = %b, digest = %b, position = %s, anchor = %b WHERE name = %s",
+                (
+                    data,
+                    hashlib.sha256(data).digest(),
+                    forged.version,
+                    hashlib.sha256(last).digest(),
+                    f"{type(forged).__name__}:{forged.id}",
+                ),
+            )
+        assert recalled(database_url, type(forged), forged.id) is None
 
 
 def test_a_recalled_credit_index_goes_on_like_one_that_read_everything(

@@ -268,7 +268,8 @@ def test_a_log_of_the_release_before_is_vacuumed_in_even_steps_from_now_on(empty
     with psycopg.connect(empty_url, autocommit=True) as superuser:
         names = (
             "autovacuum_vacuum_insert_scale_factor, autovacuum_vacuum_insert_threshold,"
-            " toast.autovacuum_vacuum_insert_scale_factor, toast.autovacuum_vacuum_insert_threshold"
+            " toast.autovacuum_vacuum_insert_scale_factor, toast.autovacuum_vacuum_insert_threshold,"
+            " autovacuum_freeze_min_age, toast.autovacuum_freeze_min_age"
         )
         superuser.execute(sql.SQL("ALTER TABLE crew_main.events RESET ({})").format(sql.SQL(names)))
         superuser.execute("DROP FUNCTION crew_main.append_events_if_unchanged, crew_main.require_unchanged")
@@ -282,6 +283,7 @@ def test_a_log_of_the_release_before_is_vacuumed_in_even_steps_from_now_on(empty
             " WHERE e.oid = 'crew_main.events'::regclass ORDER BY 1"
         ).fetchall()
         assert [option for (option,) in options] == [
+            *["autovacuum_freeze_min_age=0"] * 2,
             *["autovacuum_vacuum_insert_scale_factor=0"] * 2,
             *["autovacuum_vacuum_insert_threshold=100000"] * 2,
         ]

@@ -65,6 +65,7 @@ def test_a_check_holds_up_no_publication(tmp_path: Path, short_tail: int) -> Non
 def publish_often(publisher: Publisher) -> None:
     for _ in range(12):
         publisher.publish(at_us=1)
+        publisher.look_back()
 
 
 def add_money(ledger: MemoryLedger, count: int) -> None:
@@ -101,6 +102,7 @@ def test_restarts_change_nothing_of_what_is_published(
             publishers[1] = open_publisher(ledgers[1], folders[1])
         one, other = (publisher.publish(at_us=1) for publisher in publishers)
         assert one == other
+        publishers[1].look_back()
     assert files_in(folders[0]) == files_in(folders[1])
 
 
@@ -113,11 +115,17 @@ def test_a_restart_reads_the_end_of_the_ledger_and_the_rest_page_by_page(
     publisher, ledger.rows_read = open_publisher(ledger, tmp_path), 0
     assert publisher.publish(at_us=1) == first
     assert ledger.rows_read <= short_tail + WIDTH + 1
-    for _ in range(12):
+    looks, looked = 0, True
+    while looked:
+        ledger.rows_read = 0
+        looked, looks = publisher.look_back(), looks + 1
+        assert 0 < ledger.rows_read <= short_tail
         ledger.rows_read = 0
         assert publisher.publish(at_us=1) == first
-        assert ledger.rows_read <= short_tail
-    assert ledger.rows_read == 0  # all of it was held against the log once
+        assert ledger.rows_read == 0  # what is old costs a publication nothing
+    assert looks == 9  # all of it was held against the log once
+    assert not publisher.look_back()
+    assert ledger.rows_read == 0
 
 
 def test_an_old_event_that_was_changed_is_found_after_a_restart(tmp_path: Path, short_tail: int) -> None:
@@ -129,9 +137,42 @@ def test_an_old_event_that_was_changed_is_found_after_a_restart(tmp_path: Path, 
     before, publisher = files_in(tmp_path), open_publisher(ledger, tmp_path)
     with pytest.raises(PublishRefused, match="not the one the log was published from"):
         publish_often(publisher)
+    ledger.grow(10)
+    for _ in range(3):  # nothing is signed any more, however often it is tried
+        with pytest.raises(PublishRefused, match="not the one the log was published from"):
+            publisher.publish(at_us=1)
+        assert not publisher.look_back()
     with pytest.raises(PublishRefused, match="not the one the log was published from"):
         open_publisher(ledger, tmp_path).check()
     assert files_in(tmp_path) == before
+    ledger.rows[1_000] = row  # the newer backup was restored
+    assert publisher.publish(at_us=1).root == merkle.root([r.state for r in ledger.rows])
+
+
+def test_a_look_back_that_fails_begins_anew(tmp_path: Path, short_tail: int) -> None:
+    ledger = MemoryLedger()
+    ledger.grow(3_000)
+    first = open_publisher(ledger, tmp_path).publish(at_us=1)
+    publisher, failing = open_publisher(ledger, tmp_path), False
+    read = ledger.read_rows
+
+    def read_rows(start: int, limit: int) -> list[Row]:
+        if failing:
+            raise OSError("the database is away")
+        return read(start, limit)
+
+    ledger.read_rows = read_rows  # type: ignore[method-assign]
+    publisher.publish(at_us=1)
+    assert publisher.look_back()
+    failing = True
+    with pytest.raises(OSError, match="away"):
+        publisher.look_back()
+    failing = False
+    assert not publisher.look_back()
+    assert publisher.publish(at_us=1) == first
+    for _ in range(8):
+        assert publisher.look_back()
+    assert not publisher.look_back()
 
 
 def test_an_old_file_that_was_lost_is_mended_after_a_restart(tmp_path: Path, short_tail: int) -> None:
