@@ -41,7 +41,7 @@ from hub.keystore import KeyStore
 from hub.leaving import leave
 from hub.logs import configure_logging
 from hub.pings import Pings
-from hub.rails import payouts_folder
+from hub.rails import check_files
 from hub.settings import Settings, load_settings, ports_of
 from hub.steering import NEW_HEALTH, OBSERVE_AFTER_S, LedgerSteering, LiveNode
 from hub.troubles import TROUBLES_FOLDER, Troubles
@@ -157,8 +157,8 @@ class OriginProcess:
                 ingest_ready=lambda: self._rtmp_ready,
                 refusal=self._refusal,
                 node_left=self._steering.node_left,
-                given=lambda: given(payouts_folder(settings)),
-                returned=Returns(payouts_folder(settings)).all,
+                given=lambda: given(check_files(settings)),
+                returned=lambda: Returns(check_files(settings)).all(),
                 troubles=Troubles(settings.data_dir / TROUBLES_FOLDER).now,
                 overdue=Heartbeats(settings.data_dir / HEARTBEATS_FOLDER).overdue,
             )

@@ -20,7 +20,7 @@ from hub.payout_shown import (
     print_results,
     the_payout,
 )
-from hub.rails import open_rail, payouts_folder
+from hub.rails import open_rail, use_files
 from ledger.aggregates.payout import Payout
 from ledger.rails import Rail
 from ledger.rails.pain001 import Pain001Rail, Said
@@ -41,6 +41,7 @@ def reconcile(
     """Ask the rail what became of each line that is not confirmed. Pays nothing."""
     with console() as at:
         payout = the_payout(at, batch)
+        folder = use_files(at.settings, dry_run=dry_run)
         with open_rail(at.settings, payout) as rail:
             heard = hear(at, rail, payout, status, paid, refused, dry_run=dry_run)
             heard.tell()
@@ -50,7 +51,9 @@ def reconcile(
             results = payouts.reconcile(
                 at.ledger, rail, payout.id, at_us=now_us(), told=heard.told, dry_run=dry_run
             )
-            booked = _book_returns(at, payout, rail, results, heard.came_back, dry_run=dry_run)
+            booked = _book_returns(
+                at, payout, rail, Returns(folder), results, heard.came_back, dry_run=dry_run
+            )
             results = [
                 replace(r, state=payouts.RETURNED, action="return") if r.line in booked else r
                 for r in results
@@ -101,7 +104,7 @@ def return_(
             reference=reference,
             reason=reason,
             at_us=now_us(),
-            memory=Returns(payouts_folder(at.settings)),
+            memory=Returns(use_files(at.settings, dry_run=dry_run)),
             dry_run=dry_run,
         )
         if as_json:
@@ -119,13 +122,13 @@ def _book_returns(
     at: Console,
     payout: Payout,
     rail: Rail,
+    memory: Returns,
     results: list[payouts.LineResult],
     came_back: dict[int, Said],
     *,
     dry_run: bool,
 ) -> dict[int, list[returns.Returned]]:
     """What the files remember and the ledger does not, then what the bank has said now. By line, if it is new."""
-    memory = Returns(payouts_folder(at.settings))
     booked: dict[int, list[returns.Returned]] = {}
     for one in returns.book_forgotten(at.ledger, payout.id, memory.all(), at_us=now_us(), dry_run=dry_run):
         booked.setdefault(one.line, []).append(one)
