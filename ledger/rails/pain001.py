@@ -129,6 +129,8 @@ class Pain001Rail:
     def seal(self) -> Path | None:
         """Write what was collected since the last file as a file of its own; None when there is nothing new."""
         with self._collected.locked() as collected:  # nobody adds to the file that is being written
+            for torn in self._folder.glob(f".{self._batch}-*.xml.*") if collected else ():
+                torn.unlink()  # of a process that was killed while it wrote
             number = len(self.files()) + 1
             rows = [(key, row) for key, row in collected.items() if row["file"] == number]
             if not rows:
