@@ -1,7 +1,7 @@
 """Payouts on a real ledger and a real file, killed at every save and at every call of the rail."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -206,6 +206,39 @@ def test_two_runs_at_once_pay_once(funded: Ledger, file: Path, database_url: str
         for other in ledgers:
             other.close()
     assert_each_paid_once(funded, file, batch_id, amounts)
+
+
+class Overtaken(CsvRail):
+    """Whoever asks it first is overtaken by another run."""
+
+    def __init__(self, path: Path, other: Callable[[], object]) -> None:
+        super().__init__(path)
+        self.others = [other]
+
+    def look_up(self, key: str) -> Answer:
+        if self.others:
+            self.others.pop()()
+        return super().look_up(key)
+
+
+def test_a_run_that_is_overtaken_by_another_finds_all_of_it_done(funded: Ledger, file: Path) -> None:
+    """What the rail knows all at once is no payment of a lost database."""
+    amounts, batch_id = balances(funded, "available"), planned(funded)
+    rail = Overtaken(file, lambda: run(funded, CsvRail(file), batch_id))
+    assert states(run(funded, rail, batch_id)) == ["confirmed"] * 3
+    assert_each_paid_once(funded, file, batch_id, amounts)
+
+
+def test_what_a_run_that_died_has_paid_is_taken_up_also_when_the_destination_is_gone(
+    funded: Ledger, file: Path
+) -> None:
+    amounts, batch_id = balances(funded, "available"), planned(funded)
+    with suppress(Killed):
+        run(
+            funded, TrappedRail(CsvRail(file), Trap(5), Killed), batch_id
+        )  # after the first is given to the rail
+    assert states(payouts.run(funded, CsvRail(file), batch_id, destinations={}, at_us=AT))[0] == "confirmed"
+    assert balances(funded, "paid") == [amounts[0], 0, 0]
 
 
 class Poor(CsvRail):
@@ -421,8 +454,13 @@ def test_plans_made_at_once_make_one_batch(funded: Ledger, database_url: str) ->
 def test_an_unapproved_a_cancelled_or_another_rails_batch_is_not_run(funded: Ledger, file: Path) -> None:
     plan = payouts.plan(funded, rail="csv", threshold_micro=1, destinations=COMMITMENTS, at_us=AT)
     assert plan.batch_id is not None
-    with pytest.raises(DomainError, match="approved"):
-        run(funded, CsvRail(file), plan.batch_id)
+    for dry_run in (True, False):
+        with pytest.raises(
+            DomainError, match="only an approved one"
+        ):  # before the rail is asked for anything
+            payouts.run(
+                funded, Poor(file), plan.batch_id, destinations=DESTINATIONS, at_us=AT, dry_run=dry_run
+            )
     other = CsvRail(file)
     with pytest.raises(DomainError, match="planned for csv"):
         payouts.run(funded, Named(other, "evm"), plan.batch_id, destinations=DESTINATIONS, at_us=AT)

@@ -249,6 +249,16 @@ def test_an_older_journal_signs_nothing_while_what_it_does_not_know_waits_for_a_
     assert world.got(FRIENDS[1]) == 3 * ETHER // 2
 
 
+def test_a_nonce_that_the_node_forgot_is_not_given_to_another_payment(world: World) -> None:
+    world.rail().submit(payment(0))
+    world.chain.pool.clear()
+    world.rail().submit(payment(1))
+    assert [record["nonce"] for record in journal.Journal(world.journal).all().values()] == [1, 2]
+    world.rail().prepare([])
+    world.chain.mine(CONFIRMATIONS)
+    assert [asked(world.rail(), n) for n in (0, 1)] == ["confirmed"] * 2
+
+
 def test_a_key_that_somebody_signs_meanwhile_was_absent_and_is_known(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
