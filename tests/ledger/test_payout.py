@@ -388,6 +388,41 @@ def test_whatever_is_not_planned_is_said_to_wait(funded: Ledger) -> None:
     assert (len(plan.lines), [w.reason for w in plan.waiting]) == (fits, ["day_limit"] * (3 - fits))
 
 
+def test_limits_are_what_may_be_paid_and_one_micro_unit_less_is_less(funded: Ledger, file: Path) -> None:
+    """Of a payout when it is planned, of a day when it is run, to the micro-unit."""
+    a, b, c = balances(funded, "available")
+    arguments: dict[str, Any] = {
+        "rail": "csv",
+        "threshold_micro": 1,
+        "destinations": COMMITMENTS,
+        "at_us": AT,
+    }
+    for limit, parts in ((a + b + c, [3]), (a + b + c - 1, [2, 1]), (a + b, [2, 1]), (a + b - 1, [1, 2])):
+        crew.change_settings(funded, {"payout_batch_max_micro": limit}, at_us=AT)
+        plan = payouts.plan(funded, **arguments, dry_run=True)
+        assert [len(p.lines) for p in (plan, *plan.further)] == parts
+    crew.change_settings(
+        funded, {"payout_batch_max_micro": 10**12, "payout_day_max_micro": a + b + c}, at_us=AT
+    )
+    batch_id = planned(funded)
+    for less in (c, 1, 0):
+        crew.change_settings(funded, {"payout_day_max_micro": a + b + c - less}, at_us=AT)
+        assert [r.action for r in run(funded, CsvRail(file), batch_id)][2] == ("limit" if less else "submit")
+    assert_each_paid_once(funded, file, batch_id, [a, b, c])
+
+
+class Mute(CsvRail):
+    def look_up(self, key: str) -> Answer:
+        raise AssertionError(f"asked about {key}")
+
+
+def test_what_is_confirmed_is_not_asked_about(funded: Ledger, file: Path) -> None:
+    batch_id = planned(funded)
+    run(funded, CsvRail(file), batch_id)
+    assert {r.action for r in payouts.reconcile(funded, Mute(file), batch_id, at_us=AT)} == {"none"}
+    assert {r.action for r in run(funded, Mute(file), batch_id)} == {"none"}
+
+
 @pytest.mark.parametrize("name", ["x" * 101, "a\nb", "\udcff", "Zoë"])
 def test_what_the_log_cannot_forget_is_short_and_plain(funded: Ledger, name: str) -> None:
     arguments: dict[str, Any] = {
@@ -486,6 +521,8 @@ def test_a_destination_changed_after_planning_is_not_paid(funded: Ledger, file: 
     amounts = balances(funded, "available")
     batch_id = planned(funded)
     moved = {**DESTINATIONS, FRIENDS[1]: Destination("elsewhere", bytes(16))}
+    shown = payouts.run(funded, CsvRail(file), batch_id, destinations=moved, at_us=AT, dry_run=True)
+    assert [r.action for r in shown] == ["submit", "fail", "submit"]
     results = payouts.run(funded, CsvRail(file), batch_id, destinations=moved, at_us=AT)
     assert states(results) == ["confirmed", "failed", "confirmed"]
     assert balances(funded, "available") == [0, amounts[1], 0]
