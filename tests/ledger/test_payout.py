@@ -411,6 +411,27 @@ def test_limits_are_what_may_be_paid_and_one_micro_unit_less_is_less(funded: Led
     assert_each_paid_once(funded, file, batch_id, [a, b, c])
 
 
+def test_a_line_that_another_run_finishes_between_two_looks_is_looked_at_again(
+    funded: Ledger, file: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The payout is loaded before it, the book after it: decided on both, it would be an error."""
+    amounts, batch_id = balances(funded, "available"), planned(funded)
+    run(funded, Says(file, Outcome.UNKNOWN, pays=True), batch_id)
+    look, others = funded.load_or_new, [Ledger(database_url)]
+
+    def overtaken(cls: Any, aggregate_id: UUID) -> Any:
+        while others:
+            other = others.pop()
+            assert states(payouts.reconcile(other, CsvRail(file), batch_id, at_us=AT))[1] == "confirmed"
+            other.close()
+        return look(cls, aggregate_id)
+
+    monkeypatch.setattr(funded, "load_or_new", overtaken)
+    assert states(payouts.reconcile(funded, CsvRail(file), batch_id, at_us=AT)) == ["confirmed"] * 3
+    monkeypatch.undo()
+    assert_each_paid_once(funded, file, batch_id, amounts)
+
+
 class Mute(CsvRail):
     def look_up(self, key: str) -> Answer:
         raise AssertionError(f"asked about {key}")

@@ -249,6 +249,16 @@ def test_an_older_journal_signs_nothing_while_what_it_does_not_know_waits_for_a_
     assert world.got(FRIENDS[1]) == 3 * ETHER // 2
 
 
+def test_each_chain_has_its_own_nonces(world: World) -> None:
+    """What was signed for another chain by the same key, in the same journal, leaves no gap here."""
+    sender = OPERATOR.address.lower()
+    other = {"chain_id": 1, "sender": sender, "nonce": 40}
+    journal.Journal(world.journal).add("other:1", lambda _: other)
+    world.rail().submit(payment(0))
+    world.chain.mine(CONFIRMATIONS)
+    assert asked(world.rail(), 0) == "confirmed"
+
+
 def test_a_nonce_that_the_node_forgot_is_not_given_to_another_payment(world: World) -> None:
     world.rail().submit(payment(0))
     world.chain.pool.clear()
