@@ -1,16 +1,19 @@
 """Tokens, recipients and chains at their worst, with the books: what they call paid has left, and nothing else has."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from evm_chain import ETHER, GWEI, OPERATOR
-from evm_world import CONFIRMATIONS, World, asked, payment
+from evm_world import CONFIRMATIONS, DESTINATIONS, World, asked, payment
+from log_ledger import LogLedger
 from test_payout import AT, FRIENDS, earn
 from test_payout_evm_books import balances, finish, planned, run
 
 from ledger.aggregates.payout import Payout
 from ledger.application import Ledger
-from ledger.rails import Outcome
+from ledger.rails import OtherPayment, Outcome
+from ledger.rails.given import given
 from ledger.rails.journal import Journal
 from ledger.services import crew, payouts
 
@@ -181,3 +184,56 @@ def test_the_account_itself_is_no_recipient(tmp_path: Path) -> None:
     assert world.rail().submit(payment(0, destination=OPERATOR.address)).outcome is Outcome.FAILED
     assert world.asset.token is not None
     assert world.rail().submit(payment(1, destination=world.asset.token)).outcome is Outcome.FAILED
+
+
+# --- a database from a backup of each moment, beside a journal and a chain of today
+
+
+def test_a_database_restored_from_each_moment_takes_up_what_the_chain_paid(tmp_path: Path) -> None:
+    """The same plan again: nothing is signed a second time, and each is paid once."""
+    moments = 1
+    cut = 0
+    while cut < moments:
+        folder = tmp_path / str(cut)
+        folder.mkdir()
+        world, ledger = World(folder), LogLedger()
+        of: Any = ledger
+        crew.found_crew(of, name="crew", unit="EUR", epoch_length_s=3_600, at_us=AT)
+        earn(of)
+        batch_id = planned(of, world, FRIENDS[:2])
+        assert batch_id is not None
+        finish(of, world, batch_id)
+        signed = world.journal.read_bytes()
+        kept = [n for n in ledger.saved if n >= 4]  # from after what was earned
+        moments = len(kept)
+        ledger.cut(kept[cut])
+        if not payouts.batches(of):
+            assert planned(of, world, FRIENDS[:2]) == batch_id
+        payouts.approve(of, batch_id, operator="op", at_us=AT)
+        finish(of, world, batch_id)
+        assert balances(of, "paid") == world.amounts_paid
+        assert world.journal.read_bytes() == signed
+        assert set(balances(of, "in_flight").values()) == {0}
+        cut += 1
+    assert moments > 6
+
+
+def test_a_restored_database_that_plans_otherwise_pays_nobody_again(tmp_path: Path) -> None:
+    """Another friend under the number of the lost payout: refused, as the journal knows whom it paid."""
+    world, ledger = World(tmp_path), LogLedger()
+    of: Any = ledger
+    crew.found_crew(of, name="crew", unit="EUR", epoch_length_s=3_600, at_us=AT)
+    earn(of)
+    earned = ledger.size()
+    batch_id = planned(of, world, FRIENDS[:2])
+    assert batch_id is not None
+    finish(of, world, batch_id)
+    ledger.cut(earned)
+    assert planned(of, world, FRIENDS[1:]) == batch_id
+    for _ in range(2):
+        with pytest.raises(OtherPayment):
+            payouts.run(
+                of, world.rail(), batch_id, destinations=DESTINATIONS, at_us=AT, given=given(tmp_path)
+            )
+    world.chain.mine(CONFIRMATIONS)
+    assert list(world.amounts_paid.values()) == [3_166_667, 3_166_667, 0]
