@@ -432,6 +432,24 @@ def test_a_line_that_another_run_finishes_between_two_looks_is_looked_at_again(
     assert_each_paid_once(funded, file, batch_id, amounts)
 
 
+def test_what_failed_leaves_its_room_in_the_limit_of_the_day(funded: Ledger, tmp_path: Path) -> None:
+    a, b, c = balances(funded, "available")
+    crew.change_settings(funded, {"payout_day_max_micro": a + b + c}, at_us=AT)
+    run(funded, Says(tmp_path / "1.csv", Outcome.FAILED, pays=False), planned(funded))
+    assert funded.load(Book, BOOK_ID).paid_out_on(AT) == a + c
+    run(funded, CsvRail(tmp_path / "2.csv"), planned(funded))
+    assert balances(funded, "paid") == [a, b, c]
+
+
+def test_a_line_is_reserved_once_whatever_is_available(funded: Ledger) -> None:
+    book, batch_id = funded.load(Book, BOOK_ID), planned(funded)
+    arguments: dict[str, Any] = {"friend_id": FRIENDS[0], "amount_micro": 1, "at_us": AT}
+    book.reserve_payout_line(batch_id, 1, **arguments)
+    with pytest.raises(DomainError, match="reserved already"):
+        book.reserve_payout_line(batch_id, 1, **arguments)
+    assert book.balance(f"friend:{FRIENDS[0]}:in_flight") == book.paid_out_on(AT) == 1
+
+
 class Mute(CsvRail):
     def look_up(self, key: str) -> Answer:
         raise AssertionError(f"asked about {key}")

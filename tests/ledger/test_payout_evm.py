@@ -1,5 +1,6 @@
 """Paying on a chain, when all goes well, and what is refused before anything is signed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ledger.rails import Answer, OtherPayment, Outcome, journal
 from ledger.rails.evm.address import AddressError, check_address
 from ledger.rails.evm.asset import AmountError, Asset
 from ledger.rails.evm.fees import Fees, FeeTooHigh, replacement, suggest
-from ledger.rails.evm.rail import InsufficientFunds, UnknownTransactions, WrongChain
+from ledger.rails.evm.rail import MAX_GAS, InsufficientFunds, UnknownTransactions, WrongChain
 
 
 @pytest.fixture
@@ -247,6 +248,14 @@ def test_an_older_journal_signs_nothing_while_what_it_does_not_know_waits_for_a_
     with pytest.raises(UnknownTransactions, match="--from-nonce 3"):
         world.rail().submit(payment(1))
     assert world.got(FRIENDS[1]) == 3 * ETHER // 2
+
+
+@pytest.mark.parametrize(("gas", "outcome"), [(MAX_GAS, "unknown"), (MAX_GAS + 1, "failed")])
+def test_a_transfer_that_takes_too_much_gas_is_refused(world: World, gas: int, outcome: str) -> None:
+    def dear(method: str, params: Sequence[object]) -> object:
+        return hex(gas) if method == "eth_estimateGas" else world.chain.ask(method, params)
+
+    assert world.rail(dear).submit(payment(0)).outcome.value == outcome
 
 
 def test_each_chain_has_its_own_nonces(world: World) -> None:

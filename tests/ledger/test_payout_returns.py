@@ -234,6 +234,20 @@ def test_a_return_that_only_the_files_know_is_not_booked_a_second_time_by_hand(t
     assert give_back(ledger, 1, reference="another line", memory=memory).booked
 
 
+def test_a_return_that_was_booked_under_another_name_is_not_missed_for_ever(
+    paid: Ledger, tmp_path: Path
+) -> None:
+    """The files remember it, and there is no room for it in what is left of the line."""
+    give_back(paid, 2, 3_000_000, "another name for it")
+    memory = Returns(tmp_path)
+    memory.remember(Return(payout_id(1), 2, 3_000_000, "r1", "account closed"))
+    assert returns.book_forgotten(paid, payout_id(1), memory.all(), at_us=AT) == []
+    assert pay(paid, tmp_path, elsewhere()) == payout_id(2)
+    memory.remember(Return(payout_id(1), 2, 166_667, "r2", "the rest"))  # there is room for this
+    with pytest.raises(returns.LostReturns, match="r2"):
+        pay(paid, tmp_path, elsewhere())
+
+
 def test_a_return_that_no_file_knows_is_written_when_it_is_said_again(tmp_path: Path) -> None:
     """The process died between the book and the file."""
     ledger, size = lived(tmp_path)
