@@ -43,7 +43,7 @@ from hub.logs import configure_logging
 from hub.observations import OBSERVE_AFTER_S
 from hub.pings import Pings
 from hub.proxies import TrustedProxies
-from hub.rails import payouts_folder
+from hub.rails import check_files
 from hub.settings import Settings, load_settings, ports_of
 from hub.steering import LedgerSteering
 from hub.troubles import TROUBLES_FOLDER, Troubles
@@ -159,8 +159,8 @@ class OriginProcess:
                 ingest_ready=lambda: self._rtmp_ready,
                 refusal=self._refusal,
                 node_left=self._steering.node_left,
-                given=lambda: given(payouts_folder(settings)),
-                returned=Returns(payouts_folder(settings)).all,
+                given=lambda: given(check_files(settings)),
+                returned=lambda: Returns(check_files(settings)).all(),
                 troubles=Troubles(settings.data_dir / TROUBLES_FOLDER).now,
                 overdue=Heartbeats(settings.data_dir / HEARTBEATS_FOLDER).overdue,
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from hub.bank_report import hear
 from hub.clock import now_us
 from hub.operator import Console, console, micro_from_text, micro_to_text
 from hub.payout_shown import (
@@ -19,11 +20,12 @@ from hub.payout_shown import (
     print_results,
     the_payout,
 )
-from hub.rails import open_rail, payouts_folder
+from hub.rails import open_rail, use_files
 from ledger.aggregates.payout import Payout
-from ledger.rails import Answer, Outcome, Rail
-from ledger.rails.pain001 import BankAnswerError, News, Pain001Rail, Said, end_to_end_id
-from ledger.rails.pain002 import MAX_REPORT_BYTES, StatusReportError, read_report, why_returned
+from ledger.rails import Rail
+from ledger.rails.pain001 import Pain001Rail, Said
+from ledger.rails.pain001_file import end_to_end_id
+from ledger.rails.pain002 import why_returned
 from ledger.rails.returned import Returns
 from ledger.services import crew, payouts, returns
 
@@ -37,38 +39,26 @@ def reconcile(
     as_json: bool = JSON,
 ) -> None:
     """Ask the rail what became of each line that is not confirmed. Pays nothing."""
-    refuted = False
     with console() as at:
         payout = the_payout(at, batch)
+        folder = use_files(at.settings, dry_run=dry_run)
         with open_rail(at.settings, payout) as rail:
-            said = _said(rail, payout, status, paid, refused)
-            told: dict[str, Answer] = {}  # in a dry run: what the rail would answer
-            came_back: dict[int, Said] = {}
-            for line in payout.lines:
-                key = payout.key(line)
-                if key not in said or not isinstance(rail, Pain001Rail):
-                    continue
-                try:
-                    news = (rail.judge if dry_run else rail.record)(key, said[key])
-                except BankAnswerError as error:  # the others are taken all the same
-                    refuted = True
-                    typer.echo(f"streamrp2p: {error}", err=True)
-                    continue
-                if news is News.RETURNED:
-                    came_back[line] = said[key]
-                elif news is not News.NOTHING and dry_run:
-                    told[key] = Answer(said[key].outcome, said[key].reference)
+            heard = hear(at, rail, payout, status, paid, refused, dry_run=dry_run)
+            heard.tell()
             if isinstance(rail, Pain001Rail) and (lines := rail.unsealed()):
                 more = f"{lines} of its payments are in no file for the bank yet: run the payout again"
                 typer.echo(f"streamrp2p: {more}", err=True)
             results = payouts.reconcile(
-                at.ledger, rail, payout.id, at_us=now_us(), told=told, dry_run=dry_run
+                at.ledger, rail, payout.id, at_us=now_us(), told=heard.told, dry_run=dry_run
             )
-            booked = _book_returns(at, payout, results, came_back, dry_run=dry_run)
+            booked = _book_returns(
+                at, payout, rail, Returns(folder), results, heard.came_back, dry_run=dry_run
+            )
             results = [
                 replace(r, state=payouts.RETURNED, action="return") if r.line in booked else r
                 for r in results
             ]
+            remarks = [{"line": line, **asdict(remark)} for line, remark in sorted(heard.remarks.items())]
             print_results(
                 at,
                 payout,
@@ -76,11 +66,14 @@ def reconcile(
                 results,
                 dry_run=dry_run,
                 as_json=as_json,
-                more={"returned": [_out(one) for ones in booked.values() for one in ones]},
+                more={
+                    "returned": [_out(one) for ones in booked.values() for one in ones],
+                    "remarks": remarks,
+                    "others": heard.others,
+                },
                 notes=[_text(at, one, dry_run=dry_run) for ones in booked.values() for one in ones],
+                exit_code=heard.exit_code,
             )
-    if refuted:
-        raise typer.Exit(1)
 
 
 def return_(
@@ -111,7 +104,7 @@ def return_(
             reference=reference,
             reason=reason,
             at_us=now_us(),
-            memory=Returns(payouts_folder(at.settings)),
+            memory=Returns(use_files(at.settings, dry_run=dry_run)),
             dry_run=dry_run,
         )
         if as_json:
@@ -128,13 +121,14 @@ def return_(
 def _book_returns(
     at: Console,
     payout: Payout,
+    rail: Rail,
+    memory: Returns,
     results: list[payouts.LineResult],
     came_back: dict[int, Said],
     *,
     dry_run: bool,
 ) -> dict[int, list[returns.Returned]]:
     """What the files remember and the ledger does not, then what the bank has said now. By line, if it is new."""
-    memory = Returns(payouts_folder(at.settings))
     booked: dict[int, list[returns.Returned]] = {}
     for one in returns.book_forgotten(at.ledger, payout.id, memory.all(), at_us=now_us(), dry_run=dry_run):
         booked.setdefault(one.line, []).append(one)
@@ -157,32 +151,11 @@ def _book_returns(
                 memory=memory,
                 dry_run=dry_run,
             )
+            if isinstance(rail, Pain001Rail) and not dry_run:
+                rail.came_back(payout.key(r.line), came_back[r.line])
         if told is not None and told.booked:
             booked.setdefault(r.line, []).append(told)
     return booked
-
-
-def _said(
-    rail: Rail, payout: Payout, status: Path | None, paid: list[int], refused: list[int]
-) -> dict[str, Said]:
-    """What the bank's report and the operator say, by key. A report may speak of other payouts too."""
-    said: dict[str, Said] = {}
-    if status is None and not paid and not refused:
-        return said
-    if not isinstance(rail, Pain001Rail):
-        raise typer.BadParameter(f"{payout.rail} knows by itself what it paid")
-    if status is not None:
-        with status.open("rb") as file:
-            said |= rail.told(read_report(file.read(MAX_REPORT_BYTES + 1)))
-        if not said:
-            raise StatusReportError(f"{status} has no final status of a payment of this payout")
-    for numbers, outcome in ((paid, Outcome.CONFIRMED), (refused, Outcome.FAILED)):
-        for number in numbers:
-            if number not in payout.lines:
-                raise typer.BadParameter(f"this payout has no line {number}")
-            if said.setdefault(payout.key(number), Said(outcome, "operator")).outcome is not outcome:
-                raise typer.BadParameter(f"line {number} is given two outcomes")
-    return said
 
 
 def _out(made: returns.Returned) -> dict[str, object]:

@@ -55,8 +55,10 @@ def print_results(
     as_json: bool,
     more: dict[str, Any] | None = None,
     notes: Sequence[str] = (),
+    exit_code: int = 0,
 ) -> None:
-    """`more` goes into the JSON, `notes` under the table. Exits as the lines' states say, unless it is a dry run."""
+    """`more` goes into the JSON, `notes` under the table. Exits as the lines' states say, unless it is a dry run;
+    `exit_code` is what else was found calls for: 5, 1 or 0."""
     lines = [{**asdict(r), "friend_id": str(r.friend_id)} for r in results]
     file = ", ".join(str(path) for path in files_of(at.settings, payout, rail)) or "none yet"
     if as_json:
@@ -72,11 +74,11 @@ def print_results(
         typer.echo(f"\n{'dry run: nothing was changed' if dry_run else f'file: {file}'}")
         if payout.rail == "csv" and not dry_run:
             typer.echo("Now pay its lines by hand: the books have them as paid.")
-    states = {r.state for r in results}
-    if dry_run:
-        return
-    if payouts.OVERPAID in states:
+    states = set() if dry_run else {r.state for r in results}
+    if payouts.OVERPAID in states or exit_code == 5:
         raise typer.Exit(5)
+    if exit_code:
+        raise typer.Exit(exit_code)
     if states & {"planned", "attempted", "unknown"}:
         raise typer.Exit(10)
     if states & {"failed", payouts.RETURNED}:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from uuid import uuid4
 
 from hub.clock import now_us
 from hub.settings import PREFIX, Settings, SettingsError
@@ -18,6 +19,8 @@ from ledger.rails.bank_account import BankAccount
 from ledger.rails.csv_file import CsvRail
 from ledger.rails.given import EVM_JOURNAL
 from ledger.rails.pain001 import Pain001Rail
+from ledger.services import payment_files
+from ledger.store.database import connect
 
 if TYPE_CHECKING:
     from ledger.rails.evm.asset import Asset
@@ -177,6 +180,24 @@ def evm_journal(settings: Settings) -> Path:
 
 def payouts_folder(settings: Settings) -> Path:
     return settings.data_dir / "payouts"
+
+
+def check_files(settings: Settings) -> Path:
+    """The folder of payment files. Raises OtherFilesError when it is not what this database was last paid with."""
+    with connect(settings.resolved_database_url(), autocommit=True) as connection:
+        payment_files.check(connection, payouts_folder(settings))
+    return payouts_folder(settings)
+
+
+def use_files(settings: Settings, *, accept: bool = False, dry_run: bool = False) -> Path:
+    """The same, for whoever is about to write there: it is this folder that the database knows from now on."""
+    if dry_run and accept:
+        return payouts_folder(settings)
+    if dry_run:
+        return check_files(settings)
+    with connect(settings.resolved_database_url(), autocommit=True) as connection:
+        payment_files.use(connection, payouts_folder(settings), use_id=uuid4(), accept=accept)
+    return payouts_folder(settings)
 
 
 def files_of(settings: Settings, payout: Payout, rail: Rail) -> list[Path]:

@@ -26,6 +26,7 @@ from ledger.rails.csv_file import FileChangedError
 from ledger.rails.pain001 import CENT_MICRO, NAME
 from ledger.services import crew
 from ledger.services import payouts as commands
+from ledger.services.payment_files import OtherFilesError
 from ledger.services.returns import LostReturns
 from projections.queries import PAGE_MAX, PayoutView
 
@@ -96,7 +97,7 @@ def _files_read(command: str) -> Iterator[None]:
     """What the payment files know and the ledger does not is for whoever restored the database to look at."""
     try:
         yield
-    except (commands.LostPayments, LostReturns, FileChangedError) as e:
+    except (commands.LostPayments, LostReturns, FileChangedError, OtherFilesError) as e:
         raise Problem(ProblemType.NOT_ALLOWED, str(e)) from e
     except OSError as e:  # of another account
         told = f"the payment files cannot be read here: streamrp2p payout {command}"

@@ -3,7 +3,8 @@
 Invariant: nothing here decides about money; each command is one call into ledger.services.payouts, which may be killed
 and repeated at will. A payout is named by its number (1, 2, ...) or its id. Every command that changes anything takes
 `--dry-run`. Exit codes of `run` and `reconcile`: 0 every line confirmed, 1 some failed or came back (their money is
-available again), 5 the rail paid twice, 10 some are still open.
+available again) or a bank's report says what cannot be, 5 the rail paid twice or these are not the payment files of
+this database, 10 some are still open.
 """
 
 import csv
@@ -36,14 +37,15 @@ from hub.payout_shown import (
 from hub.rails import (
     NAMES,
     check_destination,
+    check_files,
     estimated,
     evm_key_file,
     is_evm,
     make_evm_key,
     open_evm,
     open_rail,
-    payouts_folder,
     terms,
+    use_files,
 )
 from hub.settings import Settings, load_settings
 from ledger.aggregates.book import Book
@@ -98,7 +100,7 @@ def plan(
             at_us=now_us(),
             operator=operator,
             quantum_micro=wanted.quantum_micro,
-            remembered=Returns(payouts_folder(at.settings)).all(),
+            remembered=Returns(check_files(at.settings)).all(),
             dry_run=dry_run,
         )
         waiting = [{**asdict(w), "friend_id": str(w.friend_id)} for w in made.waiting]
@@ -146,7 +148,7 @@ def cancel(
             the_payout(at, batch).id,
             reason=reason,
             at_us=now_us(),
-            given=given(payouts_folder(at.settings)),
+            given=given(check_files(at.settings)),
             dry_run=dry_run,
         )
         _print_state(payout, dry_run=dry_run, as_json=as_json)
@@ -161,12 +163,18 @@ def run(
     from_nonce: int | None = typer.Option(
         None, min=0, help="Accept what the paying account sent before this number (evm; only when asked to)."
     ),
+    accept_files: bool = typer.Option(
+        False,
+        "--accept-files",
+        help="Go on with the payment files that are here (only when those that knew more are lost).",
+    ),
     dry_run: bool = DRY_RUN,
     as_json: bool = JSON,
 ) -> None:
     """Pay an approved payout. Run it again after a crash: it goes on where it was, and pays nobody twice."""
     with console() as at:
         payout = the_payout(at, batch)
+        folder = use_files(at.settings, accept=accept_files, dry_run=dry_run)
         destinations = _destinations(at.settings)
         debtor = _bank_account(from_account) if from_account else None
         with open_rail(at.settings, payout, debtor=debtor, from_nonce=from_nonce) as rail:
@@ -176,7 +184,7 @@ def run(
                 payout.id,
                 destinations=destinations,
                 at_us=now_us(),
-                given=given(payouts_folder(at.settings)),
+                given=given(folder),
                 dry_run=dry_run,
             )
             if isinstance(rail, Pain001Rail) and not dry_run:

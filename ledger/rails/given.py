@@ -10,9 +10,9 @@ from uuid import UUID
 
 from ledger.rails.csv_file import CsvRail
 from ledger.rails.journal import Journal
+from ledger.rails.pain001 import COLLECTED
 
 EVM_JOURNAL: Final = "evm.journal"
-COLLECTED: Final = ".pain001"
 
 # Payout -> kind of rail (its name up to a colon) -> lines.
 Given = Mapping[UUID, Mapping[str, frozenset[int]]]

@@ -5,29 +5,24 @@ line each on disk (fsync), and a file is written in one piece when a run is over
 file; a written file never changes. The same collection gives the same bytes. What the bank did with a payment is
 `unknown` until its status report (pain.002) or the operator says so. A file's date is that of the last run it is made
 from: banks refuse one that is past.
-
-A payment's end-to-end id is 32 characters of the SHA-256 of its key (the standard allows 35).
 """
 
-import base64
-import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
-from xml.sax.saxutils import escape
+from typing import Final
 
-from ledger.money import MICRO, decimal_text
+from ledger.money import MICRO
 from ledger.rails import Answer, OtherPayment, Outcome, Payment
 from ledger.rails.bank_account import BankAccount, BankAccountError
 from ledger.rails.journal import Journal, Record, write_once
-from ledger.rails.pain002 import DEBITED, Report, is_later
+from ledger.rails.pain001_file import amount_text, date_of, document, end_to_end_id
+from ledger.rails.pain002 import DEBITED, Report, Status, is_later
 
 NAME: Final = "pain.001"
-NAMESPACE: Final = "urn:iso:std:iso:20022:tech:xsd:pain.001.001.09"
+COLLECTED: Final = ".pain001"
 CENT_MICRO: Final = 10_000  # banks pay whole cents
 _AMOUNT: Final = re.compile(r"([0-9]{1,18})(?:\.([0-9]{0,5})0*)? ([A-Z]{3})")
 MAX_CENTS: Final = 99_999_999_999  # SEPA: 999,999,999.99
@@ -43,6 +38,8 @@ class News(Enum):
     """What an answer of the bank adds to what is known."""
 
     NOTHING = "known"
+    AGAIN = "known, and said again"  # later, or nobody knows when
+    OLDER = "said before what is known"  # it was debited, and rejected since
     ANSWER = "new"
     TAKEN_BACK = "taken back"  # it was paid after all
     RETURNED = "came back"  # after it was paid
@@ -56,14 +53,24 @@ class Said:
     alone: bool = False  # the report names this very payment, not only its file
 
 
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """What a report says of a payment and is not taken for an answer."""
+
+    text: str
+    wrong: bool = False  # it cannot be; otherwise there is none yet
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    said: dict[str, Said]  # by key, like the others
+    remarks: dict[str, Remark]
+
+
 class NoDebtorError(Exception):
     """Nobody said from which account to pay."""
 
     exit_code = 2
-
-
-def end_to_end_id(key: str) -> str:
-    return base64.b32encode(hashlib.sha256(key.encode()).digest()[:20]).decode()
 
 
 class Pain001Rail:
@@ -73,7 +80,7 @@ class Pain001Rail:
         self._folder, self._batch = folder, batch
         self._created_us = created_us
         self._debtor = debtor
-        self._collected = Journal(folder / f"{batch}.pain001")
+        self._collected = Journal(folder / f"{batch}{COLLECTED}")
         self._answers = Journal(folder / f"{batch}.answers")
 
     @property
@@ -122,13 +129,15 @@ class Pain001Rail:
     def seal(self) -> Path | None:
         """Write what was collected since the last file as a file of its own; None when there is nothing new."""
         with self._collected.locked() as collected:  # nobody adds to the file that is being written
+            for torn in self._folder.glob(f".{self._batch}-*.xml.*") if collected else ():
+                torn.unlink()  # of a process that was killed while it wrote
             number = len(self.files()) + 1
             rows = [(key, row) for key, row in collected.items() if row["file"] == number]
             if not rows:
                 return None
             path = self._folder / f"{self._batch}-{number}.xml"
             created_us = max(int(row.get("created_us", self._created_us)) for _, row in rows)
-            write_once(path, _document(self._message_id(number), created_us, rows))
+            write_once(path, document(self._message_id(number), created_us, rows))
             return path
 
     def unsealed(self) -> int:
@@ -143,23 +152,70 @@ class Pain001Rail:
             found.append(path)
         return found
 
-    def told(self, report: Report) -> dict[str, Said]:
-        """What a report says of this payout's payments, by key. Raises BankAnswerError for another amount."""
-        found: dict[str, Said] = {}
+    def told(self, report: Report) -> Told:
+        """What a report says of this payout's payments."""
+        said: dict[str, Said] = {}
+        remarks: dict[str, Remark] = {}
+        paid = self._paid_from(report)
         for key, row in self._collected.all().items():
-            status = report.of(end_to_end_id(key), self._message_id(int(row["file"])))
+            name = end_to_end_id(key)
+            status = report.of(name, self._message_id(int(row["file"])))
             if status is None:
                 continue
+            alone = name in report.payments
+            if fault := self._wrong(row, status, alone=alone, paid=paid):
+                remarks[key] = Remark(fault, wrong=True)
+            elif status.outcome is not Outcome.UNKNOWN:
+                said[key] = Said(status.outcome, status.reference, report.created, alone)
+            else:
+                remarks[key] = Remark(self._open(key, row, status))
+        return Told(said, remarks)
+
+    def _open(self, key: str, row: Record, status: Status) -> str:
+        known = self._answer(key)
+        if known is not None:
+            more = f"it stays {known['outcome']}"
+        else:
+            more = (
+                f"given to the bank on {date_of(row['created_us'])}"
+                if "created_us" in row
+                else "it stays open"
+            )
+        return f"the bank says {status.reference} ({status.why}): nothing final; {more}"
+
+    def _wrong(self, row: Record, status: Status, *, alone: bool, paid: Set[int]) -> str:
+        """Why what is said is not of this payment."""
+        number = int(row["file"])
+        if status.amount is None:
+            pass
+        elif alone:
             amount = f"{amount_text(int(row['amount_micro']))} {row['unit']}"
-            if status.amount is not None and not _same_amount(status.amount, amount):
-                raise BankAnswerError(f"the report has {status.amount!r} for {key}, which was {amount}")
-            alone = end_to_end_id(key) in report.payments
-            found[key] = Said(status.outcome, status.reference, report.created, alone)
+            if not _same_amount(status.amount, amount):
+                return f"the report has {status.amount!r} for it, and it was {amount}"
+        elif not _same_amount(f"{status.amount} {row['unit']}", total := self._total(number)):
+            return f"the report has {status.amount!r} as the sum of its file, and that was {total}"
+        if not alone and status.outcome is Outcome.FAILED and number in paid:
+            return f"its file is rejected as a whole ({status.reference}), and something in it was paid: ask the bank"
+        return ""
+
+    def _paid_from(self, report: Report) -> set[int]:
+        """Files of which something was paid, as this report or an earlier one says."""
+        found = set()
+        for key, row in self._collected.all().items():
+            known, now = self._answer(key), report.payments.get(end_to_end_id(key))
+            confirmed = (now and now.outcome) or (known and Outcome(known["outcome"]))
+            if confirmed is Outcome.CONFIRMED:
+                found.add(int(row["file"]))
         return found
 
+    def _total(self, file: int) -> str:
+        rows = [row for row in self._collected.all().values() if row["file"] == file]
+        return f"{amount_text(sum(int(row['amount_micro']) for row in rows))} {rows[0]['unit']}"
+
     def judge(self, key: str, said: Said) -> News:
-        """What is new in that. A bank may take back that it failed. That it was paid it takes back only by a return:
-        the payment was debited, and is rejected or cancelled by a later report, named by itself.
+        """What is new in that. A bank may take back that it failed, unless it was debited before. That it was paid it
+        takes back only by a return: the payment was debited, and is rejected or cancelled by a later report, named by
+        itself.
 
         Raises BankAnswerError for what cannot be, and for a payment that no file holds.
         """
@@ -172,17 +228,28 @@ class Pain001Rail:
         known = self._answer(key)
         if known is None:
             return News.ANSWER
+        known_created = str(known.get("created", ""))
         if known["outcome"] == said.outcome.value:
-            return News.NOTHING
+            return News.AGAIN if self._is_newer(key, said, known_created) else News.NOTHING
         if said.outcome is Outcome.CONFIRMED:
-            return News.TAKEN_BACK
-        debited = str(known["reference"]).partition(" ")[0] == DEBITED
-        if debited and said.alone and is_later(said.created, str(known.get("created", ""))):
-            return News.RETURNED
+            older = _debited(said.reference) and is_later(known_created, said.created)
+            return News.OLDER if older else News.TAKEN_BACK
+        if _debited(str(known["reference"])) and said.alone and is_later(said.created, known_created):
+            back = self._answers.get(_came_back(key))
+            if back is None:
+                return News.RETURNED
+            return News.AGAIN if is_later(said.created, str(back["created"])) else News.NOTHING
         raise BankAnswerError(
-            f"payment {key} is recorded as {known['outcome']} already. If its money came back: "
-            f"streamrp2p payout return"
+            f"{said.reference} is said of it now, and it is recorded as {known['outcome']} already. If its money came "
+            f"back: streamrp2p payout return"
         )
+
+    def _is_newer(self, key: str, said: Said, known_created: str) -> bool:
+        """Than all that is known of it, or nobody can tell."""
+        back = self._answers.get(_came_back(key))
+        newest = known_created if back is None else str(back["created"])
+        same = bool(said.created) and said.created in (known_created, newest)
+        return not same and not is_later(newest, said.created)
 
     def record(self, key: str, said: Said) -> News:
         """Keep what the bank says of a payment. A return is not kept here: it is money, and the ledger's.
@@ -190,14 +257,16 @@ class Pain001Rail:
         Raises BankAnswerError, OSError.
         """
         news = self.judge(key, said)
-        answer = {"outcome": said.outcome.value, "reference": said.reference}
-        if said.created:
-            answer["created"] = said.created
-        if news is News.ANSWER and not self._answers.add(key, lambda _: answer):
+        if news is News.ANSWER and not self._answers.add(key, lambda _: _record(said)):
             return self.record(key, said)  # somebody else was faster
         if news is News.TAKEN_BACK:
-            self._answers.add(_taken_back(key), lambda _: answer)
+            self._answers.add(_taken_back(key), lambda _: _record(said))
         return news
+
+    def came_back(self, key: str, said: Said) -> None:
+        """The ledger has booked the return that the bank's report tells of: from now on, what was said before it is
+        known to be older. Raises OSError."""
+        self._answers.add(_came_back(key), lambda _: _record(said))
 
     def _answer(self, key: str) -> Record | None:
         return self._answers.get(_taken_back(key)) or self._answers.get(key)
@@ -217,9 +286,30 @@ class Pain001Rail:
         return self._debtor
 
 
+def _record(said: Said) -> Record:
+    answer = {"outcome": said.outcome.value, "reference": said.reference}
+    return answer | ({"created": said.created} if said.created else {})
+
+
+def _debited(reference: str) -> bool:
+    """It left; whether the recipient has it, the bank does not say."""
+    return reference.partition(" ")[0] == DEBITED
+
+
 def _taken_back(key: str) -> str:
     """Where it stands that a payment was made after all."""
     return f"{key}#2"
+
+
+def _came_back(key: str) -> str:
+    """Where it stands that a report told of its return."""
+    return f"{key}#back"
+
+
+def payments_in(folder: Path) -> dict[str, str]:
+    """End-to-end id -> key, of all that was ever collected for the bank. Raises OSError."""
+    journals = (Journal(path) for path in folder.glob(f"*{COLLECTED}"))
+    return {end_to_end_id(key): key for journal in journals for key in journal.all()}
 
 
 def _same_amount(said: str, amount: str) -> bool:
@@ -244,86 +334,10 @@ def _fault(payment: Payment) -> str:
     cents, rest = divmod(payment.amount_micro, CENT_MICRO)
     if rest or not 0 < cents <= MAX_CENTS:
         return "a bank pays whole cents, at most 999999999.99"
-    if len(payment.unit) != 3 or not payment.unit.isascii() or not payment.unit.isalpha():
+    if len(payment.unit) != 3 or not payment.unit.isascii() or not payment.unit.isupper():
         return "the unit of account is no currency (ISO 4217)"
     try:
         BankAccount.parse(payment.destination)
     except BankAccountError as e:
         return str(e)
     return ""
-
-
-def amount_text(amount_micro: int) -> str:
-    """Exact, with two decimals."""
-    return decimal_text(amount_micro)[:-4]
-
-
-def _document(message_id: str, created_us: int, rows: list[tuple[str, dict[str, Any]]]) -> bytes:
-    """The elements in the order of the schema, each escaped, UTF-8, one line each."""
-    created = datetime.fromtimestamp(created_us // 1_000_000, UTC)
-    total = amount_text(sum(int(row["amount_micro"]) for _, row in rows))
-    iban, bic, name = rows[0][1]["debtor"]
-    unit = str(rows[0][1]["unit"])
-    sums = [_e("NbOfTxs", str(len(rows))), _e("CtrlSum", total)]
-    header = _w(
-        "GrpHdr",
-        [
-            _e("MsgId", message_id),
-            _e("CreDtTm", created.strftime("%Y-%m-%dT%H:%M:%SZ")),
-            *sums,
-            *_w("InitgPty", [_e("Nm", name)]),
-        ],
-    )
-    service = _w("PmtTpInf", _w("SvcLvl", [_e("Cd", "SEPA")])) if unit == "EUR" else []
-    payments = _w(
-        "PmtInf",
-        [
-            _e("PmtInfId", message_id),
-            _e("PmtMtd", "TRF"),
-            *sums,
-            *service,
-            *_w("ReqdExctnDt", [_e("Dt", created.strftime("%Y-%m-%d"))]),
-            *_w("Dbtr", [_e("Nm", name)]),
-            *_w("DbtrAcct", _w("Id", [_e("IBAN", iban)])),
-            *_w("DbtrAgt", _institution(bic)),
-            _e("ChrgBr", "SLEV" if unit == "EUR" else "SHAR"),
-            *(line for key, row in rows for line in _transfer(key, row)),
-        ],
-    )
-    body = _w("CstmrCdtTrfInitn", [*header, *payments])
-    lines = [
-        '<?xml version="1.0" encoding="UTF-8"?>',
-        f'<Document xmlns="{NAMESPACE}">',
-        *body,
-        "</Document>",
-    ]
-    return ("\n".join(lines) + "\n").encode()
-
-
-def _transfer(key: str, row: dict[str, Any]) -> list[str]:
-    agent = _w("CdtrAgt", _institution(row["bic"])) if row["bic"] else []
-    unit, amount = escape(str(row["unit"])), amount_text(int(row["amount_micro"]))
-    return _w(
-        "CdtTrfTxInf",
-        [
-            *_w("PmtId", [_e("EndToEndId", end_to_end_id(key))]),
-            *_w("Amt", [f'<InstdAmt Ccy="{unit}">{amount}</InstdAmt>']),
-            *agent,
-            *_w("Cdtr", [_e("Nm", row["name"])]),
-            *_w("CdtrAcct", _w("Id", [_e("IBAN", row["iban"])])),
-            *_w("RmtInf", [_e("Ustrd", f"StreamrP2P payout {key.replace(':', ' line ')}"[:140])]),
-        ],
-    )
-
-
-def _institution(bic: str) -> list[str]:
-    inner = [_e("BICFI", bic)] if bic else _w("Othr", [_e("Id", "NOTPROVIDED")])
-    return _w("FinInstnId", inner)
-
-
-def _e(tag: str, text: str) -> str:
-    return f"<{tag}>{escape(text)}</{tag}>"
-
-
-def _w(tag: str, inner: Iterable[str]) -> list[str]:
-    return [f"<{tag}>", *inner, f"</{tag}>"]

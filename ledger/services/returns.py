@@ -115,6 +115,12 @@ def return_all_told(
     )
 
 
+def returned(ledger: Ledger, batch_id: UUID, line: int) -> int:
+    """What came back of a line, in micro-units."""
+    paid = ledger.load_or_new(Book, BOOK_ID).paid.get((batch_id, line))
+    return paid.returned_micro if paid is not None else 0
+
+
 def forgotten(book: Book, remembered: Iterable[Return]) -> list[Return]:
     """Returns of lines that the book has as paid, and does not have itself."""
     found = []

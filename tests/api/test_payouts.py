@@ -18,6 +18,7 @@ from ledger.rails.csv_file import CsvRail
 from ledger.rails.returned import Return
 from ledger.services import budgets, payouts, returns
 from ledger.services.destinations import Destination, set_destination
+from ledger.services.payment_files import OtherFilesError
 from ledger.settlement import Page
 
 AMOUNT_MICRO = 3_000_000
@@ -145,6 +146,17 @@ def test_nothing_is_planned_while_the_files_know_of_a_return_that_the_ledger_for
     client.app.state.services = replace(world.services, returned=lambda: [lost])  # type: ignore[attr-defined]
     refused = post(client, world, "", {})
     assert (refused.status_code, "bank 7" in refused.text) == (409, True)
+
+
+def test_nothing_is_planned_beside_other_payment_files(
+    client: TestClient, world: World, friend_id: UUID, tmp_path: Path
+) -> None:
+    def elsewhere() -> list[Return]:
+        raise OtherFilesError(tmp_path)
+
+    client.app.state.services = replace(world.services, returned=elsewhere)  # type: ignore[attr-defined]
+    refused = post(client, world, "", {})
+    assert (refused.status_code, "last paid with" in refused.text) == (409, True)
 
 
 def test_what_is_no_payout_and_what_is_no_answer(client: TestClient, world: World, friend_id: UUID) -> None:

@@ -17,7 +17,7 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from eth_tester import PyEVMBackend
 from eth_utils import to_canonical_address, to_checksum_address
-from evm_token import PAUSE, token_code
+from evm_token import PAUSE, assemble, token_code
 
 from ledger.rails.evm.node import read_answer
 from ledger.rails.evm.rail import MAX_GAS
@@ -48,6 +48,11 @@ class LocalChain:
     @property
     def height(self) -> int:
         return int(self.backend.chain.get_block().number) - 1
+
+    @property
+    def base_fee(self) -> int:
+        """Of the next block, in wei per gas."""
+        return int(self.backend.chain.get_block().header.base_fee_per_gas)
 
     def mine(self, blocks: int = 1) -> None:
         """Each takes from the pool what can run now."""
@@ -92,6 +97,20 @@ class LocalChain:
         assert receipt is not None
         assert receipt["status"] == "0x1"
         return str(to_checksum_address(receipt["contractAddress"]))
+
+    def place(self, runtime: str) -> str:
+        """The address of a new contract with this code (in the words of `evm_token.assemble`), made by a stranger."""
+        code, nonce = assemble(runtime), self.state().get_nonce(to_canonical_address(STRANGER.address))
+        size = len(code)
+        # 12 bytes that return what follows them: PUSH1 size, DUP1, PUSH1 12, PUSH1 0, CODECOPY, PUSH1 0, RETURN
+        init = bytes([0x60, size, 0x80, 0x60, 12, 0x60, 0, 0x39, 0x60, 0, 0xF3, 0])
+        self._stranger_sends(None, data="0x" + (init + code).hex(), gas=300_000)
+        self.mine()
+        address = generate_contract_address(to_canonical_address(STRANGER.address), nonce)
+        return str(to_checksum_address(address))
+
+    def poke(self, contract: str) -> None:
+        self._stranger_sends(contract, data="0x", gas=100_000)
 
     def pause(self, token: str) -> None:
         self._stranger_sends(token, data=PAUSE, gas=100_000)

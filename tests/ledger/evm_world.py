@@ -23,9 +23,11 @@ COMMITMENTS = {f: d.commitment for f, d in DESTINATIONS.items()}
 class World:
     """A chain, an asset on it, and the operator's journal."""
 
-    def __init__(self, folder: Path, kind: str | None = "standard", *, decimals: int = 18) -> None:
+    def __init__(
+        self, folder: Path, kind: str | None = "standard", *, decimals: int = 18, supply: int = 10**30
+    ) -> None:
         self.chain = LocalChain()
-        token = self.chain.deploy(kind, decimals=decimals) if kind else None
+        token = self.chain.deploy(kind, decimals=decimals, supply=supply) if kind else None
         self.asset = Asset(self.chain.chain_id, token, decimals, "EUR")
         self.journal = folder / "evm.journal"
         self.first_nonce = 1 if token else 0  # making the token took one

@@ -306,3 +306,63 @@ def test_an_upheld_dispute_is_not_called_rejected(events: list[Event], tmp_path:
         assert position is not None, reason
         assert position >= at
         assert position == at or isinstance(events[position], HoldsReleased)
+
+
+# --- payouts that lie: what the log shows, and what only an account outside shows
+
+
+def inserted(events: list[Event], at: int, *new: Event) -> Entries:
+    """With more events from `at` on; what follows of their aggregates is numbered on."""
+    left, more = [], {}
+    for event in (*events[:at], *new, *events[at:]):
+        more.setdefault(event.originator_id, 0)
+        more[event.originator_id] += 1
+        left.append(encode(msgspec.structs.replace(event, originator_version=more[event.originator_id])))
+    return left
+
+
+def test_a_line_that_is_paid_twice_is_found(events: list[Event], tmp_path: Path) -> None:
+    """Whole, as an honest run would have written it; and its second confirmation alone."""
+    attempted = find(events, PayoutAttempted)
+    confirmed = find(events, PayoutLineConfirmed)
+    for n, again in enumerate((events[attempted : confirmed + 1], events[confirmed : confirmed + 1])):
+        position, reason = report_of(
+            tmp_path / f"{n}",
+            inserted(events, confirmed + 1, *(e for e in again if not isinstance(e, StateRecorded))),
+        )
+        assert position is not None
+        assert confirmed < position <= confirmed + 1 + len(again)
+        assert "confirmed" in reason or "money" in reason, reason
+
+
+def test_a_frozen_line_is_not_paid(events: list[Event], tmp_path: Path) -> None:
+    """What is in dispute stays pending: a payout that counts it in takes what is not available."""
+    line = events[find(events, DisputeOpened, 2)]
+    assert isinstance(line, DisputeOpened)
+    planned = find(events, PayoutPlanned)
+    plan = events[planned]
+    assert isinstance(plan, PayoutPlanned)
+    lines = tuple(
+        msgspec.structs.replace(x, amount_micro=x.amount_micro + line.amount_micro)
+        if x.friend_id == line.friend_id
+        else x
+        for x in plan.lines
+    )
+    entries = dropped(events, find(events, DisputeRejected, 1))  # it was released by its rejection alone
+    at = planned - 1
+    entries[at] = altered(plan, lines=lines)
+    position, reason = report_of(tmp_path / "log", entries)
+    assert position is not None
+    assert position > at
+    assert "negative" in reason or "planned" in reason, reason
+
+
+def test_a_return_that_never_was_and_one_that_is_hidden_are_not_in_the_log(
+    events: list[Event], tmp_path: Path
+) -> None:
+    """docs/auditors.md says so. They are in the friend's account, and the friend reads of them in the statement."""
+    stands = [i for i, e in enumerate(events) if isinstance(e, PayoutLineReturned)]
+    honest = [encode(e) for e in events[: stands[0]]]  # of a hub that books no return at all
+    assert report_of(tmp_path / "hidden", honest) == (None, "")
+    forged = [*honest, altered(events[stands[0]], reason="invented", reference="never")]
+    assert report_of(tmp_path / "invented", forged) == (None, "")

@@ -20,15 +20,8 @@ from ledger.aggregates.payout import Payout
 from ledger.application import Ledger
 from ledger.rails import Answer, OtherPayment, Outcome, Payment
 from ledger.rails.bank_account import BankAccount, BankAccountError, check_bic, check_iban, sepa_text
-from ledger.rails.pain001 import (
-    NAMESPACE,
-    BankAnswerError,
-    News,
-    NoDebtorError,
-    Pain001Rail,
-    Said,
-    end_to_end_id,
-)
+from ledger.rails.pain001 import BankAnswerError, News, NoDebtorError, Pain001Rail, Said, Told
+from ledger.rails.pain001_file import NAMESPACE, end_to_end_id
 from ledger.rails.pain002 import StatusReportError, read_report
 from ledger.services import crew, payouts
 from ledger.services.destinations import Destination
@@ -310,16 +303,29 @@ def report(*lines: tuple[str, str]) -> bytes:
 
 
 def test_only_a_final_status_counts() -> None:
-    told = read_report(report(("A", "ACSC"), ("B", "RJCT"), ("C", "ACSP"), ("D", "PDNG")))
-    assert told.payments == {
-        "A": (Outcome.CONFIRMED, "ACSC AC04", None),
-        "B": (Outcome.FAILED, "RJCT AC04", None),
+    told = read_report(
+        report(("A", "ACSC"), ("B", "RJCT"), ("C", "ACSP"), ("D", "PDNG"), ("E", "?"), ("F", ""))
+    )
+    assert {name: (status.outcome, status.reference) for name, status in told.payments.items()} == {
+        "A": (Outcome.CONFIRMED, "ACSC AC04"),
+        "B": (Outcome.FAILED, "RJCT AC04"),
+        "C": (Outcome.UNKNOWN, "ACSP AC04"),
+        "D": (Outcome.UNKNOWN, "PDNG AC04"),
+        "E": (Outcome.UNKNOWN, "'?' AC04"),
+        "F": (Outcome.UNKNOWN, "'' AC04"),
     }
-    assert told.undecided == {"C", "D"}
+    whys = [told.payments[name].why for name in "CDEF"]
+    assert whys == [
+        "being settled",
+        "pending",
+        "no status that is known here",
+        "no status that is known here",
+    ]
     for other in ("RJCT", "ACSP"):
-        with pytest.raises(StatusReportError, match="two outcomes"):
-            read_report(report(("A", "ACSC"), ("A", other)))
-    assert read_report(report(("A", "ACSC"), ("A", "ACSC"))).payments.keys() == {"A"}
+        for order in (("ACSC", other), (other, "ACSC")):
+            (twice,) = read_report(report(*(("A", status) for status in order))).payments.values()
+            assert (twice.outcome, twice.why) == (Outcome.UNKNOWN, "the report says two things of it")
+    assert read_report(report(("A", "ACSC"), ("A", "ACSC"))).payments["A"].outcome is Outcome.CONFIRMED
 
 
 def whole(tag: str, name: str, code: str, *inside: bytes) -> bytes:
@@ -343,14 +349,17 @@ def test_what_is_said_of_a_file_holds_for_its_payments_that_nothing_else_is_said
     rail.seal()
     first = f"{str(UUID(int=7)).replace('-', '')[:28]}-1"
     keys = [payment(n).key for n in (1, 2, 3)]
-    assert rail.told(read_report(whole(tag, first, "RJCT"))) == dict.fromkeys(
+    assert rail.told(read_report(whole(tag, first, "RJCT"))).said == dict.fromkeys(
         keys[:2], Said(Outcome.FAILED, "RJCT")
     )
-    assert rail.told(read_report(whole(tag, first, "PART"))) == {}
-    assert rail.told(read_report(whole(tag, first[:-1] + "9", "RJCT"))) == {}
+    part = rail.told(read_report(whole(tag, first, "PART")))
+    assert (part.said, part.remarks.keys()) == ({}, {*keys[:2]})
+    assert "PART (accepted in part, not said which)" in part.remarks[keys[0]].text
+    assert rail.told(read_report(whole(tag, first[:-1] + "9", "RJCT"))) == Told({}, {})
     one = f"<TxInfAndSts><OrgnlEndToEndId>{end_to_end_id(keys[1])}</OrgnlEndToEndId><TxSts>PDNG</TxSts></TxInfAndSts>"
     told = rail.told(read_report(whole(tag, first, "ACSC", one.encode())))
-    assert told == {keys[0]: Said(Outcome.CONFIRMED, "ACSC")}
+    assert told.said == {keys[0]: Said(Outcome.CONFIRMED, "ACSC")}
+    assert "PDNG (pending): nothing final; given to the bank on 2001-09-09" in told.remarks[keys[1]].text
 
 
 @pytest.mark.parametrize(
@@ -377,11 +386,12 @@ def test_a_report_of_another_amount_is_no_answer(tmp_path: Path, amount: str, un
         f"<Document><TxInfAndSts><OrgnlEndToEndId>{end_to_end_id(key)}</OrgnlEndToEndId><TxSts>ACSC</TxSts><OrgnlTxRef>"
         f'<Amt><InstdAmt Ccy="{unit}">{amount}</InstdAmt></Amt></OrgnlTxRef></TxInfAndSts></Document>'
     ).encode()
+    told = rail.told(read_report(data))
     if same:
-        assert rail.told(read_report(data)) == {key: Said(Outcome.CONFIRMED, "ACSC", alone=True)}
+        assert told == Told({key: Said(Outcome.CONFIRMED, "ACSC", alone=True)}, {})
     else:
-        with pytest.raises(BankAnswerError, match=r"was 1\.23 EUR"):
-            rail.told(read_report(data))
+        assert (told.said, told.remarks[key].wrong) == ({}, True)
+        assert "it was 1.23 EUR" in told.remarks[key].text
 
 
 def test_a_file_has_the_date_of_the_run_it_is_made_from(tmp_path: Path) -> None:
@@ -416,7 +426,7 @@ def test_an_answer_is_taken_once_and_only_for_what_is_in_a_file(tmp_path: Path) 
         rail.record(payment(1).key, Said(Outcome.CONFIRMED, "x"))
     rail.seal()
     assert rail.record(payment(1).key, Said(Outcome.CONFIRMED, "x")) is News.ANSWER
-    assert rail.record(payment(1).key, Said(Outcome.CONFIRMED, "x")) is News.NOTHING
+    assert rail.record(payment(1).key, Said(Outcome.CONFIRMED, "x")) is News.AGAIN
     with pytest.raises(BankAnswerError, match="already"):
         rail.record(payment(1).key, Said(Outcome.FAILED, "x"))
     assert rail.look_up(payment(1).key) == Answer(Outcome.CONFIRMED, "x")
@@ -428,7 +438,7 @@ def test_a_bank_may_take_back_that_it_failed_and_nothing_else(tmp_path: Path) ->
     rail.seal()
     assert rail.record(key, Said(Outcome.FAILED, "no")) is News.ANSWER
     assert rail.record(key, Said(Outcome.CONFIRMED, "yes")) is News.TAKEN_BACK
-    assert rail.record(key, Said(Outcome.CONFIRMED, "yes")) is News.NOTHING
+    assert rail.record(key, Said(Outcome.CONFIRMED, "yes")) is News.AGAIN
     assert make(tmp_path).look_up(key) == Answer(Outcome.CONFIRMED, "yes")
     with pytest.raises(BankAnswerError, match="already"):
         rail.record(key, Said(Outcome.FAILED, "no"))
@@ -535,7 +545,9 @@ def test_the_commands_from_plan_to_the_banks_report(
     assert "ACSC" in run("reconcile", "1", "--status", str(status))
     assert "recorded as confirmed already" in run("reconcile", "1", "--refused", "1", code=1)
     status.write_bytes(report(("other", "RJCT")))
-    assert "no final status" in run("reconcile", "1", "--status", str(status), code=1)
+    assert "says nothing of a payment of this payout" in run(
+        "reconcile", "1", "--status", str(status), code=1
+    )
 
 
 # --- limits

@@ -1,7 +1,7 @@
 """Payouts on a real ledger and a real file, killed at every save and at every call of the rail."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -208,6 +208,39 @@ def test_two_runs_at_once_pay_once(funded: Ledger, file: Path, database_url: str
     assert_each_paid_once(funded, file, batch_id, amounts)
 
 
+class Overtaken(CsvRail):
+    """Whoever asks it first is overtaken by another run."""
+
+    def __init__(self, path: Path, other: Callable[[], object]) -> None:
+        super().__init__(path)
+        self.others = [other]
+
+    def look_up(self, key: str) -> Answer:
+        if self.others:
+            self.others.pop()()
+        return super().look_up(key)
+
+
+def test_a_run_that_is_overtaken_by_another_finds_all_of_it_done(funded: Ledger, file: Path) -> None:
+    """What the rail knows all at once is no payment of a lost database."""
+    amounts, batch_id = balances(funded, "available"), planned(funded)
+    rail = Overtaken(file, lambda: run(funded, CsvRail(file), batch_id))
+    assert states(run(funded, rail, batch_id)) == ["confirmed"] * 3
+    assert_each_paid_once(funded, file, batch_id, amounts)
+
+
+def test_what_a_run_that_died_has_paid_is_taken_up_also_when_the_destination_is_gone(
+    funded: Ledger, file: Path
+) -> None:
+    amounts, batch_id = balances(funded, "available"), planned(funded)
+    with suppress(Killed):
+        run(
+            funded, TrappedRail(CsvRail(file), Trap(5), Killed), batch_id
+        )  # after the first is given to the rail
+    assert states(payouts.run(funded, CsvRail(file), batch_id, destinations={}, at_us=AT))[0] == "confirmed"
+    assert balances(funded, "paid") == [amounts[0], 0, 0]
+
+
 class Poor(CsvRail):
     def prepare(self, amounts_micro: Sequence[int]) -> None:
         raise DomainError(f"cannot pay {sum(amounts_micro)}")
@@ -355,6 +388,80 @@ def test_whatever_is_not_planned_is_said_to_wait(funded: Ledger) -> None:
     assert (len(plan.lines), [w.reason for w in plan.waiting]) == (fits, ["day_limit"] * (3 - fits))
 
 
+def test_limits_are_what_may_be_paid_and_one_micro_unit_less_is_less(funded: Ledger, file: Path) -> None:
+    """Of a payout when it is planned, of a day when it is run, to the micro-unit."""
+    a, b, c = balances(funded, "available")
+    arguments: dict[str, Any] = {
+        "rail": "csv",
+        "threshold_micro": 1,
+        "destinations": COMMITMENTS,
+        "at_us": AT,
+    }
+    for limit, parts in ((a + b + c, [3]), (a + b + c - 1, [2, 1]), (a + b, [2, 1]), (a + b - 1, [1, 2])):
+        crew.change_settings(funded, {"payout_batch_max_micro": limit}, at_us=AT)
+        plan = payouts.plan(funded, **arguments, dry_run=True)
+        assert [len(p.lines) for p in (plan, *plan.further)] == parts
+    crew.change_settings(
+        funded, {"payout_batch_max_micro": 10**12, "payout_day_max_micro": a + b + c}, at_us=AT
+    )
+    batch_id = planned(funded)
+    for less in (c, 1, 0):
+        crew.change_settings(funded, {"payout_day_max_micro": a + b + c - less}, at_us=AT)
+        assert [r.action for r in run(funded, CsvRail(file), batch_id)][2] == ("limit" if less else "submit")
+    assert_each_paid_once(funded, file, batch_id, [a, b, c])
+
+
+def test_a_line_that_another_run_finishes_between_two_looks_is_looked_at_again(
+    funded: Ledger, file: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The payout is loaded before it, the book after it: decided on both, it would be an error."""
+    amounts, batch_id = balances(funded, "available"), planned(funded)
+    run(funded, Says(file, Outcome.UNKNOWN, pays=True), batch_id)
+    look, others = funded.load_or_new, [Ledger(database_url)]
+
+    def overtaken(cls: Any, aggregate_id: UUID) -> Any:
+        while others:
+            other = others.pop()
+            assert states(payouts.reconcile(other, CsvRail(file), batch_id, at_us=AT))[1] == "confirmed"
+            other.close()
+        return look(cls, aggregate_id)
+
+    monkeypatch.setattr(funded, "load_or_new", overtaken)
+    assert states(payouts.reconcile(funded, CsvRail(file), batch_id, at_us=AT)) == ["confirmed"] * 3
+    monkeypatch.undo()
+    assert_each_paid_once(funded, file, batch_id, amounts)
+
+
+def test_what_failed_leaves_its_room_in_the_limit_of_the_day(funded: Ledger, tmp_path: Path) -> None:
+    a, b, c = balances(funded, "available")
+    crew.change_settings(funded, {"payout_day_max_micro": a + b + c}, at_us=AT)
+    run(funded, Says(tmp_path / "1.csv", Outcome.FAILED, pays=False), planned(funded))
+    assert funded.load(Book, BOOK_ID).paid_out_on(AT) == a + c
+    run(funded, CsvRail(tmp_path / "2.csv"), planned(funded))
+    assert balances(funded, "paid") == [a, b, c]
+
+
+def test_a_line_is_reserved_once_whatever_is_available(funded: Ledger) -> None:
+    book, batch_id = funded.load(Book, BOOK_ID), planned(funded)
+    arguments: dict[str, Any] = {"friend_id": FRIENDS[0], "amount_micro": 1, "at_us": AT}
+    book.reserve_payout_line(batch_id, 1, **arguments)
+    with pytest.raises(DomainError, match="reserved already"):
+        book.reserve_payout_line(batch_id, 1, **arguments)
+    assert book.balance(f"friend:{FRIENDS[0]}:in_flight") == book.paid_out_on(AT) == 1
+
+
+class Mute(CsvRail):
+    def look_up(self, key: str) -> Answer:
+        raise AssertionError(f"asked about {key}")
+
+
+def test_what_is_confirmed_is_not_asked_about(funded: Ledger, file: Path) -> None:
+    batch_id = planned(funded)
+    run(funded, CsvRail(file), batch_id)
+    assert {r.action for r in payouts.reconcile(funded, Mute(file), batch_id, at_us=AT)} == {"none"}
+    assert {r.action for r in run(funded, Mute(file), batch_id)} == {"none"}
+
+
 @pytest.mark.parametrize("name", ["x" * 101, "a\nb", "\udcff", "Zoë"])
 def test_what_the_log_cannot_forget_is_short_and_plain(funded: Ledger, name: str) -> None:
     arguments: dict[str, Any] = {
@@ -421,8 +528,13 @@ def test_plans_made_at_once_make_one_batch(funded: Ledger, database_url: str) ->
 def test_an_unapproved_a_cancelled_or_another_rails_batch_is_not_run(funded: Ledger, file: Path) -> None:
     plan = payouts.plan(funded, rail="csv", threshold_micro=1, destinations=COMMITMENTS, at_us=AT)
     assert plan.batch_id is not None
-    with pytest.raises(DomainError, match="approved"):
-        run(funded, CsvRail(file), plan.batch_id)
+    for dry_run in (True, False):
+        with pytest.raises(
+            DomainError, match="only an approved one"
+        ):  # before the rail is asked for anything
+            payouts.run(
+                funded, Poor(file), plan.batch_id, destinations=DESTINATIONS, at_us=AT, dry_run=dry_run
+            )
     other = CsvRail(file)
     with pytest.raises(DomainError, match="planned for csv"):
         payouts.run(funded, Named(other, "evm"), plan.batch_id, destinations=DESTINATIONS, at_us=AT)
@@ -448,6 +560,8 @@ def test_a_destination_changed_after_planning_is_not_paid(funded: Ledger, file: 
     amounts = balances(funded, "available")
     batch_id = planned(funded)
     moved = {**DESTINATIONS, FRIENDS[1]: Destination("elsewhere", bytes(16))}
+    shown = payouts.run(funded, CsvRail(file), batch_id, destinations=moved, at_us=AT, dry_run=True)
+    assert [r.action for r in shown] == ["submit", "fail", "submit"]
     results = payouts.run(funded, CsvRail(file), batch_id, destinations=moved, at_us=AT)
     assert states(results) == ["confirmed", "failed", "confirmed"]
     assert balances(funded, "available") == [0, amounts[1], 0]

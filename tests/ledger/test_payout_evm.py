@@ -1,5 +1,6 @@
 """Paying on a chain, when all goes well, and what is refused before anything is signed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ledger.rails import Answer, OtherPayment, Outcome, journal
 from ledger.rails.evm.address import AddressError, check_address
 from ledger.rails.evm.asset import AmountError, Asset
 from ledger.rails.evm.fees import Fees, FeeTooHigh, replacement, suggest
-from ledger.rails.evm.rail import InsufficientFunds, UnknownTransactions, WrongChain
+from ledger.rails.evm.rail import MAX_GAS, InsufficientFunds, UnknownTransactions, WrongChain
 
 
 @pytest.fixture
@@ -247,6 +248,34 @@ def test_an_older_journal_signs_nothing_while_what_it_does_not_know_waits_for_a_
     with pytest.raises(UnknownTransactions, match="--from-nonce 3"):
         world.rail().submit(payment(1))
     assert world.got(FRIENDS[1]) == 3 * ETHER // 2
+
+
+@pytest.mark.parametrize(("gas", "outcome"), [(MAX_GAS, "unknown"), (MAX_GAS + 1, "failed")])
+def test_a_transfer_that_takes_too_much_gas_is_refused(world: World, gas: int, outcome: str) -> None:
+    def dear(method: str, params: Sequence[object]) -> object:
+        return hex(gas) if method == "eth_estimateGas" else world.chain.ask(method, params)
+
+    assert world.rail(dear).submit(payment(0)).outcome.value == outcome
+
+
+def test_each_chain_has_its_own_nonces(world: World) -> None:
+    """What was signed for another chain by the same key, in the same journal, leaves no gap here."""
+    sender = OPERATOR.address.lower()
+    other = {"chain_id": 1, "sender": sender, "nonce": 40}
+    journal.Journal(world.journal).add("other:1", lambda _: other)
+    world.rail().submit(payment(0))
+    world.chain.mine(CONFIRMATIONS)
+    assert asked(world.rail(), 0) == "confirmed"
+
+
+def test_a_nonce_that_the_node_forgot_is_not_given_to_another_payment(world: World) -> None:
+    world.rail().submit(payment(0))
+    world.chain.pool.clear()
+    world.rail().submit(payment(1))
+    assert [record["nonce"] for record in journal.Journal(world.journal).all().values()] == [1, 2]
+    world.rail().prepare([])
+    world.chain.mine(CONFIRMATIONS)
+    assert [asked(world.rail(), n) for n in (0, 1)] == ["confirmed"] * 2
 
 
 def test_a_key_that_somebody_signs_meanwhile_was_absent_and_is_known(

@@ -17,6 +17,7 @@ from ledger.rails.evm import erc20
 from ledger.rails.evm.asset import Asset
 from ledger.rails.evm.node import HttpTransport, Node
 from ledger.rails.evm.rail import EvmRail, InsufficientFunds
+from ledger.rails.journal import Journal
 
 ANVIL = shutil.which("anvil")
 pytestmark = pytest.mark.skipif(ANVIL is None, reason="anvil is not installed")
@@ -121,3 +122,40 @@ def test_reverted_and_used_nonces_fail(ask: HttpTransport, tmp_path: Path) -> No
     assert answers[1].reference.startswith("nonce used by")
     assert answers[2].reference == f"reverted {reverted}"
     assert [chain.got(n) for n in range(3)] == [15 * ETHER // 10, 0, 0]
+
+
+def test_a_price_that_rises_is_met_with_the_same_nonce(ask: HttpTransport, tmp_path: Path) -> None:
+    chain = Chain(ask, tmp_path, "standard")
+    rail = chain.rail()
+    first = rail.submit(payment(0)).reference
+    for rise in (20, 60):
+        ask("anvil_setNextBlockBaseFeePerGas", [hex(rise * GWEI)])
+        chain.mine()  # too dear for what waits
+        assert rail.look_up("batch:0").outcome is Outcome.UNKNOWN
+        rail.prepare([])
+    ask("anvil_setNextBlockBaseFeePerGas", [hex(60 * GWEI)])
+    chain.mine(CONFIRMATIONS)
+    answer = rail.look_up("batch:0")
+    assert answer.outcome is Outcome.CONFIRMED
+    assert answer.reference != first
+    assert chain.got(0) == 15 * ETHER // 10
+    assert len(Journal(tmp_path / "journal").all()) == 3
+
+
+@pytest.mark.parametrize("depth", [CONFIRMATIONS - 1, CONFIRMATIONS, CONFIRMATIONS + 1])
+def test_a_chain_that_goes_back_around_the_setting(ask: HttpTransport, tmp_path: Path, depth: int) -> None:
+    chain = Chain(ask, tmp_path, None)
+    rail = chain.rail()
+    chain.mine(CONFIRMATIONS)
+    sent = rail.submit(payment(0)).reference
+    chain.mine(CONFIRMATIONS)
+    assert rail.look_up("batch:0") == Answer(Outcome.CONFIRMED, sent)
+    ask("anvil_reorg", [depth, []])
+    ask("anvil_dropTransaction", [sent])
+    gone = depth >= CONFIRMATIONS
+    assert chain.got(0) == (0 if gone else 15 * ETHER // 10)
+    assert rail.look_up("batch:0").outcome is (Outcome.UNKNOWN if gone else Outcome.CONFIRMED)
+    rail.prepare([])
+    chain.mine(CONFIRMATIONS)
+    assert rail.look_up("batch:0") == Answer(Outcome.CONFIRMED, sent)
+    assert chain.got(0) == 15 * ETHER // 10

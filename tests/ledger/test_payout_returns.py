@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 from log_ledger import LogLedger
-from test_pain001 import IBANS, end_to_end_id
+from test_pain001 import IBANS
 from test_payout import AT, COMMITMENTS, DESTINATIONS, FRIENDS, balances, earn, run
 from test_payout_command import DESTINATION, FRIEND, Shell, earned, shell
 
@@ -20,6 +20,7 @@ from ledger.ids import BOOK_ID
 from ledger.money import FEES, friend_account
 from ledger.rails.csv_file import CsvRail
 from ledger.rails.given import given
+from ledger.rails.pain001_file import end_to_end_id
 from ledger.rails.returned import NAME, Return, Returns
 from ledger.services import budgets, crew, payouts, returns
 from ledger.services.destinations import Destination
@@ -233,6 +234,20 @@ def test_a_return_that_only_the_files_know_is_not_booked_a_second_time_by_hand(t
     assert give_back(ledger, 1, reference="another line", memory=memory).booked
 
 
+def test_a_return_that_was_booked_under_another_name_is_not_missed_for_ever(
+    paid: Ledger, tmp_path: Path
+) -> None:
+    """The files remember it, and there is no room for it in what is left of the line."""
+    give_back(paid, 2, 3_000_000, "another name for it")
+    memory = Returns(tmp_path)
+    memory.remember(Return(payout_id(1), 2, 3_000_000, "r1", "account closed"))
+    assert returns.book_forgotten(paid, payout_id(1), memory.all(), at_us=AT) == []
+    assert pay(paid, tmp_path, elsewhere()) == payout_id(2)
+    memory.remember(Return(payout_id(1), 2, 166_667, "r2", "the rest"))  # there is room for this
+    with pytest.raises(returns.LostReturns, match="r2"):
+        pay(paid, tmp_path, elsewhere())
+
+
 def test_a_return_that_no_file_knows_is_written_when_it_is_said_again(tmp_path: Path) -> None:
     """The process died between the book and the file."""
     ledger, size = lived(tmp_path)
@@ -391,7 +406,7 @@ def test_a_whole_file_refused_later_brings_nothing_back(earned: Ledger, bank: Ba
         + message.encode()
         + b"</OrgnlMsgId><GrpSts>RJCT</GrpSts></OrgnlGrpInfAndSts></Document>"
     )
-    assert "recorded as confirmed already" in bank.again(code=1)
+    assert "rejected as a whole (RJCT), and something in it was paid" in bank.again(code=1)
     assert available(earned) == 0
 
 
@@ -441,7 +456,9 @@ def test_a_dry_run_says_what_the_report_would_change(earned: Ledger, bank: Bank,
     files = {path: path.read_bytes() for path in bank.path.parent.glob("payouts/*")}
     size = earned.size()
     if status == "PDNG":
-        assert "no final status" in bank.again(code=1, dry=True)
+        for dry_run, code in ((True, 0), (False, 10)):
+            bank.again(code=code, dry=dry_run)
+            assert bank.shell.json("show", "1")["lines"][0]["state"] == "unknown"
         return
     dry = bank.shell.json("reconcile", "1", "--status", str(bank.path), "--dry-run")
     after = {"ACSC": "confirmed", "RJCT": "failed"}[status]

@@ -273,6 +273,7 @@ def test_a_log_of_the_release_before_is_vacuumed_in_even_steps_from_now_on(empty
         )
         superuser.execute(sql.SQL("ALTER TABLE crew_main.events RESET ({})").format(sql.SQL(names)))
         superuser.execute("DROP FUNCTION crew_main.append_events_if_unchanged, crew_main.require_unchanged")
+        superuser.execute("DROP TABLE crew_main.payment_files")
         superuser.execute("UPDATE crew_main.alembic_version SET version_num = '0002'")
         superuser.execute(INSERT, [0])
         before = superuser.execute("SELECT * FROM crew_main.events").fetchall()
