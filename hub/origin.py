@@ -245,7 +245,7 @@ class OriginProcess:
     async def _refresh_nodes(self) -> None:
         if by_s := self._clock.set_by_s():
             log.warning(
-                "this computer's clock was set; nodes more than 300 s off it are refused, and viewers served here",
+                "this computer's clock was set; nodes date their requests by it, whatever theirs say",
                 by_s=by_s,
             )
         try:
