@@ -227,7 +227,7 @@ class HubClient:
         try:
             return await self._pulls.get(target, headers, MAX_SEGMENT_BYTES)
         except (PullError, OSError) as e:  # TimeoutError is an OSError
-            raise HubError(f"no answer from {self.hub_url}: {e or type(e).__name__}") from e
+            raise HubError(f"no answer from {self.hub_url}: {str(e) or type(e).__name__}") from e
 
     async def _json(self, method: str, path: str, body: dict[str, Any] | None, kind: type[_T]) -> _T:
         sent = b"" if body is None else msgspec.json.encode(body)
@@ -255,7 +255,7 @@ class HubClient:
             ) as response:
                 data = await _read(response, limit)
         except (httpx2.HTTPError, httpx2.InvalidURL) as e:
-            raise HubError(f"no answer from {self.hub_url}: {e or type(e).__name__}") from e
+            raise HubError(f"no answer from {self.hub_url}: {str(e) or type(e).__name__}") from e
         return response.status_code, response.headers, data
 
     # --- whose clock

@@ -12,6 +12,7 @@ export function whyButton(line, token) {
   const button = cell("button", "Why?", "why");
   button.type = "button";
   button.setAttribute("aria-expanded", "false");
+  button.setAttribute("aria-label", `Why? Line ${line.position}:${line.line}`); // to the ear all of them are alike
   let opened = null;
   button.onclick = async () => {
     button.setAttribute("aria-expanded", String(!opened));
