@@ -10,7 +10,9 @@ export function money(micro) {
   return `${sign}${grouped(digits.slice(0, -6))}.${fraction}`;
 }
 
-function grouped(digits) {
+/** Whole numbers, in groups of three, between which a narrow column may break them. */
+export function grouped(number) {
+  const digits = String(number);
   return digits.length > 4 ? digits.replace(/\B(?=(\d{3})+$)/g, "\u2009") : digits;
 }
 
@@ -23,7 +25,7 @@ export function figure(element, text) {
 export function bytes(count) {
   if (!count) return "";
   const [whole, part] = (count < 1e9 ? (count / 1e6).toFixed(1) : (count / 1e9).toFixed(2)).split(".");
-  return `${grouped(whole)}.${part} ${count < 1e9 ? "MB" : "GB"}`;
+  return `${grouped(whole)}.${part}\u00a0${count < 1e9 ? "MB" : "GB"}`;
 }
 
 export const WHEN = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });

@@ -1,7 +1,7 @@
 // The operator's page: whether the hub keeps up, how the nodes are, and which payouts are on their way.
 
 import { door } from "/static/door.js";
-import { $, WHEN, ask, bytes, cell, money, named } from "/static/figures.js";
+import { $, WHEN, ask, bytes, cell, grouped, money, named } from "/static/figures.js";
 
 const POLL_MS = 5_000;
 
@@ -26,10 +26,10 @@ async function load(token) {
   const wrong = Object.values(ready.checks).filter((said) => said !== "ok").length;
   verdict(ready.ready === true, ready.ready === true ? (wrong ? "ready, but not all is well" : "well") : "not ready");
   $("checks").replaceChildren(...Object.entries(ready.checks).map(([name, said]) => item(name, said, said === "ok")));
-  $("log-events").textContent = status.log_events;
+  $("log-events").textContent = grouped(status.log_events);
   $("lags").replaceChildren(
     ...status.projections.map((lag) =>
-      row(lag.stopped ? [lag.name, `stopped: ${lag.stopped}`] : [lag.name], lag.events, lag.events ? Math.ceil(lag.behind_us / 1e6) : 0)),
+      row(lag.stopped ? [lag.name, `stopped: ${lag.stopped}`] : [lag.name], grouped(lag.events), lag.events ? grouped(Math.ceil(lag.behind_us / 1e6)) : 0)),
   );
   $("duties").replaceChildren(
     ...status.duties.map((duty) => {
