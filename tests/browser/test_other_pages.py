@@ -161,7 +161,7 @@ def test_a_friend_asks_why_and_disputes_a_line_on_the_page(page: Page, hub: Hub,
     assert why.get_attribute("aria-expanded") == "true"
     told = " ".join(opened.inner_text().split())
     for words in (
-        "All that arrived of this stream, at 1\u2009000\u2009000.00 a GB 2.00",
+        "All that arrived of this stream, at 1 000 000.00 a GB 2.00",
         "The hub's fee, 5 % −0.10",
         "goes in equal parts to the one node that served −0.19",
         "Your part of that: 100% 1.71",
