@@ -8,7 +8,7 @@ from api_world import new_key
 from playwright.sync_api import Browser, Page
 from stand_in import Hub
 
-from api.directory import Role
+from api.directory import NodeProfile, Role
 from ledger.aggregates.book import Book
 from ledger.aggregates.delivery import Delivery
 from ledger.events import SegmentsServed
@@ -286,6 +286,27 @@ def test_friends_are_thanked_by_the_names_of_their_nodes(page: Page, hub: Hub, t
     assert "5.0 GB" in page.inner_text(".thanks li")
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     page.screenshot(path=tmp_path / "thanks.png", full_page=True)
+
+
+@pytest.mark.parametrize("name", ["W" * 80, "\u202eמחשב של ברטה (בעליית הגג)"])
+def test_no_name_breaks_a_page(page: Page, hub: Hub, name: str) -> None:
+    """Of a node: whoever carries a stream chooses it, and it stands on everybody's pages."""
+    world, nid = hub.world, node_id(hub.node.key.public_key)
+    friend_id, owner_id = world.reads.node(nid).friend_id, world.reads.stream("main").owner_id  # type: ignore[union-attr]
+    world.directory.save_profile(NodeProfile(nid, name, hub.node.url), at_us=world.now_us)
+    world.directory.name_person(friend_id, name)
+    served(hub, 5_000_000_000)
+    world.earn(friend_id, nid, 1_234_560)
+    tokens = {
+        "/friend": world.token(Role.FRIEND, friend_id),
+        "/creator": world.token(Role.CREATOR, owner_id),
+        "/operator": world.operator,
+    }
+    for path in ("/thanks", "/watch/main", *tokens):
+        sent = tokens.get(path, {}).get("Authorization", "").removeprefix("Bearer ")
+        page.goto(f"{hub.url}{path}#{sent}")
+        page.locator("bdi:visible", has_text=name).first.wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"], path
 
 
 @pytest.mark.parametrize("path", ["/", "/audit", "/thanks", "/creator", "/operator", "/watch/none"])

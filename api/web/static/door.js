@@ -3,7 +3,7 @@
 import { $ } from "/static/figures.js";
 
 const REFUSED = { // the API's own words for these are for programs
-  401: () => "This token opens nothing. Is all of it here, and is it the newest?",
+  401: () => "This token opens nothing. Is all of it here, and is it the newest? Who lost it asks the operator for another link.",
   403: (role) => `This token is for another page. Here it takes the one that begins with sp2p_${role}_.`,
 };
 

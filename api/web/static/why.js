@@ -99,7 +99,7 @@ function disputing(line, token) {
   input.id = `wrong-${line.position}-${line.line}`;
   label.htmlFor = input.id;
   // It goes into the log, which cannot forget.
-  Object.assign(input, { required: true, maxLength: 100, pattern: "[ -~]+", placeholder: "A word or two, for the public log" });
+  Object.assign(input, { required: true, maxLength: 100, pattern: "[ -~]+", title: "Latin letters without accents, digits and signs", placeholder: "A word or two, for the public log" });
   const button = cell("button", "Dispute");
   const said = cell("p", "", "quiet");
   said.setAttribute("role", "status");
