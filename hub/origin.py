@@ -42,6 +42,7 @@ from hub.live_nodes import NEW_HEALTH, LiveNode
 from hub.logs import configure_logging
 from hub.observations import OBSERVE_AFTER_S
 from hub.pings import Pings
+from hub.presence import Presence
 from hub.proxies import TrustedProxies
 from hub.rails import check_files
 from hub.settings import Settings, load_settings, ports_of
@@ -110,6 +111,7 @@ class OriginProcess:
             observe_after_s=min(OBSERVE_AFTER_S, settings.epoch_length_s / 10),
             doors=self._pings,
         )
+        self._presence = Presence(self._pings, self._steering.update_live_nodes)
         authority = LedgerAuthority(
             self._ledger,
             digests,
@@ -158,7 +160,7 @@ class OriginProcess:
                 commit_network=self._commit_network,
                 ingest_ready=lambda: self._rtmp_ready,
                 refusal=self._refusal,
-                node_left=self._steering.node_left,
+                node_left=self._node_left,
                 given=lambda: given(check_files(settings)),
                 returned=lambda: Returns(check_files(settings)).all(),
                 troubles=Troubles(settings.data_dir / TROUBLES_FOLDER).now,
@@ -216,6 +218,8 @@ class OriginProcess:
         tasks: list[asyncio.Task[Any]] = [
             loop.create_task(server.serve(sockets=http)),
             loop.create_task(_forever(LIVENESS_EVERY_S, self._refresh_nodes)),
+            # A loop of its own: a node that falls silent must not keep one that was suspended listed meanwhile.
+            loop.create_task(_forever(LIVENESS_EVERY_S, self._ping_nodes)),
             loop.create_task(_forever(OBSERVE_EVERY_S, self._steering.record_observations)),
             loop.create_task(_forever(REAP_EVERY_S, self._end_abandoned)),
             loop.create_task(_forever(SWEEP_EVERY_S, self._sweep_recordings)),
@@ -248,23 +252,28 @@ class OriginProcess:
     async def _refresh_nodes(self) -> None:
         if by_s := self._clock.set_by_s():
             log.warning(
-                "this computer's clock was set; nodes more than 300 s off it are refused, and viewers served here",
+                "this computer's clock was set; nodes date their requests by it, whatever theirs say",
                 by_s=by_s,
             )
-        try:
-            alive = await self._in_pool(lambda: self._liveness.alive(now_us=now_us()))
-        except LivenessUnknown:
-            return
+        with suppress(LivenessUnknown):
+            await self._presence.refresh(self._alive)
         await self._refresh_health()
-        nodes = [
+
+    async def _alive(self) -> list[LiveNode]:
+        alive = await self._in_pool(lambda: self._liveness.alive(now_us=now_us()))
+        return [
             LiveNode(p.node_id, p.url, p.viewers, self._health.get(p.node_id, NEW_HEALTH))
             for p in alive.values()
         ]
-        self._steering.update_live_nodes(self._pings.reachable(nodes))
-        await self._pings.ping(nodes)
-        self._steering.update_live_nodes(self._pings.reachable(nodes))
+
+    async def _ping_nodes(self) -> None:
+        await self._presence.ping()
         for nid, addresses in self._pings.take_addresses().items():
             await self._in_pool(self._see_at, nid, addresses)
+
+    def _node_left(self, nid: UUID) -> None:
+        self._presence.left(nid)
+        self._steering.node_left(nid)
 
     async def _refresh_health(self) -> None:
         """Now and then: it changes with probes. Without read models it stays what it was."""

@@ -4,6 +4,7 @@ Invariant: nothing here pays anybody. A dry run shows, line by line, what the sa
 nothing, in the books or in the payment files.
 """
 
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -115,7 +116,8 @@ def return_(
             typer.echo("dry run: nothing was changed")
         elif made.booked:
             name = at.directory.person_name(made.friend_id) or made.friend_id
-            typer.echo(f"next: ask where to pay {name} now: streamrp2p payout destination {name} WHERE")
+            told = f"streamrp2p payout destination {shlex.quote(str(name))} WHERE"
+            typer.echo(f"next: ask where to pay {name} now: {told}")
 
 
 def _book_returns(

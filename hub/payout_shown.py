@@ -73,7 +73,12 @@ def print_results(
             typer.echo(note)
         typer.echo(f"\n{'dry run: nothing was changed' if dry_run else f'file: {file}'}")
         if payout.rail == "csv" and not dry_run:
-            typer.echo("Now pay its lines by hand: the books have them as paid.")
+            new = any(line["action"] != "none" for line in lines)
+            typer.echo(
+                "Now pay its lines by hand: the books have them as paid."
+                if new
+                else "Nothing is new in it: pay each line once."
+            )
     states = set() if dry_run else {r.state for r in results}
     if payouts.OVERPAID in states or exit_code == 5:
         raise typer.Exit(5)

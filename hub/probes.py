@@ -41,6 +41,7 @@ PLAY_S: Final = 30.0
 SEGMENTS_MAX: Final = 8  # from nodes, in one probe: at random, so that nobody knows which is the last
 BUFFERED: Final = 4  # so many segments from its end VLC begins to play a live playlist
 REFRESH_S: Final = 2.0
+MANY: Final = 1_000_000
 MAX_SEGMENT_BYTES: Final = 32_000_000
 Headers = tuple[tuple[str, str], ...]
 # What VLC 3.0 sends, in its order (tests/media/test_vlc.py holds it against the real one).
@@ -114,6 +115,14 @@ class Prober:
         if last.outcome != "ok":
             log.warning("probe failed", node=str(nid), outcome=last.outcome, sequence=last.sequence)
         return last.outcome
+
+    def viewers(self, slug: str) -> int:
+        """How many the hub counts, a probe of a moment ago among them; many when that is not known."""
+        try:
+            answer = httpx2.get(f"{self._hub_url}/api/streams/{slug}", timeout=TIMEOUT_S, trust_env=False)
+            return int(answer.raise_for_status().json()["viewers"])
+        except (httpx2.HTTPError, ValueError, KeyError):
+            return MANY
 
     async def _watch(self, slug: str) -> Probed | None:
         last: Probed | None = None

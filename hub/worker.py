@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import structlog
@@ -18,6 +19,7 @@ import structlog
 from api.estimates import Estimates
 from api.liveness import Liveness, LivenessUnknown
 from api.valkey import connect
+from hub.calm import Calm, Carrier
 from hub.clock import SteadyClock, now_us
 from hub.embedded.warm import warm
 from hub.estimating import Estimating
@@ -94,6 +96,7 @@ class Worker:
         self._liveness = Liveness(valkey)
         self._estimating = Estimating(self._ledger, Estimates(valkey))
         self._dice = random.SystemRandom()
+        self._calm = Calm(self._dice)
         self._prober = Prober(
             self._ledger,
             f"http://127.0.0.1:{settings.http_port}",
@@ -202,12 +205,28 @@ class Worker:
                 change_node(self._ledger, view.node_id, _go_offline)
 
     def probe(self) -> None:
-        live = [stream for stream in self._queries.streams() if stream.state == "LIVE"]
-        for stream in live:  # not by the clock, or nodes would know when
+        live = [stream.slug for stream in self._queries.streams() if stream.state == "LIVE"]
+        self._calm.forget_but(set(live))
+        for slug in live:  # not by the clock, or nodes would know when
             if self._stop.wait(self._dice.uniform(0, PROBE_EVERY_S / len(live))):
                 return
             self._alive("probes")()
-            self._prober.probe(stream.slug, at_us=now_us())
+            carriers = self._carriers()
+            if carriers and not self._calm.can_wait(slug, carriers, partial(self._prober.viewers, slug)):
+                self._prober.probe(slug, at_us=now_us())
+                self._calm.checked(slug, carriers)
+
+    def _carriers(self) -> list[Carrier]:
+        """The nodes that may be drawn; none when it is not known which are there."""
+        try:
+            alive = self._liveness.alive(now_us=now_us())
+        except LivenessUnknown:
+            return []
+        return [
+            Carrier(view.node_id, alive[view.node_id].url, view.health, view.probes_ok + view.probes_bad)
+            for view in self._queries.nodes()
+            if view.node_id in alive
+        ]
 
 
 def repeat(

@@ -37,7 +37,9 @@ class Delivery(msgspec.Struct, array_like=True):
     originator_id: UUID
     originator_version: int
     at_us: int
-    in_order: bool  # ledger.judged, of its sessions and networks; from `read` it does not say that they differ
+    in_order: (
+        bool  # ledger.judged, of its sessions and networks; from `read` it does not say that they differ
+    )
     entry: memoryview | None = None  # set by whoever has it
 
     @property
@@ -206,7 +208,7 @@ def sort_out(deliveries: Sequence[Delivery], said: Sequence[Said]) -> None:
 
 
 def _surely_different(said: Sequence[Said]) -> bool:
-    """Of all at once, by the last four bytes of each id, which tell nearly always; those of another event are others."""
+    """Of all at once, by the last bytes of each id, which tell nearly always; those of another event are others."""
     for ids in ([one.sessions for one in said], [one.networks for one in said]):
         ends = np.frombuffer(b"".join(ids), np.uint32)[3::4]
         events = np.arange(len(ids), dtype=np.uint32) * _ODD

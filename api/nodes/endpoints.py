@@ -123,8 +123,10 @@ def heartbeat(body: Heartbeat, at: ServicesDep, key: NodeKey, ip: PeerIp) -> Hea
         if known is None or known.url != url:
             at.directory.move_node(nid, url, at_us=now_us)
         at.liveness.beat(Pulse(nid, url, body.viewers, body.uploaded_bytes, now_us))
-    else:
+        node = at.ledger.load(Node, nid)  # suspended just now, it would have viewers until the next heartbeat
+    if node.status is not NodeStatus.ACTIVE:
         at.liveness.forget(nid)
+        at.node_left(nid)
     return HeartbeatAnswer(
         status=node.status.value,
         reason=node.status_reason,

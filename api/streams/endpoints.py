@@ -86,6 +86,7 @@ def _registered(
         slug=slug,
         stream_key=stream_key,
         creator_token=creator_token,
+        creator_url=f"{at.settings.public_url}/creator#{creator_token}" if creator_token else None,
         rtmp_server=at.settings.rtmp_url,
         watch_url=f"{at.settings.public_url}/watch/{slug}",
     )
@@ -140,9 +141,7 @@ def _own(
         budget_micro=budget.amount_micro if budget else 0,
         earned_micro=sum(c.earned_micro for c in carried),
         estimate=EstimateOut.of(estimated, after=budget),
-        tariff=TariffOut(
-            rate_micro_per_gb=tariff.rate_micro_per_gb, fee_bp=tariff.fee_bp, floor_bp=tariff.floor_bp
-        )
+        tariff=TariffOut(**{name: getattr(tariff, name) for name in budgets.TARIFF_FIELDS})
         if tariff
         else None,
         crew=[

@@ -22,7 +22,8 @@ class StreamRegistered(BaseModel):
     stream_id: UUID
     slug: str
     stream_key: str | None = Field(description="shown once: null when the stream was registered before")
-    creator_token: str | None = Field(description="opens the creator's page; shown once")
+    creator_token: str | None = Field(description="for the creator's requests; shown once")
+    creator_url: str | None = Field(description="the creator's page, with that token in it; shown once")
     rtmp_server: str = Field(description='goes into "Server" in OBS')
     watch_url: str
 
@@ -51,9 +52,13 @@ class StreamOut(BaseModel):
 
 
 class TariffOut(BaseModel):
+    """Parts in basis points; what each number means: docs/creators.md."""
+
     rate_micro_per_gb: int
     fee_bp: int
     floor_bp: int
+    plain_bp: int
+    plain_income_cap_bp: int
 
 
 class Streams(BaseModel):

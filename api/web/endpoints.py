@@ -120,7 +120,7 @@ def _published(path: Path) -> str:
 
 @_at("/friend")
 def friend(at: ServicesDep) -> Response:
-    return _page("friend.html", crew_name=at.settings.crew_name)
+    return _page("friend.html", crew_name=at.settings.crew_name, base=at.settings.public_url)
 
 
 @_at("/creator")
@@ -145,7 +145,7 @@ def thanks(at: ServicesDep) -> Response:
     names = at.directory.node_names([n for f in best for n in of[f]]) if best else {}
     rows = [
         {
-            "name": ", ".join(sorted({names[n] for n in of[f] if n in names})) or "a friend",
+            "names": sorted({names[n] for n in of[f] if n in names}) or ["a friend"],
             "delivered": _size(carried[f]),
             "share": carried[f] * 100 // carried[best[0]],
         }

@@ -153,7 +153,8 @@ def _show(report: Report) -> None:
         "state leaves": f"{counts.state_leaves:,}",
         "left open": ", ".join(_open(report.open)),
         "dates": _dates(report.open),
-        "paid out": f"{decimal_text(report.paid_micro)} in {counts.payout_lines:,} payments",
+        "paid out": f"{decimal_text(report.paid_micro)} in {counts.payout_lines:,} "
+        f"payment{'' if counts.payout_lines == 1 else 's'}",
     }
     width = max(map(len, rows)) + 2
     for name, value in rows.items():

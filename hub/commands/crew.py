@@ -41,7 +41,7 @@ def show(as_json: bool = JSON) -> None:
         typer.echo(json.dumps(numbers))
         return
     for name, value in numbers.items():
-        typer.echo(f"{name:<24}{value:>16,}")
+        typer.echo(f"{name:<26}{value:>16,}")
 
 
 @app.command()
@@ -55,8 +55,12 @@ def change(settings: list[str] = typer.Argument(help="NAME=NUMBER, such as hold_
         except ValueError as error:
             raise typer.BadParameter(f"{text!r} is not NAME=NUMBER") from error
     with console() as at:
+        before = crew.settings(at.ledger).as_dict()
         crew.change_settings(at.ledger, changes, at_us=now_us())
-    typer.echo(f"{len(changes)} changed")
+        after = crew.settings(at.ledger).as_dict()
+    for name in changes:
+        same = before[name] == after[name]
+        typer.echo(f"{name}: {after[name]:,}" + (" (as before)" if same else f" (was {before[name]:,})"))
 
 
 @app.command()

@@ -8,13 +8,13 @@ import json
 import msgspec
 import typer
 from rich.console import Console as Terminal
-from rich.table import Table
+from rich.table import Column, Table
 
 from hub.clock import now_us
 from hub.commands.explain import parse_place
 from hub.operator import console, micro_to_text
 from ledger.aggregates.disputes import Dispute
-from ledger.services import disputes
+from ledger.services import crew, disputes
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Freeze settlement lines, decide on them."
@@ -64,7 +64,16 @@ def list_(as_json: bool = JSON) -> None:
         if not found:
             typer.echo("there are none")
             return
-        table = Table("number", "line", "friend", "opened by", "reason", "state", "decision", "amount")
+        table = Table(  # a narrow terminal shortens words, never an amount
+            "number",
+            Column("line", no_wrap=True),
+            "friend",
+            "opened by",
+            Column("reason", overflow="fold"),
+            Column("state", no_wrap=True),
+            Column("decision", overflow="fold"),
+            Column(crew.crew(at.ledger).unit, justify="right", no_wrap=True),
+        )
         for d in found:
             name = at.directory.person_name(d.friend_id) or str(d.friend_id)
             place = f"{d.position}:{d.line}"

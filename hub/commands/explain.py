@@ -112,7 +112,11 @@ def _arithmetic(made: Earned, s: Steps, t: TariffUsed) -> Iterator[str]:
         ("the budget held", s.budget_micro, ""),
         ("gross", s.gross_micro, "scaled down to the budget" if s.scaled_to_budget else "within the budget"),
         ("platform fee", -s.fee_bp_of_gross_micro, f"{_percent(t.fee_bp)} of the gross"),
-        ("floor", s.floor_pool_micro, f"{_percent(t.floor_bp)} of the rest, equally among {s.nodes} nodes"),
+        (
+            "floor",
+            s.floor_pool_micro,
+            f"{_percent(t.floor_bp)} of the rest, equally among {s.nodes} node{'' if s.nodes == 1 else 's'}",
+        ),
         ("shared by weight", s.rest_micro, ""),
     ]
     if made.reason == "floor_share":

@@ -20,7 +20,7 @@ from hub.own_node import own_status
 from hub.service_unit import Unit, install, own_command
 from hub.settings import load_settings
 from ledger.money import decimal_text
-from relay.node.hub_client import HubError
+from relay.node.hub_client import HubError, clocks_apart
 from relay.node.identity import (
     IdentityError,
     Profile,
@@ -343,6 +343,7 @@ def _describe(health: dict[str, Any]) -> str:
         f"hub        {hub['url']}: {hub['node_status']}"
         + (f", {hub['reason']}" if hub.get("reason") else "")
         + (f" ({hub['error']})" if hub["error"] else ""),
+        *_clock(hub.get("clock_ahead_s", 0)),
         f"uploaded   {traffic['uploaded_bytes'] / 1e9:.3f} GB in {traffic['segments']} segments since start",
         f"receipts   {receipts['waiting']} waiting; answered: {verdicts}",
         f"port       {_port(health['port'])}",
@@ -362,6 +363,12 @@ def _describe(health: dict[str, Any]) -> str:
         if earned["estimate_micro"] is not None:
             lines.append(f"           about {decimal_text(earned['estimate_micro'])} more is not settled yet")
     return "\n".join(lines)
+
+
+def _clock(hub_ahead_s: int) -> list[str]:
+    if not hub_ahead_s:
+        return []
+    return [f"clock      {clocks_apart(hub_ahead_s)}. It costs you nothing; is automatic time on?"]
 
 
 def _port(port: dict[str, Any]) -> str:

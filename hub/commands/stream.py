@@ -12,6 +12,9 @@ from api.directory import Role
 from api.newcomers import new_stream_key, register_stream
 from hub.clock import now_us
 from hub.operator import Console, console, micro_from_text, micro_to_text
+from ledger.aggregates.book import Book
+from ledger.application import NotFound
+from ledger.ids import BOOK_ID
 from ledger.services import budgets, crew, streams
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -29,7 +32,8 @@ def create(slug: str, as_json: bool = typer.Option(False, "--json", help="Print 
         server = at.settings.rtmp_server
     if as_json:
         shown = {"stream": slug, "rtmp_server": server, "stream_key": new.stream_key}
-        typer.echo(json.dumps(shown | {"creator_token": new.creator_token, "watch_url": watch_url}))
+        links = {"creator_url": creator_url, "watch_url": watch_url}
+        typer.echo(json.dumps(shown | {"creator_token": new.creator_token} | links))
         return
     _show_key(server, slug, new.stream_key, as_json=False)
     typer.echo(f"Watch       {watch_url}\nCreator     {creator_url}   (shown once: keep it)")
@@ -79,17 +83,50 @@ def withdraw(
 @app.command()
 def tariff(
     slug: str,
-    rate_per_gb: str = typer.Option(..., help="In units of account per 10^9 bytes, such as 0.01."),
+    rate_per_gb: str | None = typer.Option(
+        None, help="What 10^9 delivered bytes cost the budget, in units of account, such as 0.01."
+    ),
+    fee_bp: int | None = typer.Option(None, help="The platform's part of it, in hundredths of a percent."),
+    floor_bp: int | None = typer.Option(
+        None, help="Of the rest, the part shared equally among all nodes that carried."
+    ),
+    plain_bp: int | None = typer.Option(
+        None, help="What a byte to a player without receipts counts, compared with a signed one."
+    ),
+    plain_income_cap_bp: int | None = typer.Option(
+        None, help="The most of a node's income that may come from such players."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Set what a delivered gigabyte costs. From the next epoch on; a stream's first tariff at once."""
+    """Set what delivery costs and how it is shared; without options, show it.
+
+    What is not given stays as it is. From the next epoch on; a stream's first tariff at once.
+    """
+    parts = {
+        "fee_bp": fee_bp,
+        "floor_bp": floor_bp,
+        "plain_bp": plain_bp,
+        "plain_income_cap_bp": plain_income_cap_bp,
+    }
+    rate_micro = None if rate_per_gb is None else micro_from_text(rate_per_gb)
     with console() as at:
-        version = budgets.set_tariff(
-            at.ledger,
-            at.stream(slug).id,
-            rate_micro_per_gb=micro_from_text(rate_per_gb),
-            at_us=now_us(),
+        stream_id = at.stream(slug).id
+        if rate_micro is not None or any(part is not None for part in parts.values()):
+            budgets.set_tariff(at.ledger, stream_id, rate_micro_per_gb=rate_micro, at_us=now_us(), **parts)
+        newest = at.ledger.load_or_new(Book, BOOK_ID).newest_tariff(stream_id)
+        unit = crew.crew(at.ledger).unit
+    if newest is None:
+        raise NotFound(
+            f"{slug} has no tariff: it gets the crew's with its first deposit, or one by these options"
         )
-        typer.echo(f"{slug}: tariff version {version}, {rate_per_gb} {crew.crew(at.ledger).unit} per GB")
+    numbers = {name: getattr(newest, name) for name in budgets.TARIFF_FIELDS}
+    if as_json:
+        typer.echo(json.dumps({"stream": slug, "tariff_version": newest.version} | numbers))
+        return
+    rate = micro_to_text(numbers.pop("rate_micro_per_gb"))
+    typer.echo(f"{slug}: tariff version {newest.version}\n  {'rate':<20} {rate} {unit} per GB")
+    for name, part_bp in numbers.items():
+        typer.echo(f"  {name:<20} {part_bp:>6,}   ({_percent(part_bp)})")
 
 
 @app.command()
@@ -114,6 +151,11 @@ def _move(command: Callable[..., int], slug: str, amount: str, reference: str, *
     typer.echo(
         f"dry run: the budget of {slug} would be {text}" if dry_run else f"{slug}: the budget is now {text}"
     )
+
+
+def _percent(part_bp: int) -> str:
+    hundredths = f"{part_bp % 100:02d}".rstrip("0")
+    return f"{part_bp // 100}{'.' + hundredths if hundredths else ''} %"
 
 
 def _creator_url(at: Console, creator_token: str) -> str:

@@ -15,7 +15,7 @@ from hub.doctor import Finding, State, certificate, folder, port_free
 from hub.own_node import own_status
 from ledger.keys import KeyPair
 from ledger.request import MAX_SKEW_S
-from relay.node.hub_client import HubClient, HubError
+from relay.node.hub_client import HubClient, HubError, clocks_apart
 from relay.node.identity import IdentityError, Profile, load_or_create_key, load_profile
 
 FREE_BYTES_MIN: Final = 100_000_000
@@ -78,14 +78,15 @@ def _hub(profile: Profile) -> Iterator[Finding]:
 
 
 def _clock(theirs_s: float, ours_s: float) -> Finding:
-    off_s = ours_s - (theirs_s + 0.5)  # the header has whole seconds
-    said = f"this computer's clock is {abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} the hub's"
-    if abs(off_s) >= MAX_SKEW_S:
-        return Finding(
-            "clock", State.FAIL, said, "switch on automatic time: the hub refuses this node until then"
+    ahead_s = theirs_s + 0.5 - ours_s  # the header has whole seconds
+    if abs(ahead_s) >= MAX_SKEW_S / 10:
+        advice = (
+            "switch on automatic time; where it is on, tell the operator to. It costs you nothing meanwhile"
         )
-    if abs(off_s) >= MAX_SKEW_S / 10:
-        return Finding("clock", State.WARN, said, "switch on automatic time")
+        return Finding("clock", State.WARN, clocks_apart(ahead_s), advice)
+    said = (
+        f"this computer's clock is {abs(ahead_s):.0f} s {'behind' if ahead_s > 0 else 'ahead of'} the hub's"
+    )
     return Finding("clock", State.OK, said)
 
 

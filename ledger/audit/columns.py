@@ -248,9 +248,7 @@ def _of_events(served: Sequence[Served], numbers: dict[bytes, int]) -> Ints:
             )
     most = max(map(len, nodes.values()))
     padded = {key: (*of, *[-2] * (most - len(of))) for key, of in nodes.items()}
-    rows = [
-        (s.position, s.then.segments, s.event.at_us // 1_000_000, *padded[id(s.node)]) for s in served
-    ]
+    rows = [(s.position, s.then.segments, s.event.at_us // 1_000_000, *padded[id(s.node)]) for s in served]
     return np.array(rows, np.int64).T
 
 

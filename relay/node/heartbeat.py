@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from relay.node.hub_client import Earned, HubClient, HubError, public_keys
+from relay.node.hub_client import Earned, HubClient, HubError, clocks_apart, public_keys
 from relay.node.identity import Profile, save_profile
 from relay.node.tickets import TicketGate
 from relay.node.traffic import Traffic
@@ -55,6 +55,11 @@ class Heartbeat:
         self.earned: Earned | None = None
         self.error = ""
 
+    @property
+    def hub_ahead_s(self) -> int:
+        """By how much the hub's clock is ahead of this computer's; 0 when they agree well enough."""
+        return self._hub.hub_ahead_s
+
     def answered_ago_s(self) -> float | None:
         return None if self._answered_at is None else self._clock() - self._answered_at
 
@@ -73,6 +78,14 @@ class Heartbeat:
         finally:
             stopping.cancel()
 
+    def _tell_time(self) -> None:
+        if self.hub_ahead_s:
+            log.warning(
+                "requests are dated by the hub's clock from now on", why=clocks_apart(self.hub_ahead_s)
+            )
+        else:
+            log.info("the hub's clock and this computer's agree again")
+
     async def goodbye(self) -> None:
         """Tell the hub to send nobody here any more. Takes `GOODBYE_S` at most, and is no promise."""
         self.away = True
@@ -88,6 +101,7 @@ class Heartbeat:
         self._woken.set()
 
     async def beat(self) -> None:
+        ahead_s = self.hub_ahead_s
         try:
             answer = await self._hub.heartbeat(
                 url=self._profile.public_url,
@@ -101,6 +115,8 @@ class Heartbeat:
                 log.warning("the hub does not take our heartbeat", error=str(e))
             self.error = str(e)
             return
+        if self.hub_ahead_s != ahead_s:
+            self._tell_time()
         if answer.status != self.status:
             log.info("the hub says this node is", status=answer.status, reason=answer.reason or None)
         if self.error:

@@ -1,7 +1,7 @@
 """The node's side of the hub's HTTP: every answer is bounded, every failure says whether trying again can help.
 
 Invariant: a method returns a complete, well-formed answer or raises HubError; nothing of the node's secrets is sent
-but signatures (ledger.request).
+but signatures (ledger.request), dated by the hub's clock where that and this computer's are too far apart (ADR 0053).
 """
 
 import hashlib
@@ -131,6 +131,7 @@ class HubClient:
         self.hub_url = hub_url.rstrip("/")
         self._key = key
         self._now_s = now_s
+        self.hub_ahead_s = 0  # of this computer's clock, in signatures; 0 while the hub takes ours
         self.batch_version = 1  # the newest that the hub takes, as far as it has said
         self._prefix = urlsplit(self.hub_url).path
         self._http = _general_client()
@@ -213,15 +214,20 @@ class HubClient:
         return Pulled(data, hashlib.sha256(data).digest(), headers.get("repr-digest", ""))
 
     async def _pull(self, path: str) -> Answer:
-        target = self._prefix + path
-        signed = sign_request(self._key, "GET", target, b"", now_s=int(self._now_s()))
-        try:
-            answer = await self._pulls.get(target, {**_HEADERS, "authorization": signed}, MAX_SEGMENT_BYTES)
-        except (PullError, OSError) as e:  # TimeoutError is an OSError
-            raise HubError(f"no answer from {self.hub_url}: {e or type(e).__name__}") from e
+        answer = await self._pull_once(path)
+        if self._learns_time(answer.status, answer.headers):
+            answer = await self._pull_once(path)
         if answer.status // 100 != 2:
-            raise self._refusal(answer.status, answer.headers, answer.body)
+            raise _refusal(answer.status, answer.body)
         return answer
+
+    async def _pull_once(self, path: str) -> Answer:
+        target = self._prefix + path
+        headers = {**_HEADERS, "authorization": self._signed("GET", target, b"")}
+        try:
+            return await self._pulls.get(target, headers, MAX_SEGMENT_BYTES)
+        except (PullError, OSError) as e:  # TimeoutError is an OSError
+            raise HubError(f"no answer from {self.hub_url}: {str(e) or type(e).__name__}") from e
 
     async def _json(self, method: str, path: str, body: dict[str, Any] | None, kind: type[_T]) -> _T:
         sent = b"" if body is None else msgspec.json.encode(body)
@@ -231,45 +237,65 @@ class HubClient:
     async def _send(
         self, method: str, path: str, body: bytes, limit: int, *, content_type: str = ""
     ) -> tuple[httpx2.Headers, bytes]:
-        target = self._prefix + path
-        signed = sign_request(self._key, method, target, body, now_s=int(self._now_s()))
-        headers = {"authorization": signed}
-        if content_type and body:
-            headers["content-type"] = content_type
+        kind = {"content-type": content_type} if content_type and body else {}
+        status, headers, data = await self._send_once(method, path, body, limit, kind)
+        if self._learns_time(status, headers):
+            status, headers, data = await self._send_once(method, path, body, limit, kind)
+        if status // 100 != 2:
+            raise _refusal(status, data)
+        return headers, data
+
+    async def _send_once(
+        self, method: str, path: str, body: bytes, limit: int, kind: dict[str, str]
+    ) -> tuple[int, httpx2.Headers, bytes]:
+        headers = {"authorization": self._signed(method, self._prefix + path, body), **kind}
         try:
             async with self._http.stream(
                 method, self.hub_url + path, content=body or None, headers=headers
             ) as response:
                 data = await _read(response, limit)
         except (httpx2.HTTPError, httpx2.InvalidURL) as e:
-            raise HubError(f"no answer from {self.hub_url}: {e or type(e).__name__}") from e
-        if response.status_code // 100 != 2:
-            raise self._refusal(response.status_code, response.headers, data)
-        return response.headers, data
+            raise HubError(f"no answer from {self.hub_url}: {str(e) or type(e).__name__}") from e
+        return response.status_code, response.headers, data
 
-    def _refusal(self, status: int, headers: Mapping[str, str], data: bytes | memoryview) -> HubError:
-        try:
-            problem = msgspec.json.decode(data, type=_Problem)
-            said = problem.detail or problem.title
-        except msgspec.MsgspecError:
-            said = ""
-        message = said or f"the hub answered {status}"
-        if status == 401:
-            message += self._clock_advice(headers.get("date", ""))
-        return HubError(message, status=status, transient=status in (408, 425, 429) or status >= 500)
+    # --- whose clock
 
-    def _clock_advice(self, date: str) -> str:
+    def _signed(self, method: str, target: str, body: bytes) -> str:
+        return sign_request(self._key, method, target, body, now_s=int(self._now_s()) + self.hub_ahead_s)
+
+    def _learns_time(self, status: int, headers: Mapping[str, str]) -> bool:
+        """Whether a request was refused for its time, and is worth sending again, dated by the hub's clock.
+
+        Nobody here knows which of the two clocks is wrong, and nothing but the replay of requests depends on them.
+        """
+        if status != 401:
+            return False
         try:
-            off_s = self._now_s() - parsedate_to_datetime(date).timestamp()
-        except ValueError:
-            return ""
-        if abs(off_s) <= MAX_SKEW_S:
-            return ""
-        side = "ahead of" if off_s > 0 else "behind"
-        return (
-            f". This computer's clock is {abs(off_s) / 60:.0f} minutes {side} the hub's: set it right "
-            "(switch on automatic time), then try again; nothing is lost meanwhile"
-        )
+            ahead_s = round(parsedate_to_datetime(headers.get("date", "")).timestamp() - self._now_s())
+        except (ValueError, OverflowError):
+            return False
+        if abs(ahead_s - self.hub_ahead_s) <= MAX_SKEW_S:
+            return False  # refused for something else
+        self.hub_ahead_s = ahead_s if abs(ahead_s) > MAX_SKEW_S else 0
+        return True
+
+
+def clocks_apart(hub_ahead_s: float) -> str:
+    """Says so, and blames nobody."""
+    by_s = abs(hub_ahead_s)
+    much = f"{by_s / 60:.0f} minutes" if by_s >= 120 else f"{by_s:.0f} s"
+    side = "behind" if hub_ahead_s > 0 else "ahead of"
+    return f"this computer's clock is {much} {side} the hub's: one of the two is wrong"
+
+
+def _refusal(status: int, data: bytes | memoryview) -> HubError:
+    try:
+        problem = msgspec.json.decode(data, type=_Problem)
+        said = problem.detail or problem.title
+    except msgspec.MsgspecError:
+        said = ""
+    message = said or f"the hub answered {status}"
+    return HubError(message, status=status, transient=status in (408, 425, 429) or status >= 500)
 
 
 def _general_client() -> httpx2.AsyncClient:

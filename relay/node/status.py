@@ -61,6 +61,7 @@ class NodeStatus:
                 "reason": self.heartbeat.reason,
                 "heartbeat_ago_s": None if ago_s is None else round(ago_s, 1),
                 "error": self.heartbeat.error or self.sender.error,
+                "clock_ahead_s": self.heartbeat.hub_ahead_s,
             },
             "traffic": {
                 "uploaded_bytes": self.traffic.uploaded_bytes,

@@ -6,7 +6,7 @@ from api_world import World, new_key
 from fastapi.testclient import TestClient
 
 from api.directory import Role
-from api.liveness import TTL_S
+from api.liveness import TTL_S, Pulse
 from ledger.aggregates.node import Node
 from ledger.ids import node_id
 from ledger.keys import KeyPair
@@ -156,6 +156,21 @@ def test_a_suspended_node_hears_so_and_gets_no_viewers(
     join(client, world, key, invite(client, world)["code"])
     beat(client, world, key)
     suspend(world.ledger, node_id(key.public_key), reason="wrong bytes", at_us=world.now_us)
+    assert beat(client, world, key).json()["status"] == "suspended"
+    assert world.liveness.alive(now_us=world.now_us) == {}
+
+
+def test_a_node_that_is_suspended_while_its_heartbeat_is_taken_gets_no_viewers(
+    client: TestClient, world: World, key: KeyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join(client, world, key, invite(client, world)["code"])
+    taken = world.liveness.beat
+
+    def just_before(pulse: Pulse) -> None:
+        suspend(world.ledger, pulse.node_id, reason="wrong bytes", at_us=world.now_us)
+        taken(pulse)
+
+    monkeypatch.setattr(world.liveness, "beat", just_before)
     assert beat(client, world, key).json()["status"] == "suspended"
     assert world.liveness.alive(now_us=world.now_us) == {}
 

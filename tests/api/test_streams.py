@@ -16,6 +16,7 @@ def test_a_registered_stream_comes_with_a_key_that_opens_it(client: TestClient, 
     made = register(client, world, owner_name="Ada")
     assert made["rtmp_server"] == "rtmp://hub.test:1935/live"
     assert made["watch_url"] == "http://hub.test/watch/main"
+    assert made["creator_url"] == f"http://hub.test/creator#{made['creator_token']}"
     stream = check_stream_key(world.ledger, made["stream_key"])
     assert stream is not None
     assert str(stream.id) == made["stream_id"]
@@ -27,7 +28,7 @@ def test_registering_again_changes_nothing_and_shows_no_secret(client: TestClien
     size = world.ledger.size()
     again = client.post("/api/streams", json={"slug": "main", "owner_name": "Ada"}, headers=world.operator)
     assert again.status_code == 200
-    assert again.json() == made | {"stream_key": None, "creator_token": None}
+    assert again.json() == made | {"stream_key": None, "creator_token": None, "creator_url": None}
     assert world.ledger.size() == size
 
 

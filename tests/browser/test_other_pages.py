@@ -8,7 +8,7 @@ from api_world import new_key
 from playwright.sync_api import Browser, Page
 from stand_in import Hub
 
-from api.directory import Role
+from api.directory import NodeProfile, Role
 from ledger.aggregates.book import Book
 from ledger.aggregates.delivery import Delivery
 from ledger.events import SegmentsServed
@@ -70,12 +70,12 @@ def test_a_friend_sees_what_they_earned_and_why(page: Page, hub: Hub, tmp_path: 
     page.goto(f"{hub.url}/friend#{token}")
     page.wait_for_selector("#statement:visible")
     assert page.inner_text("#name") == "Thank you, Berta"
-    assert "4.0 MB delivered, about 0.038 EUR" in page.inner_text("#estimate")
+    assert "4.0\xa0MB delivered, about 0.038 EUR" in page.inner_text("#estimate")
     assert page.inner_text("#pending") == "1.23456"
     assert page.inner_text("#available") == "0.00"
     row = page.inner_text("#lines tr")
     assert "delivered" in row
-    assert "123.5 MB" in row
+    assert "123.5\xa0MB" in row
     assert "1.23456" in row
     assert token not in page.url
     # Nobody touches the page: the next line comes by itself, and once.
@@ -161,7 +161,7 @@ def test_a_friend_asks_why_and_disputes_a_line_on_the_page(page: Page, hub: Hub,
     assert why.get_attribute("aria-expanded") == "true"
     told = " ".join(opened.inner_text().split())
     for words in (
-        "All that arrived of this stream, at 1000000.00 a GB 2.00",
+        "All that arrived of this stream, at 1 000 000.00 a GB 2.00",
         "The hub's fee, 5 % −0.10",
         "goes in equal parts to the one node that served −0.19",
         "Your part of that: 100% 1.71",
@@ -197,7 +197,7 @@ def test_a_creator_sees_the_crew_and_the_costs_and_makes_a_new_key(
     hub.world.estimates.share(made, for_s=60)
     page.goto(f"{hub.url}/creator#{token}")
     page.locator(".crew-none:visible").wait_for()
-    assert "4.0 MB delivered, about 0.04." in page.inner_text(".estimate")
+    assert "4.0\xa0MB delivered, about 0.04." in page.inner_text(".estimate")
     hub.world.earn(friend_id, nid, 1_234_560)
     page.reload()
     page.locator(".crew td", has_text="Berta's attic").wait_for()
@@ -286,6 +286,27 @@ def test_friends_are_thanked_by_the_names_of_their_nodes(page: Page, hub: Hub, t
     assert "5.0 GB" in page.inner_text(".thanks li")
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     page.screenshot(path=tmp_path / "thanks.png", full_page=True)
+
+
+@pytest.mark.parametrize("name", ["W" * 80, "\u202eמחשב של ברטה (בעליית הגג)"])
+def test_no_name_breaks_a_page(page: Page, hub: Hub, name: str) -> None:
+    """Of a node: whoever carries a stream chooses it, and it stands on everybody's pages."""
+    world, nid = hub.world, node_id(hub.node.key.public_key)
+    friend_id, owner_id = world.reads.node(nid).friend_id, world.reads.stream("main").owner_id  # type: ignore[union-attr]
+    world.directory.save_profile(NodeProfile(nid, name, hub.node.url), at_us=world.now_us)
+    world.directory.name_person(friend_id, name)
+    served(hub, 5_000_000_000)
+    world.earn(friend_id, nid, 1_234_560)
+    tokens = {
+        "/friend": world.token(Role.FRIEND, friend_id),
+        "/creator": world.token(Role.CREATOR, owner_id),
+        "/operator": world.operator,
+    }
+    for path in ("/thanks", "/watch/main", *tokens):
+        sent = tokens.get(path, {}).get("Authorization", "").removeprefix("Bearer ")
+        page.goto(f"{hub.url}{path}#{sent}")
+        page.locator("bdi:visible", has_text=name).first.wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"], path
 
 
 @pytest.mark.parametrize("path", ["/", "/audit", "/thanks", "/creator", "/operator", "/watch/none"])

@@ -44,6 +44,7 @@ def test_a_creators_page_comes_with_the_stream_and_can_be_made_anew(
 ) -> None:
     made = json.loads(typed("stream", "create", "second", "--json"))
     assert made["watch_url"] == "https://live.example.org/watch/second"
+    assert token_in(made["creator_url"], "creator") == made["creator_token"]
     again = token_in(typed("stream", "token", "second"), "creator")
     stream = load_stream(founded, "second")
     assert stream is not None
@@ -90,4 +91,26 @@ def test_money_goes_into_a_budget_and_back_once_for_each_reference(
     for amount in ("-1", "1e3", "9" * 13, "0.0000001", "nan", "١"):
         typed("stream", "fund", "main", "--reference", "odd", "--", amount, code=2)
     typed("stream", "fund", "main", "999999999999", "--reference", "huge", code=1)
-    assert "EUR per GB" in typed("stream", "tariff", "main", "--rate-per-gb", "0.02")
+
+
+def test_a_tariff_is_shown_and_each_of_its_numbers_set(founded: Ledger) -> None:
+    typed("stream", "create", "main")
+    assert "(30 %)" in typed("stream", "tariff", "main")
+    told = typed("stream", "tariff", "main", "--rate-per-gb", "0.02", "--fee-bp", "525")
+    assert ("0.02 EUR per GB" in told, "(5.25 %)" in told) == (True, True)
+    size = founded.size()
+    assert json.loads(typed("stream", "tariff", "main", "--json")) == {
+        "stream": "main",
+        "tariff_version": 2,
+        "rate_micro_per_gb": 20_000,
+        "fee_bp": 525,
+        "floor_bp": 1_000,
+        "plain_bp": 5_000,
+        "plain_income_cap_bp": 3_000,
+    }
+    assert founded.size() == size
+    parts = ("--floor-bp", "0", "--plain-bp", "1", "--plain-income-cap-bp", "9999", "--fee-bp", "0")
+    typed("stream", "tariff", "main", *parts)
+    assert " 0.02 EUR" in typed("stream", "tariff", "main")
+    for wrong in ("10001", "-1"):
+        typed("stream", "tariff", "main", "--fee-bp", wrong, code=1)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import stat
+import time
 
 import pytest
 from stand_in_hub import CODE, StandInHub
@@ -86,17 +87,42 @@ def test_a_folder_belongs_to_one_hub(hub, tmp_path):
     assert "belongs to" in str(done.exception)
 
 
-def test_a_wrong_clock_is_explained_plainly(hub, tmp_path):
-    hub.clock_offset_s = 0
+def test_a_wrong_clock_the_nodes_or_the_hubs_keeps_nobody_out(hub, tmp_path):
     key = load_or_create_key(tmp_path)
+    hub.media[0], off_s = b"segment", 7_200
 
     async def main() -> None:
-        import time
+        async with HubClient(hub.url, key, now_s=lambda: time.time() + off_s) as client:
+            await client.join(CODE, "n", None, 8100)
+            assert abs(client.hub_ahead_s + 7_200) <= 1
+            for hub.clock_offset_s in (-100_000, 0, 500_000):  # the hub's is set while the node runs
+                await client.heartbeat(url=None, port=8100, viewers=0, uploaded_bytes=0)
+                pulled = await client.segment(hub.rendition, 0)
+                assert pulled.data == b"segment"
 
-        async with HubClient(hub.url, key, now_s=lambda: time.time() + 7200) as client:
-            with pytest.raises(HubError, match="clock is 120 minutes ahead of the hub's") as refused:
-                await client.join(CODE, "n", None, 8100)
-            assert refused.value.status == 401
+    asyncio.run(main())
+
+
+def test_a_clock_that_is_right_again_is_trusted_again(hub, tmp_path):
+    key = load_or_create_key(tmp_path)
+    wrong_s = [7_200]
+
+    async def main() -> None:
+        async with HubClient(hub.url, key, now_s=lambda: time.time() + wrong_s[0]) as client:
+            await client.join(CODE, "n", None, 8100)
+            wrong_s[0] = 3
+            await client.heartbeat(url=None, port=8100, viewers=0, uploaded_bytes=0)
+            assert client.hub_ahead_s == 0
+
+    asyncio.run(main())
+
+
+def test_what_is_refused_for_another_reason_is_not_sent_again(hub, tmp_path):
+    async def main() -> None:
+        async with HubClient(hub.url, load_or_create_key(tmp_path)) as client:
+            with pytest.raises(HubError) as refused:
+                await client.heartbeat(url=None, port=8100, viewers=0, uploaded_bytes=0)
+            assert (refused.value.status, client.hub_ahead_s) == (403, 0)
 
     asyncio.run(main())
 

@@ -1,7 +1,7 @@
 // The creator's page: the crew that carries them now, the budget, and a new stream key. Kept up to date while it is open.
 
 import { door } from "/static/door.js";
-import { $, TIME, WHEN, ask, bytes, cell, heard, money } from "/static/figures.js";
+import { $, TIME, WHEN, ask, bytes, cell, figure, heard, money, named } from "/static/figures.js";
 import { follow } from "/static/live.js";
 
 const POLL_MS = 15_000; // also tells soon why an encoder is refused: OBS says no more than "disconnected"
@@ -30,7 +30,9 @@ async function open(token) {
 
 function section(own, token) {
   const at = $("stream").content.firstElementChild.cloneNode(true);
-  at.querySelector("h2").textContent = own.stream.slug;
+  const watch = cell("a", own.stream.slug);
+  watch.href = `/watch/${own.stream.slug}`;
+  at.querySelector("h2").append(watch);
   at.querySelector(".rotate").onclick = () => void rotate(at, own.stream.slug, token);
   showMoney(at, own);
   showRefused(at, own);
@@ -43,8 +45,9 @@ function showNow(at, stream) {
   at.dataset.live = String(live);
   at.querySelector(".pill").textContent = live ? (stream.interrupted ? "Reconnecting" : "Live") : "Offline";
   at.querySelector(".viewers").textContent = stream.viewers;
-  const names = stream.crew.map((node) => `${node.name} (${node.viewers})`);
-  at.querySelector(".crew-now").textContent = names.join(", ") || (live ? "the hub alone" : "nobody: you are not live");
+  const names = stream.crew.flatMap((node, i) => [i ? ", " : "", named(node.name), ` (${node.viewers})`]);
+  const nobody = live ? "the hub alone" : "nobody: you are not live";
+  at.querySelector(".crew-now").replaceChildren(...(names.length ? names : [nobody]));
   at.querySelector(".stale").hidden = stream.state !== "STALE";
 }
 
@@ -57,8 +60,8 @@ function showRefused(at, own) {
 }
 
 function showMoney(at, own) {
-  at.querySelector(".budget").textContent = money(own.budget_micro);
-  at.querySelector(".earned").textContent = money(own.earned_micro);
+  figure(at.querySelector(".budget"), money(own.budget_micro));
+  figure(at.querySelector(".earned"), money(own.earned_micro));
   const due = own.estimate;
   at.querySelector(".estimate").hidden = !due?.credited_bytes;
   at.querySelector(".estimate").textContent = due
@@ -66,7 +69,9 @@ function showMoney(at, own) {
     : "";
   const t = own.tariff;
   at.querySelector(".price").textContent = t
-    ? `Amounts in ${own.unit}. A delivered GB costs ${money(t.rate_micro_per_gb)}, the hub's fee of ${t.fee_bp / 100} % included. Nothing is spent beyond the budget.`
+    ? `Amounts in ${own.unit}. A delivered GB costs ${money(t.rate_micro_per_gb)}, the hub's fee of ${t.fee_bp / 100} % included. ` +
+      `Of the rest ${t.floor_bp / 100} % go in equal parts to everybody who carried, the others by what was delivered; a GB to a ` +
+      `player without receipts counts ${t.plain_bp / 100} %, up to ${t.plain_income_cap_bp / 100} % of a node's income. Nothing is spent beyond the budget.`
     : `Amounts in ${own.unit}. No price is set: nothing is paid for.`;
   at.querySelector(".crew-none").hidden = own.crew.length > 0;
   const table = at.querySelector(".crew");
@@ -75,10 +80,11 @@ function showMoney(at, own) {
     ...own.crew.map((member) => {
       const tr = document.createElement("tr");
       tr.append(
-        cell("td", member.name),
+        cell("td", ""),
         cell("td", bytes(member.credited_bytes), "number"),
         cell("td", money(member.earned_micro), "number"),
       );
+      tr.firstChild.append(named(member.name));
       return tr;
     }),
   );

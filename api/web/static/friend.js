@@ -1,7 +1,7 @@
 // The friend's page: the statement behind their token, kept up to date while it is open. The token stays in this tab.
 
 import { door } from "/static/door.js";
-import { $, TIME, WHEN, ask, bytes, cell, heard, money, viewers } from "/static/figures.js";
+import { $, TIME, WHEN, ask, bytes, cell, figure, heard, money, named, viewers } from "/static/figures.js";
 import { follow } from "/static/live.js";
 import { whyButton } from "/static/why.js";
 
@@ -50,10 +50,11 @@ function load(before) {
 
 function show(statement) {
   $("helping").textContent = viewers(statement.helping_now);
-  $("pending").textContent = money(statement.pending_micro);
-  $("available").textContent = money(statement.available_micro);
-  $("in-flight").textContent = money(statement.in_flight_micro);
-  $("paid").textContent = money(statement.paid_micro);
+  figure($("pending"), money(statement.pending_micro));
+  figure($("available"), money(statement.available_micro));
+  figure($("in-flight"), money(statement.in_flight_micro));
+  figure($("paid"), money(statement.paid_micro));
+  $("as-of").textContent = WHEN.format(Date.now());
   showEstimate(statement.estimate);
 }
 
@@ -91,7 +92,7 @@ function showNodes(nodes) {
   $("node-list").replaceChildren(
     ...nodes.map((node) => {
       const li = document.createElement("li");
-      li.append(cell("span", node.name || "your node"), cell("span", node.state_reason ? `${node.state}: ${node.state_reason}` : `${node.state}, health ${Math.floor(node.health / 10)} %`, "quiet"));
+      li.append(named(node.name || "your node"), cell("span", node.state_reason ? `${node.state}: ${node.state_reason}` : `${node.state}, health ${Math.floor(node.health / 10)} %`, "quiet"));
       return li;
     }),
   );
@@ -102,7 +103,7 @@ async function open(given) {
   const statement = await load();
   $("login").hidden = true;
   $("statement").hidden = false;
-  $("name").textContent = `Thank you, ${statement.name}`;
+  $("name").replaceChildren("Thank you, ", named(statement.name));
   $("unit").textContent = statement.unit;
   show(statement);
   shown.clear();

@@ -1,7 +1,7 @@
 // The operator's page: whether the hub keeps up, how the nodes are, and which payouts are on their way.
 
 import { door } from "/static/door.js";
-import { $, WHEN, ask, bytes, cell, money } from "/static/figures.js";
+import { $, WHEN, ask, bytes, cell, grouped, money, named } from "/static/figures.js";
 
 const POLL_MS = 5_000;
 
@@ -10,7 +10,7 @@ async function open(token) {
   $("login").hidden = true;
   $("inside").hidden = false;
   const again = async () => {
-    await load(token).catch((error) => verdict(false, `not answering: ${error.message}`));
+    await load(token).catch((error) => verdict(false, error.status ? `refusing: ${error.message}` : "not answering: what follows is what it said last"));
     setTimeout(again, POLL_MS);
   };
   setTimeout(again, POLL_MS);
@@ -26,10 +26,10 @@ async function load(token) {
   const wrong = Object.values(ready.checks).filter((said) => said !== "ok").length;
   verdict(ready.ready === true, ready.ready === true ? (wrong ? "ready, but not all is well" : "well") : "not ready");
   $("checks").replaceChildren(...Object.entries(ready.checks).map(([name, said]) => item(name, said, said === "ok")));
-  $("log-events").textContent = status.log_events;
+  $("log-events").textContent = grouped(status.log_events);
   $("lags").replaceChildren(
     ...status.projections.map((lag) =>
-      row(lag.stopped ? [lag.name, `stopped: ${lag.stopped}`] : [lag.name], lag.events, lag.events ? Math.ceil(lag.behind_us / 1e6) : 0)),
+      row(lag.stopped ? [lag.name, `stopped: ${lag.stopped}`] : [lag.name], grouped(lag.events), lag.events ? grouped(Math.ceil(lag.behind_us / 1e6)) : 0)),
   );
   $("duties").replaceChildren(
     ...status.duties.map((duty) => {
@@ -53,7 +53,7 @@ async function load(token) {
 }
 
 function verdict(good, said) {
-  $("verdict").textContent = said;
+  if ($("verdict").textContent !== said) $("verdict").textContent = said; // a screen reader says it once
   $("verdict").className = good ? "" : "bad";
 }
 
@@ -65,7 +65,8 @@ function item(name, said, good) {
 
 function row([first, below], ...figures) {
   const tr = document.createElement("tr");
-  const td = cell("td", first);
+  const td = document.createElement("td");
+  td.append(named(first));
   if (below) td.append(cell("small", below));
   tr.append(td, ...figures.map((figure) => cell("td", figure, "number")));
   return tr;

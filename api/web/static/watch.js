@@ -74,7 +74,7 @@ function renderCrew(nodeId) {
   const items = stream.crew.map((node) => {
     const item = document.createElement("li");
     item.classList.toggle("mine", node.node_id === nodeId);
-    const name = document.createElement("span");
+    const name = document.createElement("bdi"); // written from right to left, it turns nothing around it
     name.textContent = node.name;
     const helping = document.createElement("span");
     helping.className = "quiet";

@@ -12,6 +12,7 @@ export function whyButton(line, token) {
   const button = cell("button", "Why?", "why");
   button.type = "button";
   button.setAttribute("aria-expanded", "false");
+  button.setAttribute("aria-label", `Why? Line ${line.position}:${line.line}`); // to the ear all of them are alike
   let opened = null;
   button.onclick = async () => {
     button.setAttribute("aria-expanded", String(!opened));
@@ -98,7 +99,7 @@ function disputing(line, token) {
   input.id = `wrong-${line.position}-${line.line}`;
   label.htmlFor = input.id;
   // It goes into the log, which cannot forget.
-  Object.assign(input, { required: true, maxLength: 100, pattern: "[ -~]+", placeholder: "A word or two, for the public log" });
+  Object.assign(input, { required: true, maxLength: 100, pattern: "[ -~]+", title: "Latin letters without accents, digits and signs", placeholder: "A word or two, for the public log" });
   const button = cell("button", "Dispute");
   const said = cell("p", "", "quiet");
   said.setAttribute("role", "status");

@@ -36,6 +36,10 @@ function problemOf(status) {
   if (standing === "suspended" || standing === "retired") {
     said.unshift(`The hub gives this node no viewers: it is ${standing} (${status.hub.reason || "no reason was given"}). Ask the operator.`);
   }
+  if (status.hub.clock_ahead_s) {
+    said.push(`This computer's clock and the hub's are ${Math.round(Math.abs(status.hub.clock_ahead_s) / 60)} minutes apart: one of ` +
+      "the two is wrong. It costs you nothing; is automatic time on?");
+  }
   return said.filter(Boolean).join(" · ");
 }
 
