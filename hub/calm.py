@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from hub.steering import SEEN_S
+from hub.viewings import SEEN_S
 from projections.schema import HISTORY_LENGTH
 
 # At random between these, or nodes would know when.

@@ -8,8 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from uuid import UUID
 
+from hub.live_nodes import LiveNode
 from hub.pings import Pings
-from hub.steering import LiveNode
 
 
 class Presence:

@@ -24,6 +24,13 @@ _INDEX: Final = (1 << _INDEX_BITS) - 1
 _APART: Final = 1 << 20  # more than the segments of two cells
 
 
+class _Joined(NamedTuple):
+    """Runs, as in ledger.runs, over two cells: what sessions have from the start of the first cell on."""
+
+    start: Ints
+    end: Ints
+
+
 class Grown(NamedTuple):
     """One value for each receipt that is answered, in any order."""
 
@@ -73,7 +80,7 @@ def grow(
     whole = np.logical_and.reduceat(ok, begins) & alone
     if not whole.any():
         return None
-    after = Runs(start, furthest[begins + counts - 1])
+    after = _Joined(start, furthest[begins + counts - 1])
     undo = _put(credits, cells, whole, after, had)
     answered = which_of(np.repeat(whole, counts))
     have, end = have[answered], end[answered]
@@ -82,7 +89,7 @@ def grow(
     return Grown(order[answered], end - have, sizes, undo)
 
 
-def _had(credits: Credits, cells: Ints) -> tuple[Runs, Bools]:
+def _had(credits: Credits, cells: Ints) -> tuple[_Joined, Bools]:
     """What the sessions of these tickets have, from the start of the first of two cells on; and where that is one run,
     and all that anybody in the session's network has."""
     halves: list[Runs] = []
@@ -101,16 +108,16 @@ def _had(credits: Credits, cells: Ints) -> tuple[Runs, Bools]:
     return joined, alone & one_run
 
 
-def _joined(lower: Runs, upper: Runs) -> tuple[Runs, Bools]:
+def _joined(lower: Runs, upper: Runs) -> tuple[_Joined, Bools]:
     """Runs of two cells, the second behind the first, as one; and whether it is one."""
     behind = upper.end > 0
     start = np.where(lower.end > 0, lower.start, upper.start + CELL_BITS * behind).astype(np.int64)
     end = np.where(behind, upper.end + CELL_BITS, lower.end).astype(np.int64)
     one = ~behind | (lower.end == 0) | ((lower.end == CELL_BITS) & (upper.start == 0))
-    return Runs(start, end), one
+    return _Joined(start, end), one
 
 
-def _put(credits: Credits, cells: Ints, whole: Bools, after: Runs, before: Runs) -> Undo:
+def _put(credits: Credits, cells: Ints, whole: Bools, after: _Joined, before: _Joined) -> Undo:
     """Exchange what those sessions have that are `whole`, each alone in its network, and the network with it."""
     undo: list[Undo] = []
     for half, (own, shared) in enumerate(zip(cells[:2], cells[2:], strict=True)):
@@ -126,7 +133,7 @@ def _put(credits: Credits, cells: Ints, whole: Bools, after: Runs, before: Runs)
     return all_of(undo)
 
 
-def _part(joined: Runs, half: int) -> Runs:
+def _part(joined: _Joined, half: int) -> Runs:
     """What of runs over two cells is in one of them."""
     begin = half * CELL_BITS
     end = np.clip(joined.end - begin, 0, CELL_BITS).astype(np.int16)

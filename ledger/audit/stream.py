@@ -247,7 +247,7 @@ class _Ahead:
 
 
 class _Slots:
-    """Memory that helpers write to and the replay reads from: a file in memory, or one that is never meant for the disk."""
+    """Memory that helpers write to and the replay reads from: files that are in memory, or never meant for the disk."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
