@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from evm_chain import ETHER, GWEI
@@ -57,6 +58,29 @@ def test_a_transaction_that_became_too_cheap_is_replaced_and_paid_once(
     answer = world.rail().look_up("batch:0")
     assert answer.outcome is Outcome.CONFIRMED
     assert answer.reference != first
+    assert world.amounts_paid[FRIENDS[0]] == 1_500_000
+
+
+def test_of_two_replacements_at_once_the_one_on_disk_is_sent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other is in no journal: mined, it would be a stranger's use of the nonce, and the line be paid again."""
+    world.rail(fee_cap=2 * GWEI).submit(payment(0))
+    world.chain.pool.clear()
+    world.chain.raise_base_fee(10)
+    slow, add = world.rail(), journal.Journal.add
+
+    def overtaken(self: journal.Journal, key: str, make: Any) -> bool:
+        monkeypatch.setattr(journal.Journal, "add", add)
+        world.rail(fee_cap=5 * GWEI).prepare([])  # with other fees
+        world.chain.pool.clear()  # and the node forgets it
+        return add(self, key, make)
+
+    monkeypatch.setattr(journal.Journal, "add", overtaken)
+    slow.prepare([])
+    assert len(journal.Journal(world.journal).all()) == 2
+    world.chain.mine(CONFIRMATIONS)
+    assert asked(world.rail(), 0) == "confirmed"
     assert world.amounts_paid[FRIENDS[0]] == 1_500_000
 
 
