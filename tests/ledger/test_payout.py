@@ -555,6 +555,16 @@ def test_an_unapproved_a_cancelled_or_another_rails_batch_is_not_run(funded: Led
     assert not file.exists()
 
 
+def test_what_is_not_approved_is_not_attempted_whoever_asks(funded: Ledger) -> None:
+    plan = payouts.plan(funded, rail="csv", threshold_micro=1, destinations=COMMITMENTS, at_us=AT)
+    assert plan.batch_id is not None
+    payout = funded.load(Payout, plan.batch_id)
+    with pytest.raises(DomainError, match="only an approved payout"):
+        payout.attempt(1, at_us=AT)
+    with pytest.raises(DomainError, match="only an approved payout"):
+        payout.resolve(1, Answer(Outcome.FAILED, "no"), at_us=AT)
+
+
 class Named:
     def __init__(self, rail: CsvRail, name: str) -> None:
         self.prepare, self.submit, self.look_up, self.name = rail.prepare, rail.submit, rail.look_up, name
