@@ -218,3 +218,28 @@ def test_a_receipt_of_a_block_that_is_gone_is_no_proof(world: World) -> None:
     world.chain.mine(CONFIRMATIONS)
     assert asked(world.rail(stale), 0) == "unknown"
     assert asked(world.rail(), 0) == "confirmed"
+
+
+def test_a_receipt_of_a_block_that_gave_way_to_one_with_the_same_payment_is_no_proof(world: World) -> None:
+    """On the other branch, at the same height, the transfer was reverted; the node still shows the receipt of before."""
+    token = world.asset.token
+    assert token is not None
+    sent = world.rail().submit(payment(0)).reference
+    waiting = dict(world.chain.pool)
+    world.chain.pool.clear()
+    world.chain.mine()
+    world.chain.pool |= waiting
+    world.chain.mine()
+    paid = world.chain.ask("eth_getTransactionReceipt", [sent])
+    world.chain.reorganise(2, keep=False)
+    world.chain.pause(token)
+    world.chain.mine()
+    world.chain.pool |= waiting
+    world.chain.mine(CONFIRMATIONS)
+
+    def stale(method: str, params: Sequence[object]) -> object:
+        return paid if method == "eth_getTransactionReceipt" else world.chain.ask(method, params)
+
+    assert asked(world.rail(stale), 0) == "unknown"
+    assert asked(world.rail(), 0) == "failed"
+    assert world.got(FRIENDS[0]) == 0
