@@ -221,7 +221,7 @@ def test_a_receipt_of_a_block_that_is_gone_is_no_proof(world: World) -> None:
 
 
 def test_a_receipt_of_a_block_that_gave_way_to_one_with_the_same_payment_is_no_proof(world: World) -> None:
-    """On the other branch, at the same height, the transfer was reverted; the node still shows the receipt of before."""
+    """On the other branch, at the same height, the transfer was reverted; the node still shows the old receipt."""
     token = world.asset.token
     assert token is not None
     sent = world.rail().submit(payment(0)).reference
