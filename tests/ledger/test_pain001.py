@@ -444,6 +444,18 @@ def test_a_bank_may_take_back_that_it_failed_and_nothing_else(tmp_path: Path) ->
         rail.record(key, Said(Outcome.FAILED, "no"))
 
 
+def test_a_return_is_told_of_the_payment_itself_by_a_later_report(tmp_path: Path) -> None:
+    rail, key = make(tmp_path), payment(1).key
+    rail.submit(payment(1))
+    rail.seal()
+    first, later = "2026-03-01T10:00:00Z", "2026-03-01T10:00:01Z"
+    rail.record(key, Said(Outcome.CONFIRMED, "ACSC", first, alone=True))
+    for created, alone in ((later, False), (first, True), ("", True)):
+        with pytest.raises(BankAnswerError, match="already"):
+            rail.judge(key, Said(Outcome.FAILED, "RJCT", created, alone))
+    assert rail.judge(key, Said(Outcome.FAILED, "RJCT", later, alone=True)) is News.RETURNED
+
+
 def test_what_the_bank_paid_after_it_had_said_no_is_booked_or_reported(
     funded: Ledger, tmp_path: Path
 ) -> None:

@@ -492,6 +492,17 @@ def test_a_blank_or_a_capital_makes_no_second_operator(funded: Ledger) -> None:
     payouts.approve(funded, plan.batch_id, operator="bob", at_us=AT)
 
 
+def test_nobody_is_the_second_operator_of_a_plan_that_nobody_is_known_to_have_made(funded: Ledger) -> None:
+    total = sum(balances(funded, "available"))
+    crew.change_settings(funded, {"payout_second_above_micro": total - 1}, at_us=AT)
+    plan = payouts.plan(funded, rail="csv", threshold_micro=1, destinations=COMMITMENTS, at_us=AT)
+    assert plan.batch_id is not None
+    with pytest.raises(DomainError, match="nobody known planned this payout"):
+        payouts.approve(funded, plan.batch_id, operator="ada", at_us=AT)
+    crew.change_settings(funded, {"payout_second_above_micro": total}, at_us=AT)  # not more than that
+    assert payouts.approve(funded, plan.batch_id, operator="ada", at_us=AT).state == "approved"
+
+
 def test_a_plan_is_refused_while_an_open_batch_would_pay_the_same_friend(funded: Ledger) -> None:
     batch_id = planned(funded)
     with pytest.raises(DomainError, match="run or cancel it first"):
@@ -542,6 +553,16 @@ def test_an_unapproved_a_cancelled_or_another_rails_batch_is_not_run(funded: Led
     with pytest.raises(DomainError, match="cancelled"):
         payouts.approve(funded, plan.batch_id, operator="op", at_us=AT)
     assert not file.exists()
+
+
+def test_what_is_not_approved_is_not_attempted_whoever_asks(funded: Ledger) -> None:
+    plan = payouts.plan(funded, rail="csv", threshold_micro=1, destinations=COMMITMENTS, at_us=AT)
+    assert plan.batch_id is not None
+    payout = funded.load(Payout, plan.batch_id)
+    with pytest.raises(DomainError, match="only an approved payout"):
+        payout.attempt(1, at_us=AT)
+    with pytest.raises(DomainError, match="only an approved payout"):
+        payout.resolve(1, Answer(Outcome.FAILED, "no"), at_us=AT)
 
 
 class Named:

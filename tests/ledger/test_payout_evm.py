@@ -258,6 +258,13 @@ def test_a_transfer_that_takes_too_much_gas_is_refused(world: World, gas: int, o
     assert world.rail(dear).submit(payment(0)).outcome.value == outcome
 
 
+def test_nothing_is_signed_for_a_chain_that_the_node_is_not_on(world: World) -> None:
+    other = Asset(1, world.asset.token, 18, "EUR")
+    with pytest.raises(WrongChain, match="the node is on chain"):
+        world.rail(asset=other).submit(payment(0))
+    assert not world.journal.exists()
+
+
 def test_each_chain_has_its_own_nonces(world: World) -> None:
     """What was signed for another chain by the same key, in the same journal, leaves no gap here."""
     sender = OPERATOR.address.lower()

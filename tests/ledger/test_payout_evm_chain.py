@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from evm_chain import ETHER, GWEI
@@ -57,6 +58,29 @@ def test_a_transaction_that_became_too_cheap_is_replaced_and_paid_once(
     answer = world.rail().look_up("batch:0")
     assert answer.outcome is Outcome.CONFIRMED
     assert answer.reference != first
+    assert world.amounts_paid[FRIENDS[0]] == 1_500_000
+
+
+def test_of_two_replacements_at_once_the_one_on_disk_is_sent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other is in no journal: mined, it would be a stranger's use of the nonce, and the line be paid again."""
+    world.rail(fee_cap=2 * GWEI).submit(payment(0))
+    world.chain.pool.clear()
+    world.chain.raise_base_fee(10)
+    slow, add = world.rail(), journal.Journal.add
+
+    def overtaken(self: journal.Journal, key: str, make: Any) -> bool:
+        monkeypatch.setattr(journal.Journal, "add", add)
+        world.rail(fee_cap=5 * GWEI).prepare([])  # with other fees
+        world.chain.pool.clear()  # and the node forgets it
+        return add(self, key, make)
+
+    monkeypatch.setattr(journal.Journal, "add", overtaken)
+    slow.prepare([])
+    assert len(journal.Journal(world.journal).all()) == 2
+    world.chain.mine(CONFIRMATIONS)
+    assert asked(world.rail(), 0) == "confirmed"
     assert world.amounts_paid[FRIENDS[0]] == 1_500_000
 
 
@@ -194,3 +218,28 @@ def test_a_receipt_of_a_block_that_is_gone_is_no_proof(world: World) -> None:
     world.chain.mine(CONFIRMATIONS)
     assert asked(world.rail(stale), 0) == "unknown"
     assert asked(world.rail(), 0) == "confirmed"
+
+
+def test_a_receipt_of_a_block_that_gave_way_to_one_with_the_same_payment_is_no_proof(world: World) -> None:
+    """On the other branch, at the same height, the transfer was reverted; the node still shows the old receipt."""
+    token = world.asset.token
+    assert token is not None
+    sent = world.rail().submit(payment(0)).reference
+    waiting = dict(world.chain.pool)
+    world.chain.pool.clear()
+    world.chain.mine()
+    world.chain.pool |= waiting
+    world.chain.mine()
+    paid = world.chain.ask("eth_getTransactionReceipt", [sent])
+    world.chain.reorganise(2, keep=False)
+    world.chain.pause(token)
+    world.chain.mine()
+    world.chain.pool |= waiting
+    world.chain.mine(CONFIRMATIONS)
+
+    def stale(method: str, params: Sequence[object]) -> object:
+        return paid if method == "eth_getTransactionReceipt" else world.chain.ask(method, params)
+
+    assert asked(world.rail(stale), 0) == "unknown"
+    assert asked(world.rail(), 0) == "failed"
+    assert world.got(FRIENDS[0]) == 0
