@@ -6,8 +6,8 @@ they are the same files (`ledger.services.payment_files`).
 
 from alembic import context, op
 
-revision = "0005"
-down_revision = "0004"
+revision = "0007"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
