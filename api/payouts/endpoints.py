@@ -27,7 +27,8 @@ from ledger.rails.pain001 import CENT_MICRO, NAME
 from ledger.services import crew
 from ledger.services import payouts as commands
 from ledger.services.returns import LostReturns
-from projections.queries import PAGE_MAX, PayoutView
+from projections.queries import PAGE_MAX
+from projections.views import PayoutView
 
 router = APIRouter(prefix="/api/payouts", tags=["payouts"])
 
