@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from projections.catalog import PROJECTIONS
-from projections.queries import Lag
+from projections.views import Lag
 
 LEVEL: Final = ""
 EVENTS_BEHIND_MAX: Final = 10_000

@@ -120,7 +120,7 @@ async def origin(low_latency: bool) -> None:
     authority, steering = Authority(), Steering()
     catalogue = Catalogue(authority, settings, now_us)
     ingest = IngestServer(authority, catalogue, settings)
-    rtmp_port = await ingest.start("127.0.0.1", 0)
+    rtmp_port = await ingest.start_on(socket.create_server(("127.0.0.1", 0)))
     app = MediaApp(catalogue, steering, settings, now_us)
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     server = uvicorn.Server(

@@ -12,6 +12,7 @@ process of its own, with the ledger's ports in memory, and looks at each segment
 import asyncio
 import json
 import resource
+import socket
 import statistics
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -108,7 +109,9 @@ async def origin() -> None:
     looker = Looker()
     settings = OriginSettings(retain_s=1.0, retain_bytes=8 << 20, publish_grace_s=30.0)
     served = Origin(looker, Steering(), settings, now_us)
-    print(json.dumps({"port": await served.start_rtmp("127.0.0.1", 0)}), flush=True)
+    rtmp = socket.create_server(("127.0.0.1", 0))
+    await served.start_rtmp_on([rtmp])
+    print(json.dumps({"port": rtmp.getsockname()[1]}), flush=True)
     loop = asyncio.get_running_loop()
     while command := (await loop.run_in_executor(None, sys.stdin.readline)).strip():
         if command.startswith("key "):

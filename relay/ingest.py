@@ -256,11 +256,6 @@ class IngestServer:
         self._servers: list[asyncio.Server] = []
         self._ticker: asyncio.Task[None] | None = None
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen; port 0 takes a free one. Returns the port. Raises OSError when it is taken."""
-        server = await asyncio.get_running_loop().create_server(lambda: _Encoder(self), host, port)
-        return self._started(server)
-
     async def start_on(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> int:
         """Accept from a socket that listens already; with `tls` RTMPS. Returns its port."""
         server = await asyncio.get_running_loop().create_server(
@@ -270,9 +265,6 @@ class IngestServer:
             ssl_handshake_timeout=self.settings.handshake_timeout_s if tls is not None else None,
             ssl_shutdown_timeout=_LINGER_S if tls is not None else None,
         )
-        return self._started(server)
-
-    def _started(self, server: asyncio.Server) -> int:
         self._servers.append(server)
         if self._ticker is None:
             self._ticker = asyncio.get_running_loop().create_task(self._tick(), name="rtmp limits")

@@ -1,4 +1,4 @@
-"""The origin as one object: start the RTMP port, mount the ASGI application, close."""
+"""The origin as one object: take over the RTMP sockets, mount the ASGI application, close."""
 
 import asyncio
 import socket
@@ -47,10 +47,6 @@ class Origin:
         self._ingest = IngestServer(authority, self._catalogue, chosen)
         self._srt = SrtServer(authority, self._catalogue, chosen, child_setup)
         self.asgi = MediaApp(self._catalogue, steering, chosen, now_us)
-
-    async def start_rtmp(self, host: str, port: int) -> int:
-        """Listen for encoders; port 0 takes a free one. Returns the port. Raises OSError when it is taken."""
-        return await self._ingest.start(host, port)
 
     async def start_rtmp_on(
         self, listeners: Sequence[socket.socket], tls: ssl.SSLContext | None = None

@@ -25,7 +25,8 @@ from ledger.services import crew
 from ledger.services.disputes import open_dispute
 from ledger.services.explain import Earned, ExplanationFailed, NothingToExplain
 from ledger.services.explain_log import explain_recorded
-from projections.queries import PAGE_MAX, Balance, StatementLine
+from projections.queries import PAGE_MAX
+from projections.views import Balance, StatementLine
 
 router = APIRouter(prefix="/api", tags=["balances"])
 

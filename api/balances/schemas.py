@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.estimates import Estimated
 from ledger.aggregates.disputes import Dispute
-from projections.queries import Balance
+from projections.views import Balance
 
 
 class BalanceOut(BaseModel):

@@ -33,7 +33,7 @@ from ledger.application import NotFound
 from ledger.ids import node_id
 from ledger.services import crew
 from ledger.services import nodes as commands
-from projections.queries import NodeView
+from projections.views import NodeView
 
 router = APIRouter(prefix="/api", tags=["nodes"])
 

@@ -28,7 +28,8 @@ from ledger.services import crew
 from ledger.services import payouts as commands
 from ledger.services.payment_files import OtherFilesError
 from ledger.services.returns import LostReturns
-from projections.queries import PAGE_MAX, PayoutView
+from projections.queries import PAGE_MAX
+from projections.views import PayoutView
 
 router = APIRouter(prefix="/api/payouts", tags=["payouts"])
 

@@ -38,7 +38,7 @@ from ledger.services import budgets, crew
 from ledger.services import streams as commands
 from ledger.services.disputes import open_dispute
 from ledger.settlement import Tariff
-from projections.queries import StreamView
+from projections.views import StreamView
 
 router = APIRouter(prefix="/api/streams", tags=["streams"])
 creators = APIRouter(prefix="/api/creators", tags=["streams"])

@@ -22,7 +22,7 @@ from ledger.aggregates.node import Node
 from ledger.services import crew
 from ledger.services import nodes as commands
 from ledger.verdict import Verdict
-from projections.queries import NodeView
+from projections.views import NodeView
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(key_app, name="key")

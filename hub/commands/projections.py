@@ -18,9 +18,10 @@ from hub.settings import load_settings
 from ledger.application import Ledger, Unavailable
 from ledger.store.database import create_sql_engine
 from projections.catalog import PROJECTIONS, by_name
-from projections.queries import Lag, Queries, ReadModelUnavailable
+from projections.queries import Queries, ReadModelUnavailable
 from projections.rebuild import rebuild as rebuild_projections
 from projections.runner import TRANSIENT, Runner
+from projections.views import Lag
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The read models.")
 

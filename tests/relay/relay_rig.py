@@ -186,7 +186,9 @@ async def rig(settings: OriginSettings = FAST, **ports: object) -> AsyncIterator
     for name, value in ports.items():
         setattr(authority if hasattr(authority, name) else steering, name, value)
     origin = Origin(authority, steering, settings, now_us)
-    rtmp_port = await origin.start_rtmp("127.0.0.1", 0)
+    rtmp = socket.create_server(("127.0.0.1", 0))
+    rtmp_port = rtmp.getsockname()[1]
+    await origin.start_rtmp_on([rtmp])
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         origin.asgi,
