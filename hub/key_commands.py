@@ -8,7 +8,7 @@ from typing import Final
 
 import typer
 from rich.console import Console as Terminal
-from rich.table import Table
+from rich.table import Column, Table
 
 from hub.clock import now_us
 from hub.keystore import SigningKeys
@@ -42,7 +42,7 @@ def list_(as_json: bool = JSON) -> None:
     if as_json:
         typer.echo(json.dumps({"keys": rows}))
         return
-    table = Table("purpose", "key", "state")
+    table = Table("purpose", Column("key", no_wrap=True), "state")
     for row in rows:
         table.add_row(row["purpose"], row["key_id"], row["state"])
     Terminal().print(table)

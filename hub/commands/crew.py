@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import typer
 from rich.console import Console as Terminal
-from rich.table import Table
+from rich.table import Column, Table
 
 from api.liveness import Liveness
 from api.valkey import connect
@@ -85,7 +85,7 @@ def nodes(as_json: bool = JSON) -> None:
     if not views:
         typer.echo("there are none")
         return
-    table = Table("node", "name", "friend", "state", "health", "receipts refused")
+    table = Table(Column("node", no_wrap=True), "name", "friend", "state", "health", "receipts refused")
     for v in views:
         state = f"{v.state}: {v.state_reason}" if v.state_reason else v.state
         friend = friends.get(v.friend_id, str(v.friend_id))

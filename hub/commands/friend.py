@@ -8,7 +8,7 @@ from uuid import UUID
 
 import typer
 from rich.console import Console as Terminal
-from rich.table import Table
+from rich.table import Column, Table
 
 from api.newcomers import new_friend_token
 from hub.clock import now_us
@@ -39,7 +39,7 @@ def list_(as_json: bool = JSON) -> None:
     if not friends:
         typer.echo("there are none")
         return
-    table = Table("name", "friend", "nodes")
+    table = Table("name", Column("friend", no_wrap=True), "nodes")
     for friend_id, name in friends.items():
         carried = nodes.get(friend_id, [])
         told = (f"{node['name'] or node['node_id']} ({node['state']})" for node in carried)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import typer
 from rich.console import Console as Terminal
-from rich.table import Table
+from rich.table import Column, Table
 
 from api.directory import Role, TokenShown, token_name
 from hub.clock import now_us
@@ -34,7 +34,7 @@ def list_(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> 
     if not found:
         typer.echo("there are none")
         return
-    table = Table("token", "label", "made (UTC)")
+    table = Table(Column("token", no_wrap=True), "label", "made (UTC)")
     for one in found:
         table.add_row(one.name, one.label, f"{_when(one.created_us):%Y-%m-%d %H:%M}")
     Terminal().print(table)

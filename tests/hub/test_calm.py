@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from hub.calm import REST_S_MAX, REST_S_MIN, Calm, Carrier
-from hub.steering import SEEN_S
+from hub.viewings import SEEN_S
 from projections.schema import HISTORY_LENGTH
 
 ATTIC = Carrier(UUID(int=1), "http://attic:8100", 1_000, HISTORY_LENGTH)
