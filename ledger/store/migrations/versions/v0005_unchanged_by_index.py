@@ -1,8 +1,7 @@
 """What an append was decided on is looked up one by one, by the index.
 
-As one join, how it was looked up was the planner's guess: on a young log, or a server without statistics, it read the
-whole table for each append, and where it did not it was planned anew each time, because a plan for two names looks
-cheaper than one for any number.
+As one join, how it was looked up was the planner's guess: on a young log without statistics it read the whole table for
+each append.
 """
 
 from alembic import context, op
