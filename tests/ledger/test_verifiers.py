@@ -63,28 +63,6 @@ def test_many_threads_get_the_answers_to_what_they_asked(two: Verifiers) -> None
     assert answers == [RIGHT[start : start + 40] for start in starts]
 
 
-def test_a_batch_is_shared_while_a_process_may_run_dry_and_is_one_question_behind_a_backlog(
-    two: Verifiers,
-) -> None:
-    hold(two)
-    first, second = two._processes
-
-    def shared(count: int, *waiting: int) -> list[verifiers._Process]:
-        first.waiting, second.waiting = waiting
-        try:
-            return two._choose(count)
-        finally:
-            first.waiting = second.waiting = 0
-
-    assert shared(100, 0, 0) == [first, second]
-    assert shared(100, 100, 0) == [second, first]
-    assert shared(100, 99, 150) == [first, second]
-    assert shared(100, 150, 100) == [second]
-    assert shared(20, 0, 0) == [first, second]  # nothing else to do
-    assert shared(20, 10, 10) == [first]  # less than is worth two questions
-    assert shared(7, 0, 0) == []
-
-
 def test_a_process_that_died_costs_no_verdict_and_is_replaced(two: Verifiers) -> None:
     hold(two)
     before = processes(two)
