@@ -27,7 +27,6 @@ BODY_BYTES: Final = 141
 RECORD_BYTES: Final = PUBLIC_KEY_BYTES + BODY_BYTES + SIGNATURE_BYTES
 LENGTH_BYTES: Final = 4
 WORTH_IT: Final = 8  # receipts: fewer are verified in less time than it takes to ask
-SHARE: Final = 25  # receipts: where all are busy, fewer are not worth a question of their own
 PATIENCE_S: Final = 10
 
 
@@ -47,7 +46,7 @@ class Verifiers:
     def hold(self, records: bytes) -> bytes:
         """A byte for each record (a key and the receipt it is said to have signed): 1 where the signature holds."""
         count = len(records) // RECORD_BYTES
-        processes = self._choose(count)
+        processes = self._choose(count // WORTH_IT)
         size = -(-count // max(1, len(processes))) * RECORD_BYTES
         parts = [records[i * size : (i + 1) * size] for i in range(len(processes))]
         questions: list[_Question | None] = []
@@ -71,23 +70,16 @@ class Verifiers:
         for process in processes:
             process.end()
 
-    def _choose(self, count: int) -> "list[_Process]":
-        """Those that are to share in so many receipts.
-
-        While one may run out of work before these were verified by another alone, all share in them: whoever asks is
-        answered sooner, and comes with its next batch sooner. Behind a backlog one question a batch does.
-        """
-        if not self._max or count < WORTH_IT:
+    def _choose(self, most: int) -> "list[_Process]":
+        """Those that are idle, at most so many; when none is, the one for which least waits."""
+        if not self._max or not most:
             return []
         with self._lock:
             with suppress(OSError):
                 while not self._closed and len(self._processes) < self._max:
                     self._processes.append(_Process())
-            first = sorted(self._processes, key=lambda process: process.waiting)
-            idle = sum([not process.waiting for process in first])
-            if first and first[0].waiting >= count:
-                return first[:1]
-            return first[: max(1, min(idle, count // WORTH_IT), count // SHARE)]
+            idle = [process for process in self._processes if not process.waiting]
+            return idle[:most] or sorted(self._processes, key=lambda process: process.waiting)[:1]
 
     def _give_up(self, process: "_Process") -> None:
         with self._lock, suppress(ValueError):  # others may have found it out too
@@ -102,7 +94,7 @@ class _Process:
         """Raises OSError."""
         self.socket, theirs = socket.socketpair()
         self.patience(PATIENCE_S)
-        self.waiting = 0  # receipts whose answer was not read yet
+        self.waiting = 0  # questions
         self.failed = False
         self._lock = Lock()
         self._last = Lock()  # of the last question: held until its answer was read
@@ -129,13 +121,12 @@ class _Process:
                 return None
             before, self._last = self._last, Lock()
             self._last.acquire()
-            count = len(records) // RECORD_BYTES
-            self.waiting += count
-            return _Question(self, count, before, self._last)
+            self.waiting += 1
+            return _Question(self, len(records) // RECORD_BYTES, before, self._last)
 
-    def answered(self, count: int) -> None:
+    def answered(self) -> None:
         with self._lock:
-            self.waiting -= count
+            self.waiting -= 1
             self._close()
 
     def end(self) -> None:
@@ -185,7 +176,7 @@ class _Question:
 
     def _done(self) -> None:
         self._settled = True
-        self._process.answered(self._count)
+        self._process.answered()
         self._after.release()
 
 

@@ -107,6 +107,27 @@ def test_every_session_is_found_again_however_many_there_are(count: int, batch: 
     assert credits.credited(UUID(int=2**127)) == 0
 
 
+@settings(max_examples=60)
+@given(batches, st.data())
+def test_a_guess_where_a_session_stands_changes_no_plan_right_or_wrong(
+    drawn: list[list[tuple[UUID, int]]], data: st.DataObject
+) -> None:
+    credits = CreditColumns()
+    for batch in drawn:
+        claims = columns(batch)
+        guesses = np.array(data.draw(st.lists(st.integers(0, 50), min_size=len(batch), max_size=len(batch))))
+        guesses = guesses.astype(np.int32)
+        wanted = credits.plan(claims)
+        for _ in range(2):  # as they were drawn, and corrected
+            for ours, theirs in zip(credits.plan(claims, guesses), wanted, strict=True):
+                assert ours.tolist() == theirs.tolist()
+        if len(claims.sessions) == len(batch):
+            known = wanted.rows >= 0
+            assert guesses[known].tolist() == wanted.rows[known].tolist()
+        for session, units in batch:
+            credits.credit(session, network_of(session), units & ~credits.credited(session))
+
+
 def test_what_is_credited_may_not_be_credited_again() -> None:
     credits = CreditColumns()
     credits.credit(SESSIONS[1], b"A" * 16, 0b110)
