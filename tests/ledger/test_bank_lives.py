@@ -220,6 +220,8 @@ class BankLives(RuleBasedStateMachine):
         assert not heard.exit_code  # a bank that does not lie contradicts nothing that is known
         results = payouts.reconcile(self.ledger, rail, payout.id, at_us=AT, told=heard.told, dry_run=dry_run)
         assert payouts.OVERPAID not in {r.state for r in results}
+        # What a bank has refused or given back, it does not pay after all, whatever is read of before.
+        assert not [r for r in results if (r.was, r.state) == ("failed", "confirmed")]
         booked = payout_outcomes._book_returns(
             self.at, payout, rail, Returns(self.folder), results, heard.came_back, dry_run=dry_run
         )

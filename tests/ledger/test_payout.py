@@ -12,8 +12,9 @@ import pytest
 
 from ledger.aggregates.base import DomainError
 from ledger.aggregates.book import Book
-from ledger.aggregates.payout import Payout, payout_id
+from ledger.aggregates.payout import MAX_LINES, Payout, payout_id
 from ledger.application import Ledger, Unavailable
+from ledger.events import PayoutLine
 from ledger.ids import BOOK_ID
 from ledger.rails import Answer, OtherPayment, Outcome, Payment
 from ledger.rails.csv_file import CsvRail
@@ -563,6 +564,16 @@ def test_what_is_not_approved_is_not_attempted_whoever_asks(funded: Ledger) -> N
         payout.attempt(1, at_us=AT)
     with pytest.raises(DomainError, match="only an approved payout"):
         payout.resolve(1, Answer(Outcome.FAILED, "no"), at_us=AT)
+
+
+def test_a_payout_has_as_many_lines_as_fit_into_its_event() -> None:
+    def lines(count: int) -> list[PayoutLine]:
+        return [PayoutLine(n, UUID(int=n), 1, bytes(32)) for n in range(1, count + 1)]
+
+    Payout(payout_id(1)).plan(rail="csv", lines=lines(MAX_LINES), at_us=AT)
+    for wrong in (lines(MAX_LINES + 1), [], lines(3)[1:]):
+        with pytest.raises(DomainError, match="1 to 500 lines"):
+            Payout(payout_id(1)).plan(rail="csv", lines=wrong, at_us=AT)
 
 
 class Named:

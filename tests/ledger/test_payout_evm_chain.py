@@ -243,3 +243,28 @@ def test_a_receipt_of_a_block_that_gave_way_to_one_with_the_same_payment_is_no_p
     assert asked(world.rail(stale), 0) == "unknown"
     assert asked(world.rail(), 0) == "failed"
     assert world.got(FRIENDS[0]) == 0
+
+
+def test_a_coin_that_arrived_is_not_called_reverted(tmp_path: Path) -> None:
+    """By a node that says so in the receipt, while the recipient has it."""
+    world = World(tmp_path, None)
+    world.rail().submit(payment(0))
+    world.chain.mine(CONFIRMATIONS)
+
+    def lies(method: str, params: Sequence[object]) -> object:
+        answer = world.chain.ask(method, params)
+        return LIES["twists status"](method, answer)
+
+    assert asked(world.rail(lies), 0) == "unknown"
+    assert asked(world.rail(), 0) == "confirmed"
+
+
+def test_a_nonce_that_went_elsewhere_before_the_block_in_which_it_was_signed(world: World) -> None:
+    """The chain went back, and the other transaction is further down than the newest block was then."""
+    world.chain.mine(3)
+    world.rail().submit(payment(0))
+    world.chain.pool.clear()
+    world.chain.reorganise(2, keep=False)
+    world.chain.spend_nonce(1)
+    world.chain.mine(2 * CONFIRMATIONS)
+    assert asked(world.rail(), 0) == "failed"
