@@ -6,8 +6,8 @@ each append.
 
 from alembic import context, op
 
-revision = "0005"
-down_revision = "0004"
+revision = "0008"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 
