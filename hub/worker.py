@@ -238,13 +238,15 @@ def repeat(
     heartbeats: Heartbeats,
 ) -> None:
     """`step` every so many seconds until `stop`; after a failure that waiting does not heal, ever more rarely."""
-    pause_s = seconds
+    pause_s, told = seconds, ""
     while not stop.is_set():
         heartbeats.promise(duty, STEP_S)
         try:
             step()
         except (Unavailable, ReadModelUnavailable) as error:
-            outage.symptom(log, "will be tried again", duty=duty, error=str(error))
+            if str(error) != told:  # read models that are built anew can take minutes
+                outage.symptom(log, "will be tried again", duty=duty, error=str(error))
+            told = str(error)
         except TRANSIENT as error:
             log.warning("will be tried again", duty=duty, error=str(error))
         except Exception:
@@ -252,7 +254,7 @@ def repeat(
             log.exception("a duty fails: somebody must look", duty=duty, again_in_s=pause_s)
             troubles.report(duty)
         else:
-            pause_s = seconds
+            pause_s, told = seconds, ""
             troubles.clear(duty)
         heartbeats.promise(duty, pause_s + STEP_S)
         stop.wait(pause_s)

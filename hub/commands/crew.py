@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console as Terminal
 from rich.table import Column, Table
 
@@ -85,7 +86,15 @@ def nodes(as_json: bool = JSON) -> None:
     if not views:
         typer.echo("there are none")
         return
-    table = Table(Column("node", no_wrap=True), "name", "friend", "state", "health", "receipts refused")
+    table = Table(
+        Column("node", no_wrap=True),
+        Column("name", overflow="fold"),
+        Column("friend", overflow="fold"),
+        Column("state", overflow="fold", min_width=7),
+        Column("health", no_wrap=True),
+        Column("refused", overflow="fold"),
+        box=SIMPLE,  # ids are long, terminals narrow
+    )
     for v in views:
         state = f"{v.state}: {v.state_reason}" if v.state_reason else v.state
         friend = friends.get(v.friend_id, str(v.friend_id))

@@ -5,6 +5,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from hub import worker
 from hub.clock import GRACE_S, ClockLeaptError, ClockWatch, SteadyClock
@@ -19,6 +20,7 @@ from ledger.receipt import Receipt
 from ledger.services import crew
 from ledger.services.credit_index import BrokenLogError
 from ledger.services.settle import settle_due_epochs
+from projections.queries import ReadModelUnavailable
 
 T0 = 1_800_000_000_000_000
 
@@ -84,6 +86,22 @@ def test_an_outage_is_no_trouble(tmp_path: Path) -> None:
 
     worker.repeat("nodes", 0.001, step, stop, troubles, Heartbeats(tmp_path / "heartbeats"))
     assert (tries[0], troubles.now()) == (3, [])
+
+
+def test_read_models_that_are_being_built_are_told_of_once(tmp_path: Path) -> None:
+    stop, tries = threading.Event(), [0]
+    why = ["no such column", "no such column", "", "no such column", "too many queries"]
+
+    def step() -> None:
+        tries[0] += 1
+        if tries[0] == len(why):
+            stop.set()
+        if said := why[tries[0] - 1]:
+            raise ReadModelUnavailable(said)
+
+    with capture_logs() as logs:
+        worker.repeat("nodes", 0.001, step, stop, Troubles(tmp_path), Heartbeats(tmp_path / "heartbeats"))
+    assert [line["error"] for line in logs] == ["no such column", "no such column", "too many queries"]
 
 
 def test_a_duty_in_trouble_tries_ever_more_rarely(tmp_path: Path) -> None:
