@@ -26,6 +26,7 @@ BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 10.0
 STEADY_S = 30.0  # alive for so long: the next death counts as the first again
 POLL_S = 0.5
+TELL_STARTING_S = 15.0
 POLL_STARTING_S = 0.05
 _log = structlog.get_logger("hub.supervisor")
 
@@ -162,7 +163,7 @@ class Supervisor:
         """Launch, and wait until ready. False when a stop was asked for meanwhile. Raises StartFailed, or what the
         service itself raises. Services started before are kept alive in the meantime."""
         watch = _Watch(service, launched_at=time.monotonic())
-        deaths = self._deaths
+        deaths, told_s = self._deaths, TELL_STARTING_S
         service.launch()
         self._watched.append(watch)
         while not self._stopping:
@@ -184,7 +185,13 @@ class Supervisor:
                     "ready", service=service.name, after_s=round(time.monotonic() - watch.launched_at, 2)
                 )
                 return True
-            if time.monotonic() - watch.launched_at > service.start_timeout_s:
+            waited_s = time.monotonic() - watch.launched_at
+            if (
+                waited_s > told_s
+            ):  # a database that recovers can take minutes, and nobody should kill it for that
+                _log.info("still starting", service=service.name, after_s=round(waited_s))
+                told_s += TELL_STARTING_S
+            if waited_s > service.start_timeout_s:
                 raise StartFailed(f"{service.name} was not ready after {service.start_timeout_s:.0f} s")
             self._wait(POLL_STARTING_S)
             for earlier in self._watched[:-1]:

@@ -4,6 +4,7 @@ to it to FOLDER/events and keeps its pid in FOLDER/<name>.pid."""
 import sys
 from pathlib import Path
 
+from hub import supervisor as supervisor_module
 from hub.logs import configure_logging
 from hub.supervisor import Program, Supervisor
 
@@ -46,6 +47,7 @@ def program(folder: Path, name: str, *, stubborn: bool = False) -> Program:
 def main() -> None:
     configure_logging(json=False, level="info")
     folder = Path(sys.argv[1])
+    supervisor_module.TELL_STARTING_S = 0.2
     with Supervisor() as supervisor:
         for name in ("first", "second"):
             if not supervisor.start(program(folder, name, stubborn="--stubborn" in sys.argv)):

@@ -102,6 +102,19 @@ def test_no_child_outlives_a_supervisor_killed_with_9(
         eventually(lambda: not any(alive(pid) for pid in pids))
 
 
+def test_a_child_that_takes_long_to_start_is_told_of_meanwhile(tmp_path: Path) -> None:
+    (tmp_path / "second.slow").touch()
+    with supervised(tmp_path) as process:
+        assert process.stderr is not None
+        said = b""
+        while said.count(b"still starting") < 2:
+            said += process.stderr.readline()
+        (tmp_path / "second.slow").unlink()
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+    assert b"service=second" in said
+
+
 def test_a_child_that_fails_at_the_first_start_ends_everything_and_is_named(tmp_path: Path) -> None:
     (tmp_path / "second.fails").touch()
     with supervised(tmp_path) as process:
