@@ -55,8 +55,8 @@ class EmbeddedPostgres(EmbeddedServer):
     socket_name: ClassVar[str] = ".s.PGSQL.5432.lock"
     stop_signals: ClassVar[tuple[signal.Signals, ...]] = (signal.SIGINT, signal.SIGQUIT)  # fast, immediate
     stop_patience_s: ClassVar[tuple[float, ...]] = (3.0, 1.0)
-    # Recovery after a crash replays up to max_wal_size: a second for each 20 MB on a busy machine. Whoever ends it early
-    # begins it again.
+    # Recovery after a crash replays up to max_wal_size, a second for each 20 MB on a busy machine; ended early, it
+    # begins again.
     start_timeout_s: ClassVar[float] = 900.0
 
     def __init__(self, data_dir: Path, *, throwaway: bool = False) -> None:
