@@ -90,6 +90,9 @@ class Store:
         except sqlite3.DatabaseError as e:
             self._connection.close()
             raise _told(e, path) from e
+        except UnicodeDecodeError as e:  # what SQLite says of a damaged schema quotes it
+            self._connection.close()
+            raise StoreDamaged("the schema is damaged") from e
         except BaseException:
             self._connection.close()
             raise
@@ -220,7 +223,7 @@ class Store:
                 self._account(key, value, 1)
                 self._written[hash(key) & _SLOT] = 1
                 self._names.add(key[0])
-        except (sqlite3.DatabaseError, msgspec.MsgspecError, TypeError) as e:
+        except (sqlite3.DatabaseError, msgspec.MsgspecError, TypeError, UnicodeDecodeError) as e:
             raise StoreDamaged(str(e)) from e
         if (self._count, self._total.to_bytes(16)) != (known.count, known.total):
             raise StoreDamaged("the rows are not those that were saved")

@@ -163,6 +163,17 @@ def test_a_damaged_state_is_never_taken_up(dice: random.Random) -> None:
         assert (note, found) in ((b"note", {b"x" + k: v for k, v in rows.items()}), (None, {}))
 
 
+def test_a_state_with_a_schema_that_is_no_text_is_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    with closing(Store(path)) as store:
+        store.save(b"note")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"CREATE TABLE", b"CREATE\xcbTABLE"))
+    store, note = Store.opened(path)
+    with closing(store):
+        assert note is None
+
+
 @pytest.mark.parametrize("field", range(0, 100, 2))
 def test_a_state_with_another_header_is_never_taken_up_for_a_busy_one(tmp_path: Path, field: int) -> None:
     """https://www.sqlite.org/fileformat.html, 1.3"""
