@@ -288,7 +288,7 @@ encoder: Final = msgspec.msgpack.Encoder(uuid_format="bytes")
 _tasks: Final = msgspec.msgpack.Decoder(Load | Verify)
 
 
-@lru_cache(64)  # more than there are
+@lru_cache(8)
 def _slot(path: str) -> mmap.mmap:
     with open(path, "r+b") as f:
         return mmap.mmap(f.fileno(), 0)

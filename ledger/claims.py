@@ -4,7 +4,6 @@ Invariant: `claims` says what the event's bytes say, exactly; where something do
 none. Ids and hashes are given as they lie in memory, eight bytes a number.
 """
 
-import mmap
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -72,11 +71,6 @@ _BITS: Final = 17
 def room_bytes(receipts: int) -> int:
     """Of what so many receipts claim."""
     return 8 * (ROWS * receipts + WORDS * (receipts + 1))
-
-
-def claims_bytes(receipts: int, named: int) -> int:
-    """Of the pages, at most, on which that stands which so many receipts and names claim."""
-    return 8 * (ROWS * receipts + WORDS * named) + (ROWS + 2) * mmap.PAGESIZE
 
 
 class Claims:

@@ -2,15 +2,19 @@
 
 Invariant: when the iteration ends without AuditFailure, the entries it gave (with those that the tree it began with
 stands for) are exactly the leaves of the checkpoint's tree, the tree of the checkpoint the auditor had kept is a prefix
-of it, and no file that was read has a wrong byte. Bundles in memory are bounded (ledger.audit.slots).
+of it, and no file that was read has a wrong byte. At most `SLOTS` bundles are in memory.
 """
 
 import mmap
+import os
+import sys
+import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
@@ -19,10 +23,9 @@ import numpy as np
 from ledger import merkle
 from ledger.audit.helpers import Helpers
 from ledger.audit.report import AuditFailure
-from ledger.audit.slots import MANY, Slot, Slots
 from ledger.checkpoint import Checkpoint
-from ledger.checks import CLAIMS_AT, Broken, Bundle, File, Load, Loaded, fetch, load, told_in
-from ledger.claims import Told, claims_bytes
+from ledger.checks import CLAIMS_AT, SLOT_BYTES, Broken, Bundle, File, Load, Loaded, fetch, load, told_in
+from ledger.claims import Told
 from ledger.layout import Admitted
 from ledger.merkle import Frontier
 from ledger.served import Delivery
@@ -39,6 +42,7 @@ from ledger.tlog.tiles import (
     TileError,
 )
 
+SLOTS: Final = 3  # bundles in memory that helpers share
 ALONE: Final = 6  # so few bundles are loaded in this process: helpers are not worth it
 
 
@@ -105,26 +109,22 @@ class Log:
         """In order. What no helper has begun when it is wanted is loaded here."""
         helped = end - first > ALONE
         with ExitStack() as stack:
-            slots = Slots(stack, MANY if helped else 1)
+            free = deque(_Slots(stack).take(SLOTS) if helped else [_Slot("", mmap.mmap(-1, SLOT_BYTES))])
             ahead: deque[_Ahead] = deque()
-            loading: list[_Ahead] = []
             following = first
             for n in range(first, end):
-                while True:
-                    loading = [one for one in loading if not _known(one, slots)]
-                    while following < end and (slot := slots.take()) is not None:
-                        task = Load(self._source.name, following, self._checkpoint.size, slot.path)
-                        answer = self._helpers.load(task) if helped else Future()
-                        ahead.append(_Ahead(following, slot, answer))
-                        loading.append(ahead[-1])
-                        following += 1
-                    now = ahead[0]
-                    if now.answer.done() or not any(map(self._load_here, loading)):
+                while free and following < end:
+                    slot = free.popleft()
+                    task = Load(self._source.name, following, self._checkpoint.size, slot.path)
+                    ahead.append(_Ahead(following, slot, self._helpers.load(task) if helped else Future()))
+                    following += 1
+                now = ahead[0]
+                for one in ahead:  # the first that is not begun, while the one that is wanted is not there
+                    if now.answer.done() or self._load_here(one):
                         break
                 bundle = _answer(*now.answer.result())
-                loading = [one for one in loading if not _known(one, slots)]
                 yield n, now.slot.memory, bundle
-                slots.give(ahead.popleft().slot)
+                free.append(ahead.popleft().slot)
 
     def _load_here(self, one: "_Ahead") -> bool:
         """When no helper has begun to."""
@@ -223,16 +223,6 @@ def _rewritten(since: Checkpoint) -> AuditFailure:
     )
 
 
-def _known(one: "_Ahead", slots: Slots) -> bool:
-    """Whether it is loaded, or cannot be; then its slot is told how much of it is needed."""
-    if not one.answer.done():
-        return False
-    bundle, _ = one.answer.result()
-    if bundle is not None:
-        slots.loaded(one.slot, bundle.length + claims_bytes(sum(bundle.claims), bundle.named))
-    return True
-
-
 def _answer(bundle: Bundle | None, broken: Broken | None) -> Bundle:
     if bundle is not None:
         return bundle
@@ -242,13 +232,55 @@ def _answer(bundle: Bundle | None, broken: Broken | None) -> Bundle:
     raise AuditFailure(broken.reason, position=broken.position, file=broken.file)
 
 
+class _Slot(NamedTuple):
+    path: str
+    memory: mmap.mmap
+
+
 @dataclass(slots=True)
 class _Ahead:
     """A bundle on its way."""
 
     index: int
-    slot: Slot
+    slot: _Slot
     answer: Future[Loaded]
+
+
+class _Slots:
+    """Memory that helpers write to and the replay reads from: files that are in memory, or never meant for the disk."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+
+    def take(self, count: int) -> Iterator[_Slot]:
+        if sys.platform == "linux":
+            yield from self._in_memory(count)
+        else:
+            yield from self._in_files(count)
+
+    def _in_memory(self, count: int) -> Iterator[_Slot]:
+        for n in range(count):
+            file = os.memfd_create(f"streamrp2p-audit-{n}")
+            self._stack.callback(os.close, file)
+            os.truncate(file, SLOT_BYTES)
+            yield _Slot(f"/proc/{os.getpid()}/fd/{file}", mmap.mmap(file, 0))
+
+    def _in_files(self, count: int) -> Iterator[_Slot]:
+        # Windows keeps a file that is still mapped: views of it may outlive this, in the traceback of a failure.
+        temporary = tempfile.TemporaryDirectory(prefix="streamrp2p-audit-", ignore_cleanup_errors=True)
+        folder = Path(self._stack.enter_context(temporary))
+        for n in range(count):
+            path = folder / str(n)
+            with open(path, "w+b") as f:
+                # A full disk is found here, and not in the mapping.
+                allocate: Callable[[int, int, int], None] | None = getattr(os, "posix_fallocate", None)
+                if allocate is not None:
+                    allocate(f.fileno(), 0, SLOT_BYTES)
+                else:
+                    f.write(bytes(SLOT_BYTES))
+                    f.flush()
+                memory = mmap.mmap(f.fileno(), 0)
+            yield _Slot(str(path), memory)
 
 
 def _first_difference(expected: bytes, published: File) -> int | None:
