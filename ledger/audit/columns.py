@@ -36,7 +36,7 @@ _WRONG_NODE, _BAD_SIGNATURE = (
 )
 _LATE, _OUT_OF_RANGE = VERDICT_CODES[Verdict.LATE.value], VERDICT_CODES[Verdict.OUT_OF_RANGE.value]
 _MISMATCH, _DUPLICATE = VERDICT_CODES[Verdict.DIGEST_MISMATCH.value], VERDICT_CODES[Verdict.DUPLICATE.value]
-TOGETHER: Final = 16384  # receipts that are judged at once
+TOGETHER: Final = 16_384  # receipts that are judged at once
 ROUND: Final = 24  # receipts of groups that were met before, from which on columns are faster
 _LIMIT: Final = 1 << 62
 
