@@ -261,11 +261,9 @@ def _answer(bundle: Bundle | None, broken: Broken | None) -> Bundle:
         raise SourceUnavailable(broken.reason)
     raise AuditFailure(broken.reason, position=broken.position, file=broken.file)
 
-    """Of the entries, which hash to what the tile says; found here unless a helper has begun to. Raises AuditFailure."""
-
 
 def _root(one: "_Ahead", bundle: Bundle) -> bytes:
-    """Of the entries, which hash to what the tile says: found here, unless a helper has begun to. Raises AuditFailure."""
+    """Of entries that hash to what the tile says; found here unless a helper has begun to. Raises AuditFailure."""
     if one.hashes.cancel():
         found = hashed(one.slot.memory, bundle.sizes, bundle.ends, bundle.leaves)
     else:

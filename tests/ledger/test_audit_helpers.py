@@ -94,13 +94,21 @@ def test_what_is_loaded_here_and_there_is_one_log(tmp_path: Path, monkeypatch: p
     assert honest[0] is None
     for _ in range(3):
         assert found(0) == honest
-    for path, data in ((bundles[4], b"\0\1"), (bundles[2], None), (bundles[1], bytes(70_000))):
+    flipped = bytearray(bundles[3].read_bytes())
+    flipped[-1] ^= 1  # the entry is another, and of the same length
+    for path, data in (
+        (bundles[4], b"\0\1"),
+        (bundles[3], flipped),
+        (bundles[2], None),
+        (bundles[1], bytes(70_000)),
+    ):
         if data is None:
             path.unlink()
         else:
             path.write_bytes(data)
         alone = found(100)
         assert alone[0] is not None
-        assert alone[0].position == 256 * bundles.index(path)
+        last = 255 if data is flipped else 0
+        assert alone[0].position == 256 * bundles.index(path) + last
         for _ in range(2):
             assert found(0) == alone
