@@ -88,7 +88,9 @@ def test_what_is_altered_is_read_only_when_it_is_the_one_encoding_of_another_eve
     dice = random.Random(seed)
     data = bytearray(encode(event(dice)))
     for _ in range(dice.choice([1, 1, 2])):
-        place = dice.choice([at % len(data), dice.randrange(min(400, len(data))), len(data) - 1 - at % 100])
+        place = dice.choice(
+            [at % len(data), dice.randrange(min(400, len(data))), max(0, len(data) - 1 - at % 100)]
+        )
         change = dice.choice(["byte", "byte", "bit", "cut", "more"])
         if change == "byte":
             data[place] = dice.choice([*range(0xC0, 0xE0), dice.randrange(256)])
