@@ -79,14 +79,13 @@ class File(NamedTuple):
 
 
 class Bundle(msgspec.Struct, array_like=True, frozen=True):
-    """A bundle of entries, and what the published tile says that they hash to: `hashed` tells whether they do."""
+    """A bundle of entries that are the leaves of the published tile."""
 
-    path: str  # of its file, and that of the tile
-    tile: str
     length: int  # of the file
     sizes: list[int]  # of the entries, and where in the file they end
     ends: list[int]
-    leaves: bytes  # of the tile, 32 bytes each
+    leaves: bytes  # 32 bytes each
+    root: bytes  # of these leaves
     strange: int  # index of the first entry that is not the one encoding of a known event
     admitted: Admitted  # sessions and tickets, which are
     deliveries: list[Delivery]  # those among the entries that are as usual
@@ -121,14 +120,15 @@ def _published(tile: Tile, read: Callable[[str], T | None]) -> tuple[str, T]:
 
 
 def load_bundle(source: Source, index: int, size: int, memory: mmap.mmap) -> Bundle:
-    """The bundle's file and its claims, in memory of SLOT_BYTES. Raises AuditFailure, SourceUnavailable."""
+    """The bundle's file, held against the tile over it, and its claims, in memory of SLOT_BYTES. Raises AuditFailure,
+    SourceUnavailable."""
     start = index * WIDTH
     width = min(WIDTH, size - start)
     view, bundle = memoryview(memory), tile_of(ENTRIES, index, size)
     path, length = _published(bundle, lambda path: source.read_into(path, view[:CLAIMS_AT]))
     tile = fetch(source, tile_of(0, index, size))
     try:
-        leaves = b"".join(decode_tile(tile.data, width))
+        hashes = decode_tile(tile.data, width)
         if tile.exact and len(tile.data) != width * HASH_BYTES:
             raise TileError("the tile holds more than it should")
     except TileError as e:
@@ -141,34 +141,25 @@ def load_bundle(source: Source, index: int, size: int, memory: mmap.mmap) -> Bun
             raise TileError("the bundle holds more than it should")
     except TileError as e:
         raise AuditFailure(str(e), position=start, file=path) from e
+    leaves = merkle.leaf_hashes(entries)
+    if leaves != hashes:
+        bad = next(i for i in range(width) if leaves[i] != hashes[i])
+        raise AuditFailure(
+            f"the entry does not hash to what {tile.path} says", position=start + bad, file=path
+        )
     read = read_entries(entries, np.frombuffer(memory, np.int64, offset=CLAIMS_AT))
     return Bundle(
-        path,
-        tile.path,
         length,
         sizes,
         ends,
-        leaves,
+        b"".join(leaves),
+        merkle.root_of_hashes(leaves),
         read.strange,
         read.admitted,
         read.deliveries,
         read.claims,
         read.named,
     )
-
-
-class Hashed(msgspec.Struct, array_like=True, frozen=True):
-    root: bytes  # of the tree over the entries
-    bad: int = -1  # the first entry that does not hash to its leaf
-
-
-def hashed(memory: mmap.mmap, sizes: list[int], ends: list[int], leaves: bytes) -> Hashed:
-    """The entries that a bundle has in memory, held against the leaves of its tile."""
-    view = memoryview(memory)
-    hashes = merkle.leaf_hashes([view[end - size : end] for size, end in zip(sizes, ends, strict=True)])
-    if b"".join(hashes) == leaves:
-        return Hashed(merkle.root_of_hashes(hashes))
-    return Hashed(b"", next(i for i, h in enumerate(hashes) if h != leaves[i * HASH_BYTES :][:HASH_BYTES]))
 
 
 class Read(NamedTuple):
@@ -289,24 +280,12 @@ class Load(msgspec.Struct, array_like=True, frozen=True, tag=True):
     slot: str  # the file that is shared memory
 
 
-class Hash(msgspec.Struct, array_like=True, frozen=True, tag=True):
-    """As `hashed`."""
-
-    slot: str
-    sizes: list[int]
-    ends: list[int]
-    leaves: bytes
-
-
 class Verify(msgspec.Struct, array_like=True, frozen=True, tag=True):
     checks: list[Check]
 
 
-Task = Load | Hash | Verify
-
-
 encoder: Final = msgspec.msgpack.Encoder(uuid_format="bytes")
-_tasks: Final = msgspec.msgpack.Decoder(Task)
+_tasks: Final = msgspec.msgpack.Decoder(Load | Verify)
 
 
 @lru_cache(8)
@@ -327,18 +306,13 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
         for data in _messages(requests):
             task = _tasks.decode(data)
-            reply = encoder.encode(_done(task, source))
+            reply = encoder.encode(
+                first_failure(task.checks)
+                if isinstance(task, Verify)
+                else load(source(task.place), task.index, task.size, _slot(task.slot))
+            )
             answers.write(len(reply).to_bytes(LENGTH_BYTES) + reply)
             answers.flush()
-
-
-def _done(task: Task, source: Callable[[str], Source]) -> "Loaded | Hashed | tuple[int, int]":
-    if isinstance(task, Verify):
-        return first_failure(task.checks)
-    memory = _slot(task.slot)
-    if isinstance(task, Hash):
-        return hashed(memory, task.sizes, task.ends, task.leaves)
-    return load(source(task.place), task.index, task.size, memory)
 
 
 def load(source: Source, index: int, size: int, memory: mmap.mmap) -> Loaded:

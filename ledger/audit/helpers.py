@@ -1,7 +1,7 @@
 """Helper processes: one for each core. Beside the replay they would wait for the interpreter lock.
 
 Invariant: an answer is about exactly the task that was sent; a process that dies is an error of this program, never a
-check that holds. Bundles come before their hashes, and these before signatures: the replay waits for them.
+check that holds. Bundles come before signatures: the replay waits for them.
 """
 
 import gc
@@ -19,14 +19,13 @@ from typing import IO, Any, Final, Protocol
 
 import msgspec
 
-from ledger.checks import LENGTH_BYTES, Hash, Hashed, Load, Loaded, Task, Verify, encoder, serve
+from ledger.checks import LENGTH_BYTES, Load, Loaded, Verify, encoder, serve
 
 _KEPT_BYTES: Final = 16 << 20
-WAITING: Final = 8  # tasks that wait for a helper; are there more, another one is started
+WAITING: Final = 4  # tasks that wait for a helper; are there more, another one is started
 _LOADED: Final = msgspec.msgpack.Decoder(Loaded)
-_HASHED: Final = msgspec.msgpack.Decoder(Hashed)
 _VERIFIED: Final = msgspec.msgpack.Decoder(tuple[int, int])
-_Job = tuple[int, int, Future[Any], Task | None]
+_Job = tuple[int, int, Future[Any], Load | Verify | None]
 
 
 class HelperDied(RuntimeError):
@@ -44,14 +43,10 @@ class Helpers:
         self._processes: list[Helper] = []
 
     def load(self, task: Load) -> "Future[Loaded]":
-        return self._submit(0, task, Future())
-
-    def hash(self, task: Hash, answer: "Future[Hashed]") -> None:
-        """Nobody does when `answer` is cancelled before it is begun."""
-        self._submit(1, task, answer)
+        return self._submit(0, task)
 
     def verify(self, task: Verify) -> "Future[tuple[int, int]]":
-        return self._submit(2, task, Future())
+        return self._submit(1, task)
 
     def close(self) -> None:
         for _ in self._threads:
@@ -66,7 +61,8 @@ class Helpers:
                 with suppress(OSError):  # what was not flushed is of no use to a dead process
                     pipe.close()
 
-    def _submit(self, priority: int, task: Task, future: "Future[Any]") -> "Future[Any]":
+    def _submit(self, priority: int, task: Load | Verify) -> "Future[Any]":
+        future: Future[Any] = Future()
         self._queue.put((priority, next(self._numbers), future, task))
         if len(self._threads) < self._jobs and (not self._threads or self._queue.qsize() > WAITING):
             self._processes.append(_start())
@@ -171,7 +167,7 @@ def _start() -> Helper:
     return Twin() if sys.platform == "linux" else Program()
 
 
-def _ask(process: Helper, task: Task) -> object:
+def _ask(process: Helper, task: Load | Verify) -> object:
     data = encoder.encode(task)
     try:
         process.requests.write(len(data).to_bytes(LENGTH_BYTES) + data)
@@ -182,6 +178,4 @@ def _ask(process: Helper, task: Task) -> object:
         raise HelperDied(str(e)) from e
     if len(head) != LENGTH_BYTES or len(answer) != int.from_bytes(head):
         raise HelperDied("a helper process has died")
-    if isinstance(task, Load):
-        return _LOADED.decode(answer)
-    return (_HASHED if isinstance(task, Hash) else _VERIFIED).decode(answer)
+    return (_LOADED if isinstance(task, Load) else _VERIFIED).decode(answer)

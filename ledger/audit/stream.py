@@ -13,8 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -25,21 +24,7 @@ from ledger import merkle
 from ledger.audit.helpers import Helpers
 from ledger.audit.report import AuditFailure
 from ledger.checkpoint import Checkpoint
-from ledger.checks import (
-    CLAIMS_AT,
-    SLOT_BYTES,
-    Broken,
-    Bundle,
-    File,
-    Hash,
-    Hashed,
-    Load,
-    Loaded,
-    fetch,
-    hashed,
-    load,
-    told_in,
-)
+from ledger.checks import CLAIMS_AT, SLOT_BYTES, Broken, Bundle, File, Load, Loaded, fetch, load, told_in
 from ledger.claims import Told
 from ledger.layout import Admitted
 from ledger.merkle import Frontier
@@ -110,20 +95,18 @@ class Log:
     def __iter__(self) -> Generator[Entries, None, None]:
         if self._since is not None and self._since.size <= self._began:
             self._continues(self._since)
-        for n, memory, bundle, root in self._bundles(
-            self._began // WIDTH, -(-self._checkpoint.size // WIDTH)
-        ):
+        for n, memory, bundle in self._bundles(self._began // WIDTH, -(-self._checkpoint.size // WIDTH)):
             start, data = n * WIDTH, memoryview(memory)[: bundle.length]
             entries = [data[end - size : end] for size, end in zip(bundle.sizes, bundle.ends, strict=True)]
-            self._add(data, bundle.leaves, root, len(entries))
+            self._add(data, bundle, len(entries))
             claims = told_in(np.frombuffer(memory, np.int64, offset=CLAIMS_AT), bundle.claims, bundle.named)
             yield Entries(start, entries, bundle.strange, bundle.admitted, bundle.deliveries, claims)
         self._finish()
 
     # --- bundles
 
-    def _bundles(self, first: int, end: int) -> Iterator[tuple[int, mmap.mmap, Bundle, bytes]]:
-        """In order, with their roots. What no helper has begun when it is wanted is done here."""
+    def _bundles(self, first: int, end: int) -> Iterator[tuple[int, mmap.mmap, Bundle]]:
+        """In order. What no helper has begun when it is wanted is loaded here."""
         helped = end - first > ALONE
         with ExitStack() as stack:
             free = deque(_Slots(stack).take(SLOTS) if helped else [_Slot("", mmap.mmap(-1, SLOT_BYTES))])
@@ -134,15 +117,13 @@ class Log:
                     slot = free.popleft()
                     task = Load(self._source.name, following, self._checkpoint.size, slot.path)
                     ahead.append(_Ahead(following, slot, self._helpers.load(task) if helped else Future()))
-                    if helped:
-                        ahead[-1].answer.add_done_callback(partial(self._hash_ahead, ahead[-1]))
                     following += 1
                 now = ahead[0]
                 for one in ahead:  # the first that is not begun, while the one that is wanted is not there
                     if now.answer.done() or self._load_here(one):
                         break
                 bundle = _answer(*now.answer.result())
-                yield n, now.slot.memory, bundle, _root(now, bundle)
+                yield n, now.slot.memory, bundle
                 free.append(ahead.popleft().slot)
 
     def _load_here(self, one: "_Ahead") -> bool:
@@ -151,24 +132,13 @@ class Log:
             return False
         one.answer = Future()
         one.answer.set_result(load(self._source, one.index, self._checkpoint.size, one.slot.memory))
-        if one.slot.path:
-            self._hash_ahead(one, one.answer)
         return True
-
-    def _hash_ahead(self, one: "_Ahead", answer: Future[Loaded]) -> None:
-        """For a helper, as soon as it is loaded."""
-        if answer.cancelled() or answer.exception() is not None:
-            return
-        bundle, _ = answer.result()
-        if bundle is not None:
-            task = Hash(one.slot.path, bundle.sizes, bundle.ends, bundle.leaves)
-            self._helpers.hash(task, one.hashes)
 
     # --- the tree
 
-    def _add(self, data: memoryview, leaves: bytes, root: bytes, width: int) -> None:
+    def _add(self, data: memoryview, bundle: Bundle, width: int) -> None:
         """Add to the tree, and stop on the way where the checkpoint ends that was kept."""
-        since = self._since
+        since, leaves = self._since, bundle.leaves
         if since is not None and self._size < since.size <= self._size + width:
             edge = self._full.copy()
             for i in range(since.size - self._size):
@@ -180,8 +150,8 @@ class Log:
         self._check_partials(Tile(0, tile, width), lambda n: leaves[: n * HASH_BYTES])
         self._size += width
         if width == WIDTH:
-            self._full.append(root, HEIGHT)
-            self._append(0, root)
+            self._full.append(bundle.root, HEIGHT)
+            self._append(0, bundle.root)
         else:
             self._last = [leaves[i : i + HASH_BYTES] for i in range(0, len(leaves), HASH_BYTES)]
 
@@ -262,21 +232,6 @@ def _answer(bundle: Bundle | None, broken: Broken | None) -> Bundle:
     raise AuditFailure(broken.reason, position=broken.position, file=broken.file)
 
 
-def _root(one: "_Ahead", bundle: Bundle) -> bytes:
-    """Of entries that hash to what the tile says; found here unless a helper has begun to. Raises AuditFailure."""
-    if one.hashes.cancel():
-        found = hashed(one.slot.memory, bundle.sizes, bundle.ends, bundle.leaves)
-    else:
-        found = one.hashes.result()
-    if found.bad >= 0:
-        raise AuditFailure(
-            f"the entry does not hash to what {bundle.tile} says",
-            position=one.index * WIDTH + found.bad,
-            file=bundle.path,
-        )
-    return found.root
-
-
 class _Slot(NamedTuple):
     path: str
     memory: mmap.mmap
@@ -289,7 +244,6 @@ class _Ahead:
     index: int
     slot: _Slot
     answer: Future[Loaded]
-    hashes: Future[Hashed] = field(default_factory=Future)
 
 
 class _Slots:
