@@ -22,6 +22,8 @@ import msgspec
 from ledger.checks import LENGTH_BYTES, Load, Loaded, Verify, encoder, serve
 
 _KEPT_BYTES: Final = 16 << 20
+# A helper has nothing to do while the thread that has its next task waits for the replay to let it.
+HANDED_OVER_S: Final = 0.0001
 WAITING: Final = 4  # tasks that wait for a helper; are there more, another one is started
 _LOADED: Final = msgspec.msgpack.Decoder(Loaded)
 _VERIFIED: Final = msgspec.msgpack.Decoder(tuple[int, int])
@@ -41,6 +43,7 @@ class Helpers:
         self._numbers = count()
         self._threads: list[threading.Thread] = []
         self._processes: list[Helper] = []
+        self._former_s = sys.getswitchinterval()
 
     def load(self, task: Load) -> "Future[Loaded]":
         return self._submit(0, task)
@@ -49,6 +52,7 @@ class Helpers:
         return self._submit(1, task)
 
     def close(self) -> None:
+        sys.setswitchinterval(self._former_s)
         for _ in self._threads:
             self._queue.put((-1, next(self._numbers), Future(), None))
         for process in self._processes:
@@ -65,6 +69,7 @@ class Helpers:
         future: Future[Any] = Future()
         self._queue.put((priority, next(self._numbers), future, task))
         if len(self._threads) < self._jobs and (not self._threads or self._queue.qsize() > WAITING):
+            sys.setswitchinterval(HANDED_OVER_S)
             self._processes.append(_start())
             self._threads.append(threading.Thread(target=self._work, args=(self._processes[-1],)))
             self._threads[-1].start()
