@@ -98,9 +98,12 @@ def checked_reason(text: str) -> str:
 
 
 def micro_from_text(text: str) -> int:
-    """`12.5` as 12,500,000 micro-units, exactly. Raises BadParameter for anything but at most six decimals."""
+    """`12.5` as 12,500,000 micro-units, exactly. Raises BadParameter for what has more than six decimals, is
+    10^12 units or more, or is no such number."""
     whole, _, fraction = text.partition(".")
-    if not whole.isdecimal() or not whole.isascii() or len(whole) > 12:
+    if whole.isdecimal() and whole.isascii() and len(whole.lstrip("0")) > 12:
+        raise typer.BadParameter("an amount is below 1000000000000")
+    if not whole.isdecimal() or not whole.isascii():
         raise typer.BadParameter("an amount is a number such as 25 or 12.5")
     if fraction and not (fraction.isdecimal() and fraction.isascii()):
         raise typer.BadParameter("an amount is a number such as 25 or 12.5")

@@ -64,7 +64,14 @@ def test_an_invite_names_the_friends_page(founded: Ledger) -> None:
 
 
 @pytest.mark.parametrize(
-    ("amount", "said"), [("2.5e3", "such as 25"), ("1,5", "such as 25"), ("0.0000001", "six decimals")]
+    ("amount", "said"),
+    [
+        ("2.5e3", "such as 25"),
+        ("-5", "such as 25"),
+        ("1,5", "such as 25"),
+        ("0.0000001", "six decimals"),
+        ("9" * 13, "below"),
+    ],
 )
 def test_an_amount_that_is_none_is_told_why(amount: str, said: str) -> None:
     with pytest.raises(typer.BadParameter, match=said):
