@@ -3,7 +3,7 @@
 Figures are events a second of CPU, of this process and the server together, so that other work on the machine does not
 count; the library also waits for its commits, which is not held against it here. The library, as shipped, keeps account
 balances over its own store, with a transaction an event. Ours stands beside it with balances alone, with each other
-projection on the events it has most to do with, and with all six on a mixed log (4 of 10 events hold 20 judged
+projection on the events it has most to do with, and with all on a mixed log (4 of 10 events hold 20 judged
 receipts). Rounds of both take turns; the medians count.
 """
 

@@ -1,11 +1,11 @@
 """Read models beside a log that grows by a few events at a time, as on an evening, against the library's runner.
 
 Each side writes deposits into its own log, some at a time, forty times a second for two seconds, and is then given a
-second: once alone, once with its follower (ours keeps all six read models, the library's keeps balances). The CPU that
+second: once alone, once with its follower (ours keeps all read models, the library's keeps balances). The CPU that
 the follower adds, of this process and the server together, is what the events cost. Rounds of both take turns.
 
 And what that costs in time: how long after the return of a save a reader on a connection of its own sees the event in
-all six read models, one event at a time.
+all read models, one event at a time.
 """
 
 import threading
@@ -37,7 +37,7 @@ SAVES = 80
 EVERY_S = 0.025
 AFTER_S = 1.0
 ROUNDS = 3
-# At a time -> the ratio to come to. A transaction costs ours, of six read models, somewhat more than the library's, of
+# At a time -> the ratio to come to. A transaction costs ours, of all read models, somewhat more than the library's, of
 # one: what is saved is to have fewer of them, and fifty times is for a log that comes faster than this.
 CASES = {1: 1.0, 5: 5.0, 50: 35.0}
 LOOK_S = 0.002
@@ -187,7 +187,5 @@ def rows() -> Iterator[Row]:
         migrate(url, "live_lag")
         lags = lags_ms(url, "live_lag")
         for percent, limit_ms in LAG_REACH_MS.items():
-            name = (
-                f"projections: live, from append to visible in all six: p{percent}, against {limit_ms:.0f} ms"
-            )
+            name = f"projections: live, append to visible in all: p{percent}, against {limit_ms:.0f} ms"
             yield Row(name, lags[len(lags) * percent // 100], limit_ms, "ms", 1.0, True)

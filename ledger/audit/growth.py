@@ -34,9 +34,9 @@ class _Joined(NamedTuple):
 class Grown(NamedTuple):
     """One value for each receipt that is answered, in any order."""
 
-    which: Ints
-    units: Ints
-    sizes: Ints
+    which: Ints  # index of the receipt
+    units: Ints  # segments that are new
+    sizes: Ints  # their bytes
     undo: Undo
 
 
