@@ -82,8 +82,7 @@ class Bundle(msgspec.Struct, array_like=True, frozen=True):
     """A bundle of entries that are the leaves of the published tile."""
 
     length: int  # of the file
-    sizes: list[int]  # of the entries, and where in the file they end
-    ends: list[int]
+    ends: list[int]  # where in the file the entries end; each begins with two bytes of length
     leaves: bytes  # 32 bytes each
     root: bytes  # of these leaves
     strange: int  # index of the first entry that is not the one encoding of a known event
@@ -135,8 +134,7 @@ def load_bundle(source: Source, index: int, size: int, memory: mmap.mmap) -> Bun
         raise AuditFailure(str(e), position=start, file=tile.path) from e
     try:
         entries = entry_views(view[:length], width)
-        sizes = [len(entry) for entry in entries]
-        ends = [2 * (i + 1) + end for i, end in enumerate(accumulate(sizes))]
+        ends = list(accumulate([2 + len(entry) for entry in entries]))
         if path == bundle.path and length != ends[-1]:
             raise TileError("the bundle holds more than it should")
     except TileError as e:
@@ -150,7 +148,6 @@ def load_bundle(source: Source, index: int, size: int, memory: mmap.mmap) -> Bun
     read = read_entries(entries, np.frombuffer(memory, np.int64, offset=CLAIMS_AT))
     return Bundle(
         length,
-        sizes,
         ends,
         b"".join(leaves),
         merkle.root_of_hashes(leaves),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -97,7 +98,7 @@ class Log:
             self._continues(self._since)
         for n, memory, bundle in self._bundles(self._began // WIDTH, -(-self._checkpoint.size // WIDTH)):
             start, data = n * WIDTH, memoryview(memory)[: bundle.length]
-            entries = [data[end - size : end] for size, end in zip(bundle.sizes, bundle.ends, strict=True)]
+            entries = [data[begin + 2 : end] for begin, end in pairwise([0, *bundle.ends])]
             self._add(data, bundle, len(entries))
             claims = told_in(np.frombuffer(memory, np.int64, offset=CLAIMS_AT), bundle.claims, bundle.named)
             yield Entries(start, entries, bundle.strange, bundle.admitted, bundle.deliveries, claims)
